@@ -1,0 +1,480 @@
+"""A small client of the Luma Agents API: submit a generation, fetch a snapshot of one."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from ipaddress import ip_address
+from types import EllipsisType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, urlsplit
+from uuid import UUID
+
+import anyio
+import httpx
+import tenacity
+from pydantic import ValidationError
+
+from luma_poll._version import __version__
+from luma_poll.errors import (
+    STATUS_ERRORS,
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    ConfigurationError,
+    InvalidResponseError,
+    RateLimitError,
+    ServerError,
+)
+from luma_poll.models import Generation, parse
+
+if TYPE_CHECKING:
+    import httpx2
+
+DEFAULT_BASE_URL = "https://agents.lumalabs.ai/v1"
+CONNECT_TIMEOUT = 10.0
+"""Seconds to connect, within the client's `timeout`."""
+MAX_CONNECTIONS = 100
+"""Connections, and so requests under way, of one client."""
+MAX_RETRY_AFTER = 3600.0
+"""A `Retry-After` above this many seconds is taken for a mistake."""
+LONGEST_RETRY_SLEEP = 60.0
+"""Seconds that `get` and `create` sleep at the most between two tries (as in the official SDK)."""
+
+
+class LumaClient:
+    """An async client of the Luma Agents API.
+
+    Use it as an async context manager, or call `aclose` at the end. One client serves any number
+    of concurrent tasks.
+
+    Args:
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+            White space around it is removed.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1. Includes `/v1`.
+        timeout: Seconds that one whole request may take, from connecting to the last byte;
+            None for no limit.
+        max_retries: How often a request is repeated after a transient failure: no connection,
+            no answer in time, 408, 409, 425, 429, 5xx, an unreadable body.
+        http_client: The `httpx.AsyncClient` (or `httpx2.AsyncClient`) to send with. It is not
+            closed by this client. Redirects are never followed, so the key stays with the API.
+
+    Raises:
+        ConfigurationError: There is no API key, or an argument is unusable.
+    """
+
+    def __init__(
+        self,
+        auth_token: str | None = None,
+        *,
+        base_url: str | httpx.URL | None = None,
+        timeout: float | None = 30.0,
+        max_retries: int = 2,
+        http_client: httpx.AsyncClient | httpx2.AsyncClient | None = None,
+    ) -> None:
+        self._headers = {
+            "Authorization": f"Bearer {_checked_token(auth_token)}",
+            "Accept": "application/json",
+            "User-Agent": f"luma-poll/{__version__}",
+        }
+        self.base_url = _checked_base_url(base_url)
+        self.timeout = check_positive("timeout", timeout)
+        self.max_retries = _checked_retries(max_retries)
+        self._owns_http_client = http_client is None
+        self._http: Any = _checked_http_client(http_client)
+        # httpcore loses connections when requests that queue in its pool are cancelled
+        # (encode/httpcore issues 1099, 1111), so they queue here.
+        self._slots = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
+        self.generations = Generations(self)
+
+    def __repr__(self) -> str:
+        return f"LumaClient(base_url={self.base_url!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections, except those of an `http_client` that was handed in."""
+        if self._owns_http_client:
+            await self._http.aclose()
+
+    def with_options(
+        self, *, timeout: float | EllipsisType | None = ..., max_retries: int | None = None
+    ) -> LumaClient:
+        """A view of this client with other options, which never closes the shared connections.
+
+        Args:
+            timeout: Seconds that one whole request may take; None for no limit.
+            max_retries: How often a request is repeated after a transient failure.
+
+        Raises:
+            ConfigurationError: An argument is unusable.
+        """
+        view = copy.copy(self)
+        view._owns_http_client = False
+        view.generations = Generations(view)
+        if timeout is not ...:
+            view.timeout = check_positive("timeout", timeout)
+        if max_retries is not None:
+            view.max_retries = _checked_retries(max_retries)
+        return view
+
+    async def _request(
+        self, method: str, path: str, *, body: bytes | None = None, generation_id: str | None = None
+    ) -> Generation:
+        """Send one request, and read the generation in the answer."""
+        headers = self._headers
+        if body is not None:
+            headers = {**headers, "Content-Type": "application/json"}
+        request = self._http.build_request(
+            method,
+            self.base_url + path,
+            headers=headers,
+            content=body,
+            timeout=(CONNECT_TIMEOUT, None, None, None),  # the scope below bounds the whole
+        )
+        async with self._slots:
+            try:
+                with anyio.fail_after(self.timeout):
+                    response = await self._http.send(request, auth=None, follow_redirects=False)
+            except Exception as error:
+                translated = translate_error(error, generation_id)
+                if translated is None:
+                    raise
+                if type(error) is TimeoutError:
+                    translated = APITimeoutError(
+                        f"no complete answer within {self.timeout:g} s",
+                        generation_id=generation_id,
+                    )
+                raise translated from error
+        if not 200 <= response.status_code < 300:
+            raise status_error(response, generation_id)
+        return parse(Generation.model_validate_json, response.content, generation_id)
+
+
+class Generations:
+    """The generations of the API: `client.generations`."""
+
+    def __init__(self, client: LumaClient) -> None:
+        self._client = client
+
+    async def get(self, generation_id: str | UUID) -> Generation:
+        """Fetch one snapshot of a generation. A failed generation is a snapshot like any other.
+
+        Transient failures are retried `max_retries` times.
+        https://docs.agents.lumalabs.ai/api/resources/generations/methods/get
+
+        Args:
+            generation_id: The id that `create` gave.
+
+        Raises:
+            ConfigurationError: The id cannot be one; nothing was sent.
+            APIError: The API could not be reached, or refused.
+        """
+        generation_id = check_generation_id(generation_id)
+        path = f"/generations/{quote(generation_id, safe='')}"
+        retrying = self._retrying(lambda error: error.retryable)
+        return await retrying(self._client._request, "GET", path, generation_id=generation_id)
+
+    async def create(self, prompt: str, **params: Any) -> Generation:
+        """Submit a generation; the answer is its first snapshot, with its id.
+
+        It is repeated only where the API cannot have accepted it: no connection, or 429. After
+        any other failure it may be running, and a second one would be billed too.
+        https://docs.agents.lumalabs.ai/api/resources/generations/methods/create
+
+        Args:
+            prompt: What to make.
+            params: The API's other parameters, such as `model`, `type`, `aspect_ratio`, `source`
+                and `video`, sent as they are. None means "not given".
+
+        Raises:
+            ConfigurationError: The prompt is empty, or a parameter is not JSON; nothing was sent.
+            APIError: The API could not be reached, or refused.
+        """
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ConfigurationError(f"prompt must be a text that is not blank, not {prompt!r}")
+        fields = {"prompt": prompt} | {k: v for k, v in params.items() if v is not None}
+        try:
+            body = json.dumps(fields, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigurationError(f"the parameters are not JSON: {error}") from None
+        retrying = self._retrying(_certainly_not_accepted)
+        try:
+            return await retrying(self._client._request, "POST", "/generations", body=body)
+        except APIError as error:
+            if error.retryable and not _certainly_not_accepted(error):
+                error.add_note(
+                    "It is not known whether the generation was accepted: it may be running and "
+                    "be billed. Look at the usage of the account before you submit it again."
+                )
+            raise
+
+    def _retrying(self, retryable: Callable[[APIError], bool]) -> tenacity.AsyncRetrying:
+        def again(error: BaseException) -> bool:
+            if not isinstance(error, APIError) or not retryable(error):
+                return False
+            return (_retry_after(error) or 0.0) <= LONGEST_RETRY_SLEEP
+
+        return tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(self._client.max_retries + 1),
+            retry=tenacity.retry_if_exception(again),
+            wait=_retry_wait,
+            sleep=anyio.sleep,
+            reraise=True,
+        )
+
+
+def _certainly_not_accepted(error: APIError) -> bool:
+    if isinstance(error, APIConnectionError):
+        return not error.request_sent
+    return isinstance(error, RateLimitError)
+
+
+def _retry_after(error: BaseException | None) -> float | None:
+    return error.retry_after if isinstance(error, APIStatusError) else None
+
+
+def _retry_wait(state: tenacity.RetryCallState) -> float:
+    wanted = _retry_after(state.outcome.exception() if state.outcome else None)
+    backoff: float = min(0.5 * 2 ** (state.attempt_number - 1), 8.0) * random.uniform(0.75, 1.0)
+    return backoff if wanted is None else max(wanted, backoff)
+
+
+def translate_error(error: BaseException, generation_id: str | None = None) -> APIError | None:
+    """Our error for one of httpx, httpx2, the official SDK or the operating system; else None.
+
+    httpx2 and the SDK are never imported here, only looked up where the user has imported them.
+    The API key is taken out of the requests that `error` and its causes keep.
+    """
+    if isinstance(error, APIError):
+        return error
+    _forget_key(error)
+    response = getattr(error, "response", None)
+    if isinstance(error, _classes("APIStatusError", "HTTPStatusError")) and response is not None:
+        return status_error(response, generation_id)
+    said = str(error) or type(error).__name__
+    unreadable = _classes("DecodingError", "APIResponseValidationError")
+    if isinstance(error, (*unreadable, json.JSONDecodeError, UnicodeDecodeError, ValidationError)):
+        # Their texts and attributes may hold the body, so only the kind of trouble is told.
+        return InvalidResponseError(
+            f"the answer is not readable ({type(error).__name__})", generation_id=generation_id
+        )
+    not_sent = _classes("ConnectError", "ConnectTimeout", "PoolTimeout")
+    sent = not isinstance(error, not_sent)
+    if isinstance(error, (TimeoutError, *_classes("TimeoutException", "APITimeoutError"))):
+        return APITimeoutError(
+            f"no answer in time ({said})", generation_id=generation_id, request_sent=sent
+        )
+    if isinstance(error, (OSError, *_classes("RequestError", "APIConnectionError"))):
+        return APIConnectionError(
+            f"the connection to the API failed ({said})",
+            generation_id=generation_id,
+            request_sent=sent,
+        )
+    return None
+
+
+def status_error(response: Any, generation_id: str | None = None) -> APIStatusError:
+    """The typed error for a response (httpx's, or one that is alike) with an error status."""
+    status = int(response.status_code)
+    fallback = ServerError if status >= 500 else APIStatusError
+    error_class = STATUS_ERRORS.get(status, fallback)
+    detail = _detail(response)
+    request_id = response.headers.get("X-Request-Id")
+    said = [f"HTTP {status} {_phrase(status)}".rstrip(), detail]
+    if 300 <= status < 400:
+        said.append("the API does not redirect, so check the base URL")
+    message = ": ".join(part.rstrip(".") for part in said if part) + "."
+    if error_class.hint:
+        message += f" {error_class.hint}"
+    if request_id:
+        message += f" (request id {request_id})"
+    return error_class(
+        message,
+        status_code=status,
+        detail=detail,
+        request_id=request_id,
+        retry_after=_parse_retry_after(response.headers),
+        generation_id=generation_id,
+    )
+
+
+def check_generation_id(generation_id: object) -> str:
+    """The id as a string.
+
+    Raises:
+        ConfigurationError: It is not a string or UUID, is blank, or cannot be one path segment.
+    """
+    if isinstance(generation_id, UUID):
+        return str(generation_id)
+    if not isinstance(generation_id, str):
+        raise ConfigurationError(
+            f"a generation id is a string or UUID, not {type(generation_id).__name__}"
+        )
+    stripped = generation_id.strip()
+    if stripped in ("", ".", ".."):
+        raise ConfigurationError(f"{generation_id!r} is not a generation id")
+    try:
+        stripped.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{generation_id!r} is not a generation id") from None
+    return stripped
+
+
+def check_positive(name: str, value: object) -> float | None:
+    """The argument called `name` as a float, or None for no limit.
+
+    Raises:
+        ConfigurationError: It is not a number above zero.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        raise ConfigurationError(
+            f"{name} must be a number above 0, or None for no limit, not {value!r}"
+        )
+    return float(value)
+
+
+def _checked_token(token: object) -> str:
+    if token is None:
+        token = os.environ.get("LUMA_AGENTS_API_KEY", "")
+    if not isinstance(token, str):
+        raise ConfigurationError(f"auth_token must be a string, not {type(token).__name__}")
+    token = token.strip()
+    if not token:
+        raise ConfigurationError(
+            "no API key: set the environment variable LUMA_AGENTS_API_KEY or pass auth_token. "
+            "Keys are made at https://platform.lumalabs.ai"
+        )
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigurationError(
+            "the API key has white space or characters inside that no key has: "
+            "pass the key alone, without 'Bearer'"
+        )
+    return token
+
+
+def _checked_base_url(base_url: str | httpx.URL | None) -> str:
+    url = str(base_url or os.environ.get("LUMA_BASE_URL") or DEFAULT_BASE_URL).strip()
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+        _ = parts.port  # parsed lazily
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL):
+        raise ConfigurationError("base_url is not a valid URL") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigurationError("base_url must begin with https:// (or http://) and a host")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigurationError("base_url must not have a user name or password")
+    if "?" in url or "#" in url:
+        raise ConfigurationError("base_url must not have a query or fragment")
+    if parts.scheme == "http" and not _is_loopback(host):
+        warnings.warn(f"the API key will be sent to {host} unencrypted: use https://", stacklevel=3)
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _checked_retries(max_retries: object) -> int:
+    if not isinstance(max_retries, int) or isinstance(max_retries, bool) or max_retries < 0:
+        raise ConfigurationError(f"max_retries must be a whole number from 0, not {max_retries!r}")
+    return max_retries
+
+
+def _checked_http_client(http_client: object) -> object:
+    if http_client is None:
+        limits = httpx.Limits(max_connections=MAX_CONNECTIONS)
+        return httpx.AsyncClient(limits=limits)
+    if not isinstance(http_client, _classes("AsyncClient")):
+        raise ConfigurationError(
+            f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}"
+        )
+    return http_client
+
+
+def _classes(*names: str) -> tuple[type[BaseException], ...]:
+    modules = [sys.modules.get(name) for name in ("httpx", "httpx2", "luma_agents")]
+    return tuple(
+        vars(module)[name] for module in modules if module for name in names if name in vars(module)
+    )
+
+
+def _forget_key(error: BaseException | None) -> None:
+    while error is not None:
+        for name in ("_request", "request"):
+            headers = getattr(vars(error).get(name), "headers", None)
+            if isinstance(headers, MutableMapping):
+                headers.pop("Authorization", None)
+        error = error.__cause__ or error.__context__
+
+
+def _detail(response: Any) -> str | None:
+    """The text of `{"detail": text}`; None for any other body, such as a proxy's page."""
+    try:
+        detail = json.loads(response.content)["detail"]
+    except (ValueError, LookupError, TypeError, RecursionError, httpx.StreamError):
+        return None
+    text = detail if isinstance(detail, str) else json.dumps(detail)
+    return text[:1000] or None
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def _parse_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds from now, or None where the header is absent or makes no sense."""
+    value = headers.get("Retry-After")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = _seconds_until(value, headers.get("Date"))
+    return seconds if 0 <= seconds <= MAX_RETRY_AFTER else None
+
+
+def _seconds_until(date: str, now: str | None) -> float:
+    """From the server's own `Date` on, as clocks differ; NaN where `date` is not a date."""
+    try:
+        until = parsedate_to_datetime(date)
+    except ValueError:
+        return math.nan
+    start = datetime.now(UTC)
+    with contextlib.suppress(ValueError):
+        start = parsedate_to_datetime(now or "")
+    return (_aware(until) - _aware(start)).total_seconds()
+
+
+def _aware(date: datetime) -> datetime:
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

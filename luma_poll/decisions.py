@@ -1,0 +1,217 @@
+"""What next? The rules of a wait, without I/O, without an event loop and without a clock.
+
+`Progress` is what is known of one generation; `Deadline` is how long one wait goes on; `decide`
+looks at both and says what to do: sleep, poll, return or raise. The poller performs it, and so
+can any other driver, such as a test or a workflow engine.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from luma_poll.errors import (
+    APIError,
+    APIStatusError,
+    LumaError,
+    NotFoundError,
+    OutputNotFoundError,
+    PollTimeoutError,
+)
+from luma_poll.models import Generation
+from luma_poll.schedules import Schedule, next_delay
+
+NOT_FOUND_GRACE = 10.0
+"""Seconds after a snapshot was handed in in which a 404 is not believed: the id exists."""
+OUTPUT_POLLS = 4
+"""Answers that may say "completed" without any output before that is an error."""
+LAST_POLL_MARGIN = 1.0
+"""Seconds before a deadline at which the last poll happens, so that its answer is in time..."""
+LAST_POLL_SHARE = 0.1
+"""...or this share of the timeout, if that is less."""
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Do nothing until this time, unless an answer arrives before."""
+
+    until: float
+
+
+@dataclass(frozen=True)
+class Poll:
+    """Ask now. It is due since this time."""
+
+    due: float
+
+
+@dataclass(frozen=True)
+class Return:
+    """The generation has ended, with this last snapshot: completed with outputs, or failed."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True)
+class Raise:
+    """The wait ends with this error."""
+
+    error: LumaError
+
+
+Decision: TypeAlias = Sleep | Poll | Return | Raise
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """Until when the API asked to be left alone, and with which answer."""
+
+    until: float = -math.inf
+    error: APIStatusError | None = None
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When one wait began, and when it ends. Times are in seconds, all on the same clock."""
+
+    started: float
+    timeout: float | None = None
+
+    @property
+    def at(self) -> float:
+        """The deadline."""
+        return math.inf if self.timeout is None else self.started + self.timeout
+
+    @property
+    def margin(self) -> float:
+        """How long before the deadline the last poll happens."""
+        return min(LAST_POLL_MARGIN, LAST_POLL_SHARE * (self.at - self.started))
+
+
+@dataclass
+class Progress:
+    """What is known of one generation, and when to ask again.
+
+    Attributes:
+        generation_id: The generation.
+        started: When it was first seen.
+        due: When the schedule wants the next poll.
+        polls: Requests begun.
+        answers: Answers, those of the API and the snapshot that was handed in.
+        latest: The last snapshot.
+        trouble: The transient error that is the latest answer, if it is one.
+        result: The end: the last snapshot, or the error to raise.
+    """
+
+    generation_id: str
+    started: float
+    due: float = field(init=False)
+    polls: int = 0
+    answers: int = 0
+    latest: Generation | None = None
+    trouble: APIError | None = None
+    result: Generation | LumaError | None = None
+    _last_poll: float = -math.inf
+    _snapshot_at: float = -math.inf
+    _without_output: int = 0
+
+    def __post_init__(self) -> None:
+        self.due = self.started
+
+    def begin_poll(self, now: float) -> None:
+        """Note that a request is sent."""
+        self.polls += 1
+        self._last_poll = now
+
+    def hand_in(self, snapshot: Generation, schedule: Schedule, now: float) -> None:
+        """Take a snapshot that somebody else fetched as the first answer."""
+        self._snapshot_at = now
+        self.record(snapshot, schedule, now)
+
+    def record(self, answer: Generation | APIError, schedule: Schedule, now: float) -> None:
+        """Take an answer: it ends the generation, or the schedule says when to ask again."""
+        self.answers += 1
+        if isinstance(answer, Generation):
+            self.latest, self.trouble = answer, None
+            self.result = self._end_of(answer)
+        elif answer.retryable or self._is_too_early(answer, now):
+            self.trouble = answer
+        else:
+            self.result = answer
+        if self.result is None:
+            delay = next_delay(
+                schedule, answer, attempt=self.answers, started=self.started, now=now
+            )
+            self.due = now + delay
+
+    def _end_of(self, answer: Generation) -> Generation | OutputNotFoundError | None:
+        if not answer.is_terminal:
+            return None
+        if answer.state == "failed" or answer.output:
+            return answer
+        self._without_output += 1
+        return None if self._without_output < OUTPUT_POLLS else OutputNotFoundError(answer)
+
+    def _is_too_early(self, answer: APIError, now: float) -> bool:
+        return isinstance(answer, NotFoundError) and now - self._snapshot_at < NOT_FOUND_GRACE
+
+    def poll_at(self, deadline: Deadline, quiet: Quiet) -> float | None:
+        """When a wait with this deadline polls next; None if it does not any more."""
+        at = self.due
+        last = deadline.at - deadline.margin
+        if at > last and self._last_poll < last - deadline.margin / 2:
+            at = last
+        at = max(at, quiet.until)
+        return at if at < deadline.at else None
+
+
+def decide(
+    progress: Progress, deadline: Deadline, quiet: Quiet, *, now: float, attempts: int
+) -> Decision:
+    """Say what a wait does now.
+
+    Args:
+        progress: What is known of the generation.
+        deadline: Of this wait.
+        quiet: How long the API wants to be left alone.
+        now: The time.
+        attempts: Requests sent for the generation since this wait began, for the error.
+    """
+    if isinstance(progress.result, Generation):
+        return Return(progress.result)
+    if progress.result is not None:
+        return Raise(_own_copy(progress.result))
+    if now >= deadline.at or quiet.until >= deadline.at:
+        return Raise(_timed_out(progress, deadline, quiet, now, attempts))
+    at = progress.poll_at(deadline, quiet)
+    if at is None:
+        return Sleep(deadline.at)
+    return Poll(at) if at <= now else Sleep(at)
+
+
+def _own_copy(error: LumaError) -> LumaError:
+    """Many waits may raise the same end: each raises an error of its own."""
+    own = copy.copy(error)
+    own.__cause__ = error.__cause__
+    return own
+
+
+def _timed_out(
+    progress: Progress, deadline: Deadline, quiet: Quiet, now: float, attempts: int
+) -> PollTimeoutError:
+    cause: APIError | None = progress.trouble
+    why = "" if cause is None else f" (the last poll failed: {cause})"
+    if now < deadline.at:
+        cause = quiet.error
+        why = f" (the API asks for {quiet.until - now:.0f} s of quiet, past the deadline)"
+    error = PollTimeoutError(
+        progress.generation_id,
+        last_generation=progress.latest,
+        elapsed=now - deadline.started,
+        attempts=attempts,
+        why=why,
+    )
+    error.__cause__ = cause
+    return error

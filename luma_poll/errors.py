@@ -1,0 +1,325 @@
+"""All errors of luma-poll.
+
+    LumaError
+    ├── ConfigurationError (also a ValueError)
+    ├── APIError
+    │   ├── APIConnectionError
+    │   │   └── APITimeoutError
+    │   ├── InvalidResponseError
+    │   └── APIStatusError
+    │       ├── BadRequestError 400 · AuthenticationError 401 · InsufficientBalanceError 402
+    │       ├── PermissionDeniedError 403 · NotFoundError 404 · PayloadTooLargeError 413
+    │       └── UnprocessableEntityError 422 · RateLimitError 429 · ServerError >= 500
+    ├── GenerationError
+    │   ├── ContentModeratedError · GenerationFailedError · BudgetExhaustedError
+    │   ├── OutputNotFoundError · ImageTooLargeError · UnsupportedFormatError
+    │   └── CorruptInputError · InvalidRequestError · GenerationRateLimitedError
+    └── PollTimeoutError (also a TimeoutError)
+
+Every error pickles, and none contains the API key or the query of a presigned URL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from luma_poll.redaction import redact
+
+if TYPE_CHECKING:
+    from luma_poll.models import Generation
+
+_RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
+
+
+class LumaError(Exception):
+    """Root of all errors raised by luma-poll."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
+
+    # The default would call the class with `args`, which our keyword-only fields make impossible.
+    def __reduce__(self) -> tuple[Callable[..., LumaError], tuple[Any, ...]]:
+        cause = self.__cause__ if isinstance(self.__cause__, LumaError) else None
+        return _rebuild, (type(self), self.args, self.__dict__.copy(), cause)
+
+
+def _rebuild(
+    cls: type[LumaError], args: tuple[Any, ...], state: dict[str, Any], cause: LumaError | None
+) -> LumaError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    error.__cause__ = cause
+    return error
+
+
+class ConfigurationError(LumaError, ValueError):
+    """An argument or a setting cannot be used; nothing was sent."""
+
+
+class APIError(LumaError):
+    """Talking to the API went wrong.
+
+    Attributes:
+        generation_id: The generation that was asked for; None when submitting a new one.
+        retryable: Whether the same request may succeed later.
+    """
+
+    retryable: bool = False
+
+    def __init__(self, message: str, *, generation_id: str | None = None) -> None:
+        subject = "" if generation_id is None else f"generation {generation_id}: "
+        super().__init__(subject + message)
+        self.generation_id = generation_id
+
+
+class APIConnectionError(APIError):
+    """No response: the name did not resolve, the connection was refused or broke.
+
+    Attributes:
+        request_sent: False when it is certain that the API saw nothing of the request.
+    """
+
+    retryable = True
+
+    def __init__(
+        self, message: str, *, generation_id: str | None = None, request_sent: bool = True
+    ) -> None:
+        super().__init__(message, generation_id=generation_id)
+        self.request_sent = request_sent
+
+
+class APITimeoutError(APIConnectionError):
+    """No complete response within the client's `timeout`."""
+
+
+class InvalidResponseError(APIError):
+    """The API answered 200, but the body is not a generation."""
+
+    retryable = True
+
+
+class APIStatusError(APIError):
+    """The API answered with an error status.
+
+    Attributes:
+        status_code: The HTTP status.
+        detail: The API's own words (`{"detail": ...}`), or None.
+        request_id: `X-Request-Id`, which Luma's support asks for, or None.
+        retry_after: Seconds to leave the API alone (`Retry-After`), or None.
+        retryable: Whether the same request may succeed later.
+    """
+
+    hint: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int,
+        detail: str | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+        generation_id: str | None = None,
+    ) -> None:
+        super().__init__(message, generation_id=generation_id)
+        self.status_code = status_code
+        self.detail = None if detail is None else redact(detail)
+        self.request_id = request_id
+        self.retry_after = retry_after
+        self.retryable = status_code in _RETRYABLE_STATUSES or status_code >= 500
+
+
+class BadRequestError(APIStatusError):
+    """400: the API does not accept the parameters."""
+
+
+class AuthenticationError(APIStatusError):
+    """401: the key is missing, wrong, revoked or expired."""
+
+    hint = "Check the API key (LUMA_AGENTS_API_KEY). A generation already submitted goes on."
+
+
+class InsufficientBalanceError(APIStatusError):
+    """402: the account has no funds left."""
+
+    hint = "Add funds to the account, then try again."
+
+
+class PermissionDeniedError(APIStatusError):
+    """403: the account may not do this, for example because it is suspended."""
+
+
+class NotFoundError(APIStatusError):
+    """404: no such generation, or it belongs to another account."""
+
+    hint = "Check the id, and that the API key belongs to the account that submitted it."
+
+
+class PayloadTooLargeError(APIStatusError):
+    """413: an image or video in the request is too large."""
+
+
+class UnprocessableEntityError(APIStatusError):
+    """422: an input of the request could not be fetched or read."""
+
+
+class RateLimitError(APIStatusError):
+    """429: too many requests, or too many generations at once."""
+
+
+class ServerError(APIStatusError):
+    """500 and above: trouble on the API's side."""
+
+
+STATUS_ERRORS: dict[int, type[APIStatusError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    402: InsufficientBalanceError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    413: PayloadTooLargeError,
+    422: UnprocessableEntityError,
+    429: RateLimitError,
+}
+
+
+class GenerationError(LumaError):
+    """The generation ended with state "failed".
+
+    Luma documents the codes at https://docs.agents.lumalabs.ai (error handling). A code this
+    version does not know raises this class itself, with the code kept.
+
+    Attributes:
+        generation: The failed generation.
+        failure_code: The API's code, or None if it gave none.
+        failure_reason: The API's words for people, or None.
+        retryable: Whether submitting the same request again, as a new and newly billed
+            generation, may succeed. Polling this one again never helps.
+    """
+
+    retryable: ClassVar[bool] = False
+    hint: ClassVar[str] = ""
+
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
+        self.failure_code = generation.failure_code
+        reason = generation.failure_reason
+        self.failure_reason = None if reason is None else redact(reason)
+        said = [part for part in (self.failure_code, self.failure_reason) if part]
+        message = ": ".join([f"generation {generation.id} {self._ended(generation)}", *said])
+        super().__init__(f"{message.rstrip('.')}. {self.hint}".rstrip())
+
+    def _ended(self, generation: Generation) -> str:
+        return "failed"
+
+
+class ContentModeratedError(GenerationError):
+    """`content_moderated`: the prompt, an input or the output was flagged."""
+
+    hint = "The same request will be refused again: change the prompt or the references."
+
+
+class GenerationFailedError(GenerationError):
+    """`generation_failed`: the model had an internal error."""
+
+    retryable = True
+    hint = "Submit it again."
+
+
+class BudgetExhaustedError(GenerationError):
+    """`budget_exhausted`: the funds ran out while it ran."""
+
+    hint = "Add funds to the account, then submit it again."
+
+
+class OutputNotFoundError(GenerationError):
+    """`output_not_found`: the result could not be fetched, or "completed" came without outputs."""
+
+    retryable = True
+    hint = "Submit it again."
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation)
+        self.failure_code = self.failure_code or "output_not_found"
+
+    def _ended(self, generation: Generation) -> str:
+        return "failed" if generation.state == "failed" else "completed without any output"
+
+
+class ImageTooLargeError(GenerationError):
+    """`image_too_large`: an input is over the limit."""
+
+    hint = "Resize or compress the input."
+
+
+class UnsupportedFormatError(GenerationError):
+    """`unsupported_format`: the format of an input is not accepted."""
+
+    hint = "Convert the input to a supported format."
+
+
+class CorruptInputError(GenerationError):
+    """`corrupt_input`: an input could not be decoded."""
+
+    hint = "Encode the input again, or replace it."
+
+
+class InvalidRequestError(GenerationError):
+    """`invalid_request`: the request was refused after it had been accepted."""
+
+    hint = "Fix the parameters."
+
+
+class GenerationRateLimitedError(GenerationError):
+    """`rate_limited`: throttled upstream; not the HTTP 429, which is `RateLimitError`."""
+
+    retryable = True
+    hint = "Submit it again later."
+
+
+FAILURE_ERRORS: dict[str, type[GenerationError]] = {
+    "content_moderated": ContentModeratedError,
+    "generation_failed": GenerationFailedError,
+    "budget_exhausted": BudgetExhaustedError,
+    "output_not_found": OutputNotFoundError,
+    "image_too_large": ImageTooLargeError,
+    "unsupported_format": UnsupportedFormatError,
+    "corrupt_input": CorruptInputError,
+    "invalid_request": InvalidRequestError,
+    "rate_limited": GenerationRateLimitedError,
+}
+
+
+class PollTimeoutError(LumaError, TimeoutError):
+    """The deadline came before the generation ended. It may still finish, and be billed.
+
+    `__cause__` is the last API error, if the API was out of reach when the deadline came.
+
+    Attributes:
+        generation_id: The generation: wait for it again with this id.
+        last_generation: The last snapshot seen, or None.
+        elapsed: Seconds waited.
+        attempts: Requests sent for it while waiting.
+    """
+
+    def __init__(
+        self,
+        generation_id: str,
+        *,
+        last_generation: Generation | None,
+        elapsed: float,
+        attempts: int,
+        why: str = "",
+    ) -> None:
+        state = "has not answered" if last_generation is None else f"is {last_generation.state!r}"
+        polls = "1 poll" if attempts == 1 else f"{attempts} polls"
+        super().__init__(
+            f"generation {generation_id} {state} after {elapsed:.1f} s and {polls}{why}. "
+            "It may still finish and be billed: "
+            "wait again with the same id rather than submit it again."
+        )
+        self.generation_id = generation_id
+        self.last_generation = last_generation
+        self.elapsed = elapsed
+        self.attempts = attempts

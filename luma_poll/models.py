@@ -1,0 +1,186 @@
+"""What the API says of a generation: frozen snapshots that keep what they do not know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Protocol, Self
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WrapValidator
+
+from luma_poll.errors import FAILURE_ERRORS, GenerationError, InvalidResponseError
+from luma_poll.redaction import redact_value
+
+TERMINAL_STATES = frozenset({"completed", "failed"})
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _none_if_invalid(value: Any, parse: Any) -> Any:
+    try:
+        return parse(value)
+    except ValidationError:
+        return None
+
+
+def _usable_outputs(value: Any) -> list[Any]:
+    """The API writes null, [] or nothing for "none"; an entry without a URL is of no use."""
+    if not isinstance(value, (list, tuple)):
+        return []
+    return [entry for entry in value if isinstance(_get(entry, "url"), str) and _get(entry, "url")]
+
+
+def _get(entry: Any, name: str) -> Any:
+    return entry.get(name) if isinstance(entry, dict) else getattr(entry, name, None)
+
+
+# A field that matters less than the generation itself never makes an answer unreadable.
+OptionalText = Annotated[str | None, BeforeValidator(_text_or_none)]
+
+
+class _Snapshot(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="allow", from_attributes=True, hide_input_in_errors=True
+    )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        return ((name, redact_value(value)) for name, value in super().__repr_args__())
+
+    def __rich_repr__(self) -> Iterator[Any]:
+        return iter(self.__repr_args__())
+
+
+class OutputLayer(_Snapshot):
+    """What an output of a generation of type `layering` shows.
+
+    Attributes:
+        index: Position, front to back; the last layer is the background.
+        label: One or two words.
+        description: A caption of the element.
+        alpha_hint: The edge: `soft`, `hard`, `none` or what a later API says.
+    """
+
+    index: int | None = None
+    label: OptionalText = None
+    description: OptionalText = None
+    alpha_hint: OptionalText = None
+
+
+class GenerationOutput(_Snapshot):
+    """One file that a generation made.
+
+    `repr` and `str` leave out the query of the URL: who has it may download for an hour.
+
+    Attributes:
+        type: `image`, `video` or what a later API says.
+        url: Presigned, good for one hour; every `get` signs a fresh one. Download it without
+            the API key.
+        layer: Only for generations of type `layering`.
+    """
+
+    type: OptionalText = None
+    url: str
+    layer: Annotated[OutputLayer | None, WrapValidator(_none_if_invalid)] = None
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When `url` stops working (aware, UTC), or None where the URL does not say."""
+        try:
+            query = parse_qs(urlsplit(self.url).query)
+            signed = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ")
+            seconds = int(query["X-Amz-Expires"][0])
+            return signed.replace(tzinfo=UTC) + timedelta(seconds=seconds)
+        except (KeyError, ValueError, OverflowError):
+            return None
+
+
+class Generation(_Snapshot):
+    """A snapshot of a generation, as `GET /generations/{id}` shows it.
+
+    Unknown fields are kept as attributes, unknown states, types, models and failure codes as
+    plain strings: the API has added some several times without a new version.
+    https://docs.agents.lumalabs.ai/api/resources/generations/methods/get
+
+    Attributes:
+        id: The generation's id, a UUID.
+        created_at: When it was submitted, as the API wrote it (RFC 3339 in its docs).
+        model: For example `uni-1` or `ray-3.2`.
+        state: `queued`, `processing`, `completed`, `failed` or what a later API says.
+        type: For example `image`, `image_edit` or `video`.
+        failure_code: Why it failed, for programs; see `luma_poll.GenerationError`.
+        failure_reason: Why it failed, for people.
+        output: What it made: empty until it has completed.
+    """
+
+    id: str
+    created_at: OptionalText = None
+    model: OptionalText = None
+    state: str
+    type: OptionalText = None
+    failure_code: OptionalText = None
+    failure_reason: OptionalText = None
+    output: Annotated[list[GenerationOutput], BeforeValidator(_usable_outputs)] = []
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether it has ended: `completed` or `failed`. An unknown state has not."""
+        return self.state in TERMINAL_STATES
+
+    def raise_for_failure(self) -> Self:
+        """Return self, unless it failed.
+
+        Raises:
+            GenerationError: Of the class that fits `failure_code`.
+        """
+        if self.state == "failed":
+            raise FAILURE_ERRORS.get(self.failure_code or "", GenerationError)(self)
+        return self
+
+
+class GenerationLike(Protocol):
+    """Anything that looks like a generation, such as the official SDK's."""
+
+    @property
+    def id(self) -> str:
+        """The generation's id."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """Its state."""
+        ...
+
+
+def as_generation(value: object, generation_id: str | None = None) -> Generation:
+    """Read any object that looks like a generation.
+
+    Raises:
+        InvalidResponseError: It has no `id` and `state`.
+    """
+    if isinstance(value, Generation):
+        return value
+    # A model of somebody else's gives its unknown fields only through its own dump.
+    fields = value.model_dump(warnings=False) if isinstance(value, BaseModel) else value
+    return parse(Generation.model_validate, fields, generation_id)
+
+
+def parse(validate: Any, value: Any, generation_id: str | None = None) -> Generation:
+    """Call a pydantic `validate` on `value`, with our error in place of pydantic's.
+
+    Raises:
+        InvalidResponseError: `value` is not a generation.
+    """
+    try:
+        generation: Generation = validate(value)
+        return generation
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    # Raised outside the `except`: pydantic's error holds the body, and with it the signed URLs.
+    place = ".".join(str(part) for part in problem["loc"])
+    raise InvalidResponseError(
+        f"the answer is not a generation ({place + ': ' if place else ''}{problem['msg']})",
+        generation_id=generation_id,
+    )

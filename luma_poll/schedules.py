@@ -1,0 +1,65 @@
+"""When to poll again: a schedule is a tenacity wait strategy.
+
+Any callable that takes a `tenacity.RetryCallState` and returns seconds will do: `wait_fixed(2)`,
+`wait_chain(...)`, `wait_exponential(...) + wait_random(-1, 1)`. The state says:
+
+- `attempt_number`: how many answers there have been, from 1;
+- `seconds_since_start`: the age of the generation in seconds, as far as known, on anyio's clock;
+- `outcome`: the latest answer: `outcome.result()` gives the `Generation` or raises the error.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import tenacity
+from tenacity.wait import WaitBaseT
+
+from luma_poll.errors import ConfigurationError
+from luma_poll.models import Generation
+
+Schedule: TypeAlias = WaitBaseT
+
+FIRST_DELAY = 5.0
+FACTOR = 1.1
+LONGEST_DELAY = 10.0
+JITTER = 1.0
+
+# Chosen by measurement: see docs/schedules.md and tests/benchmarks/default_wait.py.
+DEFAULT_WAIT: Schedule = tenacity.wait_exponential(
+    multiplier=FIRST_DELAY, exp_base=FACTOR, max=LONGEST_DELAY
+) + tenacity.wait_random(-JITTER, JITTER)
+"""Exponential backoff with a cap, and jitter in both directions."""
+
+
+def next_delay(
+    schedule: Schedule, answer: Generation | Exception, *, attempt: int, started: float, now: float
+) -> float:
+    """Ask `schedule` how many seconds to wait after `answer`.
+
+    Args:
+        schedule: The wait strategy.
+        answer: The latest answer, or the transient error in its place.
+        attempt: How many answers there have been.
+        started: When the generation was first seen, in seconds on the clock of `now`.
+        now: The time of the answer.
+
+    Raises:
+        ConfigurationError: The schedule returned something that is not a number of seconds.
+    """
+    outcome = tenacity.Future(attempt)
+    if isinstance(answer, Exception):
+        outcome.set_exception(answer)
+    else:
+        outcome.set_result(answer)
+    nothing: Any = None  # there is no function that tenacity would call again
+    state = tenacity.RetryCallState(nothing, nothing, (), {})
+    state.attempt_number = attempt
+    state.outcome = outcome
+    # tenacity stamps its states with time.monotonic(); the library's time is anyio's.
+    state.start_time, state.outcome_timestamp = started, now
+    delay: Any = schedule(state)
+    if not isinstance(delay, (int, float)) or math.isnan(delay):
+        raise ConfigurationError(f"the schedule {schedule!r} returned {delay!r}, not seconds")
+    return max(0.0, float(delay))
