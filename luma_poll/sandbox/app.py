@@ -1,0 +1,355 @@
+"""The simulated API: its routes, its answers and its errors."""
+
+import json
+import math
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from itertools import count
+from random import Random
+from time import gmtime, strftime
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from luma_poll.sandbox import jobs, limits, media
+from luma_poll.sandbox.clock import SandboxClock
+from luma_poll.sandbox.jobs import Job, Script, parse_script
+from luma_poll.sandbox.server import serve_app
+from luma_poll.sandbox.submission import Submission, parse_submission
+
+API_VERSION = "2026-04-01"
+KEY_PREFIX = "luma-api-"
+CONCURRENCY_RETRY_AFTER = 60  # seconds, always
+
+SCRIPTED_KEYS = {
+    "luma-api-revoked": (401, "API key has been revoked"),
+    "luma-api-expired": (401, "API key has expired"),
+    "luma-api-suspended": (403, "API client is suspended"),
+}
+
+
+class Sandbox:
+    """A simulated Luma Agents API, to test and show programs that poll it.
+
+    Generations are queued, processed and completed in about the time that the real ones take,
+    and their outputs are small PNGs (those of videos too: there is no encoder here). Time is
+    anyio's clock, so it passes virtually wherever the event loop's clock is virtual.
+
+    Mount `app` in a client, without any socket::
+
+        sandbox = Sandbox(speed=10)
+        transport = httpx.ASGITransport(app=sandbox.app)
+        client = httpx.AsyncClient(transport=transport, base_url="http://sandbox/v1")
+
+    or let it listen, for any client at all::
+
+        async with sandbox.serve() as base_url: ...
+
+    Words in a prompt script what becomes of it:
+
+    - `sandbox:duration=3`: it takes 3 seconds, to be divided by `speed`.
+    - `sandbox:fail=generation_failed`: it fails with that code, which may be an unknown one.
+      Without a scripted duration `content_moderated` fails early.
+    - `sandbox:outputs=2`: it has two outputs; with 0 it completes without any.
+    - `sandbox:state=throttled`: that state is shown in place of `processing`.
+
+    So do three keys: `luma-api-revoked` and `luma-api-expired` are answered 401, and
+    `luma-api-suspended` 403.
+
+    Args:
+        speed: How many times as fast as real generations these are. `url_expires` and the
+            limits keep their own time.
+        seed: The same seed gives the same ids and durations; None gives others each time.
+        auth_tokens: The API keys that are accepted, each a client of its own, which sees only
+            its own generations. None accepts every key that starts with `luma-api-`.
+        url_expires: Seconds for which the URL of an output is good, rounded up to whole ones.
+            They count from the whole second in which it was signed, as in S3.
+        requests_per_minute: How many `POST /generations` a client may send in 60 seconds.
+            Those that are then refused for another reason count too.
+        max_concurrent: How many unfinished generations a client may have.
+
+    Attributes:
+        app: The ASGI application.
+        calls: How many requests came in, refused ones included, by method and route:
+            `POST /generations`, `GET /generations/{id}` and `GET /storage/{id}/{index}`.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+
+    app: ASGIApp
+    calls: Counter[str]
+
+    def __init__(
+        self,
+        *,
+        speed: float = 1.0,
+        seed: int | None = None,
+        auth_tokens: Collection[str] | None = None,
+        url_expires: float = 3600,
+        requests_per_minute: int = 10_000,
+        max_concurrent: int = 10_000,
+    ) -> None:
+        _check_positive("speed", speed)
+        _check_positive("url_expires", url_expires)
+        _check_count("requests_per_minute", requests_per_minute)
+        _check_count("max_concurrent", max_concurrent)
+        if isinstance(auth_tokens, str):
+            raise ValueError("auth_tokens must be a collection of API keys, not a single string")
+
+        self.calls = Counter()
+        self._speed = speed
+        self._random = Random(seed)
+        self._auth_tokens = None if auth_tokens is None else frozenset(auth_tokens)
+        self._url_expires = math.ceil(url_expires)
+        self._requests_per_minute = requests_per_minute
+        self._max_concurrent = max_concurrent
+
+        self._clock = SandboxClock()
+        self._jobs: dict[tuple[str, str], Job] = {}  # by client and id: strangers get a 404
+        self._usages: dict[str, limits.Usage] = {}
+        self._signing_key = secrets.token_bytes(32)
+        self._nonces = count(1)
+        self.app = self._build_app()
+
+    def __repr__(self) -> str:
+        return f"<Sandbox speed={self._speed} generations={len(self._jobs)}>"
+
+    @asynccontextmanager
+    async def serve(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+        """Listen on a real socket until the block ends; gives the base URL, `/v1` included.
+
+        It runs in the event loop of the caller and leaves signals alone. Leaving the block
+        closes all connections; requests under way get half a second to end.
+
+        Args:
+            host: The address to listen on.
+            port: The port; 0 takes any free one.
+
+        Raises:
+            OSError: The address cannot be bound, for example because the port is in use.
+            RuntimeError: The event loop is not asyncio's. On trio use `app`.
+            ValueError: `port` is out of range.
+        """
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port must be from 0 to 65535, not {port!r}")
+        async with serve_app(self.app, host, port) as origin:
+            yield f"{origin}/v1"
+
+    def _build_app(self) -> Starlette:
+        app = Starlette(
+            routes=[
+                Route("/v1/generations", self._create, methods=["POST"]),
+                Route("/v1/generations/{id}", self._get, methods=["GET"]),
+                Route("/storage/{id}/{index}", self._download, methods=["GET"]),
+            ],
+            middleware=[Middleware(_StandardHeaders, clock=self._clock)],
+            exception_handlers={HTTPException: _answer_error, ClientDisconnect: _answer_nobody},
+        )
+        app.router.redirect_slashes = False
+        return app
+
+    async def _create(self, request: Request) -> Response:
+        self.calls[f"{request.method} /generations"] += 1
+        client = self._authenticate(request)
+        body = await request.body()
+
+        now = self._clock.now()
+        usage = self._usages.setdefault(client, limits.Usage())
+        self._check_rate(usage, now)
+        usage.add_request(now)
+        submission, script = _parse(body)
+        self._check_concurrency(usage, now)
+        job = self._make_job(submission, script, now)
+        usage.add_job(now, job.ends)
+        self._jobs[client, job.id] = job
+
+        # The moment is before it all: the answer is "queued", even for a job of no duration.
+        content = self._describe(job, -math.inf, request)
+        headers = self._rate_headers(
+            remaining=self._requests_per_minute - usage.count_requests(now),
+            reset=now + limits.WINDOW,
+        )
+        return _answer_json(201, content, headers)
+
+    async def _get(self, request: Request) -> Response:
+        self.calls[f"{request.method} /generations/{{id}}"] += 1
+        client = self._authenticate(request)
+        job = self._jobs.get((client, request.path_params["id"]))
+        if job is None:
+            raise HTTPException(404, "Generation not found")
+        return _answer_json(200, self._describe(job, self._clock.now(), request))
+
+    async def _download(self, request: Request) -> Response:
+        self.calls[f"{request.method} /storage/{{id}}/{{index}}"] += 1
+        path = _storage_path(request.path_params["id"], request.path_params["index"])
+        query = request.query_params.multi_items()
+        if query and "Authorization" in request.headers:
+            return _answer_xml(400, "InvalidArgument", "Only one auth mechanism allowed")
+        if not media.is_genuine(self._signing_key, request.method, path, query):
+            message = "The request signature we calculated does not match the one you provided."
+            return _answer_xml(403, "SignatureDoesNotMatch", message)
+        if self._clock.timestamp(self._clock.now()) >= media.expiry_time(query):
+            return _answer_xml(403, "AccessDenied", "Request has expired")
+        return Response(media.make_png(path), media_type="image/png")
+
+    def _authenticate(self, request: Request) -> str:
+        """The key is the client: two keys are two clients."""
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        if scheme != "Bearer" or not key:
+            raise HTTPException(401, "Missing or invalid API key")
+        if key in SCRIPTED_KEYS:
+            raise HTTPException(*SCRIPTED_KEYS[key])
+        if not self._accepts(key):
+            raise HTTPException(401, "Invalid API key")
+        return key
+
+    def _accepts(self, key: str) -> bool:
+        if self._auth_tokens is not None:
+            return key in self._auth_tokens
+        return key.startswith(KEY_PREFIX) and key == key.strip()
+
+    def _check_rate(self, usage: limits.Usage, now: float) -> None:
+        if usage.count_requests(now) < self._requests_per_minute:
+            return
+        wait = math.ceil(round(usage.window_frees - now, 6))
+        headers = self._rate_headers(remaining=0, reset=usage.window_frees)
+        headers["Retry-After"] = str(max(1, wait))
+        raise HTTPException(429, "Rate limit exceeded", headers)
+
+    def _check_concurrency(self, usage: limits.Usage, now: float) -> None:
+        if usage.count_jobs(now) >= self._max_concurrent:
+            detail = f"Concurrent generation limit reached ({self._max_concurrent})"
+            raise HTTPException(429, detail, {"Retry-After": str(CONCURRENCY_RETRY_AFTER)})
+
+    def _rate_headers(self, *, remaining: int, reset: float) -> dict[str, str]:
+        return {
+            "X-RateLimit-Limit": str(self._requests_per_minute),
+            "X-RateLimit-Remaining": str(remaining),
+            "X-RateLimit-Reset": str(math.ceil(self._clock.timestamp(reset))),
+        }
+
+    def _make_job(self, submission: Submission, script: Script, now: float) -> Job:
+        # Both are always drawn, so that a script changes nothing for the jobs after it.
+        job_id = UUID(int=self._random.getrandbits(128), version=4)
+        drawn = jobs.draw_duration(self._random, submission.model)
+        return Job(
+            id=str(job_id),
+            model=submission.model,
+            type=submission.type,
+            created=now,
+            duration=jobs.choose_duration(script, drawn) / self._speed,
+            script=script,
+        )
+
+    def _describe(self, job: Job, now: float, request: Request) -> dict[str, Any]:
+        created_at = gmtime(self._clock.timestamp(job.created))
+        failure_code, failure_reason = jobs.failure_at(job, now)
+        return {
+            "id": job.id,
+            "created_at": strftime("%Y-%m-%dT%H:%M:%SZ", created_at),
+            "model": job.model,
+            "state": jobs.state_at(job, now),
+            "type": job.type,
+            "failure_code": failure_code,
+            "failure_reason": failure_reason,
+            "output": [
+                {**output, "url": self._sign_url(request, job.id, index, now)}
+                for index, output in enumerate(jobs.outputs_at(job, now))
+            ],
+        }
+
+    def _sign_url(self, request: Request, job_id: str, index: int, now: float) -> str:
+        path = _storage_path(job_id, index)
+        query = media.presign(
+            self._signing_key,
+            path,
+            timestamp=self._clock.timestamp(now),
+            expires=self._url_expires,
+            nonce=next(self._nonces),
+        )
+        # Not request.base_url: it leaves out where another Starlette app has mounted this one.
+        mount = request.scope.get("root_path", "")
+        return str(request.url.replace(path=f"{mount}{path}", query=query))
+
+
+class _StandardHeaders:
+    """Adds the headers that every response has."""
+
+    def __init__(self, app: ASGIApp, clock: SandboxClock) -> None:
+        self._app = app
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = Headers(scope=scope).get("X-Request-Id") or str(uuid4())
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                now = self._clock.timestamp(self._clock.now())
+                headers = MutableHeaders(scope=message)
+                headers["Date"] = formatdate(now, usegmt=True)
+                headers["X-API-Version"] = API_VERSION
+                headers["X-Request-Id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, not {value!r}")
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"{name} must be a whole number from 1 up, not {value!r}")
+
+
+def _parse(body: bytes) -> tuple[Submission, Script]:
+    try:
+        submission = parse_submission(body)
+        return submission, parse_script(submission.prompt)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None
+
+
+def _storage_path(generation_id: str, index: str | int) -> str:
+    return f"/storage/{generation_id}/{index}"
+
+
+def _answer_json(
+    status: int, content: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> Response:
+    # Not JSONResponse: it cannot send back half a surrogate pair, which a prompt may contain.
+    return Response(json.dumps(content), status, headers, "application/json")
+
+
+def _answer_xml(status: int, code: str, message: str) -> Response:
+    content = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    return Response(
+        f'<?xml version="1.0" encoding="UTF-8"?>\n{content}', status, None, "application/xml"
+    )
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    refusal = cast(HTTPException, error)
+    return _answer_json(refusal.status_code, {"detail": refusal.detail}, refusal.headers)
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    """The client went away while it sent its request: no cause for a traceback."""
+    return Response(status_code=400)

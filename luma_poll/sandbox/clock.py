@@ -1,0 +1,41 @@
+"""The time of a sandbox: anyio's clock, so that it is virtual where the test's clock is."""
+
+import time
+
+import anyio
+from anyio.lowlevel import RunVar
+
+
+def is_reached(moment: float, now: float) -> bool:
+    """Whether `now` is at `moment` or later (both in seconds)."""
+    return now >= moment - 1e-6  # sums of floats differ in their last digits
+
+
+class SandboxClock:
+    """Counts the seconds since its first use, by the clock of the running event loop.
+
+    It never goes back: a second event loop goes on where the first one stopped, later by the
+    wall time between the two.
+    """
+
+    def __init__(self) -> None:
+        self._origin = RunVar[float]("luma_poll_sandbox_origin")
+        self._epoch: float | None = None
+        self._latest = 0.0
+
+    def now(self) -> float:
+        """Seconds since the first use."""
+        if self._origin.get(None) is None:
+            self._origin.set(self._find_origin())
+        self._latest = anyio.current_time() - self._origin.get()
+        return self._latest
+
+    def timestamp(self, moment: float) -> float:
+        """The Unix time of a moment that `now` has returned, or of one some seconds from it."""
+        return (self._epoch or 0.0) + moment
+
+    def _find_origin(self) -> float:
+        wall_time = time.time()
+        if self._epoch is None:
+            self._epoch = wall_time
+        return anyio.current_time() - max(self._latest, wall_time - self._epoch)

@@ -1,0 +1,177 @@
+"""What a simulated generation is, how long it takes, and what tokens in its prompt change."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from luma_poll.sandbox.clock import is_reached
+
+# Medians in seconds. uni-1: "p50 about 30 s" (quickstart). uni-1-max and ray-3.2: no figure of
+# Luma's beyond "well under 2 minutes" for video; resellers show 69 s, and 52 to 60 s.
+MEDIAN_DURATIONS = {"uni-1": 30.0, "uni-1-max": 69.0, "ray-3.2": 55.0}
+# Sigma of the log-normal: 95 % between half and twice the median, which for uni-1 are the
+# "15 to 60 s" of the FAQ.
+DURATION_SPREAD = 0.35
+QUEUED_SHARE = 0.125  # of the duration
+MODERATED_SHARE = 0.2  # of the duration: moderation is an early end
+LAYERS = 3
+MAX_OUTPUTS = 100
+
+# The texts of the error-handling guide; it shows none for the other codes.
+FAILURE_REASONS = {
+    "budget_exhausted": "Insufficient credits to complete this generation.",
+    "content_moderated": "Generation output was flagged by our content moderation system.",
+    "output_not_found": "Output artifacts not found",
+}
+OTHER_FAILURE_REASON = "Generation failed"
+
+TOKEN_PREFIX = "sandbox:"
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What the tokens in a prompt ask for.
+
+    Attributes:
+        fail: The failure code to end with; None ends in `completed`.
+        duration: Seconds from submission to the end, before `speed`; None draws them.
+        outputs: How many outputs there are; None leaves it to the type.
+        state: The state between `queued` and the end.
+    """
+
+    fail: str | None = None
+    duration: float | None = None
+    outputs: int | None = None
+    state: str = "processing"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A generation that the sandbox simulates; its state follows from the time alone.
+
+    Attributes:
+        id: A UUID.
+        model: For example `uni-1`.
+        type: For example `image`.
+        created: The moment of its submission, in seconds of the sandbox's clock.
+        duration: Seconds from submission to the end.
+        script: What its prompt asked for.
+    """
+
+    id: str
+    model: str
+    type: str
+    created: float
+    duration: float
+    script: Script
+
+    @property
+    def ends(self) -> float:
+        """The moment when it completes or fails, in seconds of the sandbox's clock."""
+        return self.created + self.duration
+
+
+def state_at(job: Job, now: float) -> str:
+    """The job's state at the moment `now`."""
+    if is_reached(job.ends, now):
+        return "failed" if job.script.fail else "completed"
+    if is_reached(job.created + QUEUED_SHARE * job.duration, now):
+        return job.script.state
+    return "queued"
+
+
+def failure_at(job: Job, now: float) -> tuple[str, str] | tuple[None, None]:
+    """The job's failure code and failure reason at the moment `now`."""
+    code = job.script.fail
+    if code is None or not is_reached(job.ends, now):
+        return None, None
+    return code, FAILURE_REASONS.get(code, OTHER_FAILURE_REASON)
+
+
+def outputs_at(job: Job, now: float) -> list[dict[str, Any]]:
+    """The job's outputs at the moment `now`, still without their URLs."""
+    if job.script.fail or not is_reached(job.ends, now):
+        return []
+    if job.type == "layering":
+        count = LAYERS if job.script.outputs is None else job.script.outputs
+        return [{"type": "image", "layer": _layer(index, count)} for index in range(count)]
+    media_type = "video" if job.type.startswith("video") else "image"
+    count = 1 if job.script.outputs is None else job.script.outputs
+    return [{"type": media_type} for _ in range(count)]
+
+
+def _layer(index: int, count: int) -> dict[str, Any]:
+    is_background = index == count - 1
+    return {
+        "index": index,
+        "label": "background" if is_background else f"element {index + 1}",
+        "description": f"Layer {index + 1} of {count}, counted from the front",
+        "alpha_hint": "none" if is_background else "soft" if index % 2 else "hard",
+    }
+
+
+def draw_duration(random: Random, model: str) -> float:
+    """Seconds that a generation by `model` takes, as far as timings are published."""
+    return random.lognormvariate(math.log(MEDIAN_DURATIONS[model]), DURATION_SPREAD)
+
+
+def choose_duration(script: Script, drawn: float) -> float:
+    """Seconds that a job takes: what its script says, otherwise what was drawn for it."""
+    if script.duration is not None:
+        return script.duration
+    return drawn * MODERATED_SHARE if script.fail == "content_moderated" else drawn
+
+
+def parse_script(prompt: str) -> Script:
+    """Read the tokens in a prompt: words such as `sandbox:duration=3`.
+
+    Raises:
+        ValueError: A token is unknown or malformed; the message says what it should be.
+    """
+    words = (word.removeprefix(TOKEN_PREFIX) for word in prompt.split() if _is_token(word))
+    return Script(**dict(_parse_token(word) for word in words))
+
+
+def _is_token(word: str) -> bool:
+    return word.startswith(TOKEN_PREFIX) and word != TOKEN_PREFIX
+
+
+def _parse_token(token: str) -> tuple[str, Any]:
+    name, _, text = token.partition("=")
+    if name not in _VALUES:
+        names = ", ".join(f"{TOKEN_PREFIX}{known}=" for known in _VALUES)
+        raise ValueError(f"Unknown token '{TOKEN_PREFIX}{token}'. Valid: {names}")
+    parse, expected = _VALUES[name]
+    try:
+        return name, parse(text)
+    except ValueError:
+        message = f"Malformed token '{TOKEN_PREFIX}{token}': {name} must be {expected}"
+        raise ValueError(message) from None
+
+
+def _parse_word(text: str) -> str:
+    if not text.replace("-", "").replace("_", "").isalnum():
+        raise ValueError
+    return text
+
+
+def _parse_duration(text: str) -> float:
+    if not 0 <= float(text) < math.inf:
+        raise ValueError
+    return float(text)
+
+
+def _parse_outputs(text: str) -> int:
+    if not 0 <= int(text) <= MAX_OUTPUTS:
+        raise ValueError
+    return int(text)
+
+
+_VALUES: dict[str, tuple[Callable[[str], Any], str]] = {
+    "fail": (_parse_word, "a failure code of letters, digits, - and _"),
+    "duration": (_parse_duration, "a number of seconds, 0 or more"),
+    "outputs": (_parse_outputs, f"a whole number from 0 to {MAX_OUTPUTS}"),
+    "state": (_parse_word, "a word of letters, digits, - and _"),
+}
