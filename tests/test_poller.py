@@ -561,11 +561,10 @@ async def test_a_slow_watcher_does_not_slow_a_wait() -> None:
 
 async def test_watch_ends_by_its_deadline() -> None:
     """It raises as `wait` does."""
-    states = []
+    snapshots = Poller(FakeClient("queued")).watch(ID, timeout=60)
+    assert (await anext(snapshots)).state == "queued"
     with pytest.raises(PollTimeoutError):
-        async for generation in Poller(FakeClient("queued")).watch(ID, timeout=60):
-            states.append(generation.state)
-    assert states == ["queued"]
+        await anext(snapshots)
 
 
 # --- schedules and events ------------------------------------------------------------------------

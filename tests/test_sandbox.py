@@ -411,8 +411,7 @@ async def test_longest_prompt() -> None:
         (KEY, 401, "Missing or invalid API key"),
         (f"bearer {KEY}", 401, "Missing or invalid API key"),
         (f"Basic {KEY}", 401, "Missing or invalid API key"),
-        ("Bearer other-key", 401, "Invalid API key"),
-        (f"Bearer  {KEY}", 401, "Invalid API key"),
+        ("Bearer luma-api-invalid", 401, "Invalid API key"),
         ("Bearer luma-api-revoked", 401, "API key has been revoked"),
         ("Bearer luma-api-expired", 401, "API key has expired"),
         ("Bearer luma-api-suspended", 403, "API client is suspended"),
@@ -436,7 +435,7 @@ async def test_refused_keys(
 async def test_accepted_keys() -> None:
     """Only the given keys are accepted; without any, all that look like one."""
     for auth_tokens, key, status in (
-        (None, "luma-api-any", 201),
+        (None, "any", 201),
         ({"secret"}, "secret", 201),
         ({"secret"}, "luma-api-any", 401),
         ((), "luma-api-any", 401),

@@ -29,10 +29,10 @@ from luma_poll.sandbox.server import serve_app
 from luma_poll.sandbox.submission import Submission, parse_submission
 
 API_VERSION = "2026-04-01"
-KEY_PREFIX = "luma-api-"
 CONCURRENCY_RETRY_AFTER = 60  # seconds, always
 
 SCRIPTED_KEYS = {
+    "luma-api-invalid": (401, "Invalid API key"),
     "luma-api-revoked": (401, "API key has been revoked"),
     "luma-api-expired": (401, "API key has expired"),
     "luma-api-suspended": (403, "API client is suspended"),
@@ -64,15 +64,15 @@ class Sandbox:
     - `sandbox:outputs=2`: it has two outputs; with 0 it completes without any.
     - `sandbox:state=throttled`: that state is shown in place of `processing`.
 
-    So do three keys: `luma-api-revoked` and `luma-api-expired` are answered 401, and
-    `luma-api-suspended` 403.
+    So do four keys: `luma-api-invalid`, `luma-api-revoked` and `luma-api-expired` are answered
+    401, and `luma-api-suspended` 403.
 
     Args:
         speed: How many times as fast as real generations these are. `url_expires` and the
             limits keep their own time.
         seed: The same seed gives the same ids and durations; None gives others each time.
         auth_tokens: The API keys that are accepted, each a client of its own, which sees only
-            its own generations. None accepts every key that starts with `luma-api-`.
+            its own generations. None accepts every key, those four excepted.
         url_expires: Seconds for which the URL of an output is good, rounded up to whole ones.
             They count from the whole second in which it was signed, as in S3.
         requests_per_minute: How many `POST /generations` a client may send in 60 seconds.
@@ -207,18 +207,13 @@ class Sandbox:
     def _authenticate(self, request: Request) -> str:
         """The key is the client: two keys are two clients."""
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        if scheme != "Bearer" or not key:
+        if scheme != "Bearer" or not key.strip():
             raise HTTPException(401, "Missing or invalid API key")
         if key in SCRIPTED_KEYS:
             raise HTTPException(*SCRIPTED_KEYS[key])
-        if not self._accepts(key):
+        if self._auth_tokens is not None and key not in self._auth_tokens:
             raise HTTPException(401, "Invalid API key")
         return key
-
-    def _accepts(self, key: str) -> bool:
-        if self._auth_tokens is not None:
-            return key in self._auth_tokens
-        return key.startswith(KEY_PREFIX) and key == key.strip()
 
     def _check_rate(self, usage: limits.Usage, now: float) -> None:
         if usage.count_requests(now) < self._requests_per_minute:
