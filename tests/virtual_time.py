@@ -13,12 +13,16 @@ class _JumpingSelector(selectors.SelectSelector):
         self.now = 0.0
 
     def select(self, timeout: float | None = None) -> Any:
+        if timeout is None:  # no timer is set: only a thread can bring news now
+            return super().select(10) or _hang()
         ready = super().select(0)
-        if not ready and timeout is None:
-            raise RuntimeError("nothing left to wait for: the program hangs")
-        if not ready and timeout is not None:
+        if not ready:
             self.now += max(timeout, 0)
         return ready
+
+
+def _hang() -> Any:
+    raise RuntimeError("nothing left to wait for: the program hangs")
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):

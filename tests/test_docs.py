@@ -1,0 +1,110 @@
+"""Every Python snippet of the README and of docs/ runs, in virtual time, against the sandbox."""
+
+import ast
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import respx
+from respx.handlers import ASGIHandler
+from starlette.types import ASGIApp, Receive, Scope, Send
+from tenacity import wait_fixed
+
+import luma_poll
+from luma_poll.sandbox import Sandbox
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+HERO_ID = "182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e"
+REAL_TIME = re.compile(r"\.serve\(\)|luma_agents")  # sockets and threads know no virtual time
+
+
+def snippets(page: Path, language: str = "python") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def with_the_heros_generation(app: ASGIApp, generation_id: str) -> ASGIApp:
+    """The id in the README is nobody's: another one answers for it."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].replace(HERO_ID, generation_id)
+        await app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+
+    return wrapped
+
+
+async def run(code: str, names: dict[str, Any], page: Path) -> None:
+    compiled = compile(code, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    pending = eval(compiled, names)
+    if inspect.isawaitable(pending):
+        await pending
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+async def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a reader copies works, from the first snippet of a page to the last."""
+    monkeypatch.setenv("LUMA_AGENTS_API_KEY", "luma-api-docs")
+    sandbox = Sandbox(seed=1)
+    transport = httpx.ASGITransport(app=sandbox.app)
+    headers = {"Authorization": "Bearer luma-api-docs"}
+    async with httpx.AsyncClient(transport=transport, headers=headers) as http:
+        answer = await http.post("http://test/v1/generations", json={"prompt": "the hero's"})
+    app = with_the_heros_generation(sandbox.app, answer.json()["id"])
+    names: dict[str, Any] = {"__name__": "docs"}
+    for code in snippets(page):
+        if REAL_TIME.search(code):
+            continue
+        with respx.mock(assert_all_called=False) as router:
+            router.route(host="agents.lumalabs.ai").mock(side_effect=ASGIHandler(app))
+            await run(code, names, page)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+async def test_snippets_in_real_time_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So do those with a socket, or with the official SDK and its threads."""
+    names: dict[str, Any] = {}
+    await run("import httpx\nfrom luma_poll import *\nfrom luma_poll.sandbox import *", names, page)
+    monkeypatch.setattr("luma_poll.poller.DEFAULT_WAIT", wait_fixed(0.05))
+    monkeypatch.setenv("LUMA_AGENTS_API_KEY", "luma-api-docs")
+    async with Sandbox(seed=1, speed=1000).serve() as base_url:
+        monkeypatch.setenv("LUMA_BASE_URL", base_url)
+        for code in filter(REAL_TIME.search, snippets(page)):
+            await run(code, names, page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """No link between the pages is broken."""
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_pages_have_snippets() -> None:
+    """The pattern finds them, so the tests above test something."""
+    assert len(snippets(PAGES[0])) >= 5
+    assert snippets(PAGES[0])[0].startswith("from luma_poll import LumaClient, Poller\n")
+
+
+def test_json_snippets_are_json() -> None:
+    """Examples of output can be read by a program."""
+    found = [json.loads(text) for page in PAGES for text in snippets(page, "json")]
+    assert found
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    """A release without an entry is not one."""
+    assert f"## [{luma_poll.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_table_of_errors_is_complete() -> None:
+    """Every public error stands in the README."""
+    readme = (ROOT / "README.md").read_text()
+    public = [name for name in luma_poll.__all__ if name.endswith("Error")]
+    grouping = {"APIError", "APIStatusError"}
+    assert [name for name in public if name not in readme and name not in grouping] == []
