@@ -47,6 +47,8 @@ CONNECT_TIMEOUT = 10.0
 """Seconds to connect, within the client's `timeout`."""
 MAX_CONNECTIONS = 100
 """Connections, and so requests under way, of one client."""
+KEEPALIVE = 30.0
+"""Seconds that an idle connection is kept: longer than the usual time between two polls."""
 MAX_RETRY_AFTER = 3600.0
 """A `Retry-After` above this many seconds is taken for a mistake."""
 LONGEST_RETRY_SLEEP = 60.0
@@ -152,20 +154,20 @@ class LumaClient:
             content=body,
             timeout=(CONNECT_TIMEOUT, None, None, None),  # the scope below bounds the whole
         )
+        response = None
         async with self._slots:
             try:
-                with anyio.fail_after(self.timeout):
+                with anyio.move_on_after(self.timeout):
                     response = await self._http.send(request, auth=None, follow_redirects=False)
             except Exception as error:
                 translated = translate_error(error, generation_id)
                 if translated is None:
                     raise
-                if type(error) is TimeoutError:
-                    translated = APITimeoutError(
-                        f"no complete answer within {self.timeout:g} s",
-                        generation_id=generation_id,
-                    )
                 raise translated from error
+        if response is None:
+            raise APITimeoutError(
+                f"no complete answer within {self.timeout:g} s", generation_id=generation_id
+            )
         if not 200 <= response.status_code < 300:
             raise status_error(response, generation_id)
         return parse(Generation.model_validate_json, response.content, generation_id)
@@ -410,7 +412,7 @@ def _checked_retries(max_retries: object) -> int:
 
 def _checked_http_client(http_client: object) -> object:
     if http_client is None:
-        limits = httpx.Limits(max_connections=MAX_CONNECTIONS)
+        limits = httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEPALIVE)
         return httpx.AsyncClient(limits=limits)
     if not isinstance(http_client, _classes("AsyncClient")):
         raise ConfigurationError(

@@ -335,7 +335,8 @@ def _handed_in(value: object) -> Generation:
 
 def _without_retries(client: SupportsGenerations) -> SupportsGenerations:
     """The schedule is the only retry, for the clients that we know to have their own."""
-    official = any(base.__module__.startswith("luma_agents.") for base in type(client).__mro__)
+    libraries = {base.__module__.partition(".")[0] for base in type(client).__mro__}
+    official = "luma_agents" in libraries
     if official and not iscoroutinefunction(client.generations.get):
         raise ConfigurationError("this client is synchronous: use luma_agents.AsyncLuma")
     if official or issubclass(type(client), LumaClient):

@@ -411,9 +411,7 @@ async def test_each_wait_on_a_stream_keeps_its_own_deadline() -> None:
     """The wait that polls may end; the others go on without a gap."""
     client = FakeClient(*["processing"] * 9, "completed")
     poller = Poller(client, wait=wait_fixed(10))
-    results = await together(
-        *[lambda t=t: poller.wait(ID, timeout=t) for t in (12.0, 33.0, 300.0)]  # type: ignore[misc]
-    )
+    results = await together(*[lambda t=t: poller.wait(ID, timeout=t) for t in (12.0, 33.0, 300.0)])
     assert [elapsed for elapsed, _ in results] == [12.0, 33.0, pytest.approx(72)]
     assert [type(result) for _, result in results] == [PollTimeoutError, PollTimeoutError, list]
     assert client.most_under_way == 1
@@ -464,7 +462,7 @@ async def test_requests_are_spread_over_time() -> None:
     """Many waits that start together do not fire together: `max_rate` holds from the start."""
     client = FakeClient("completed")
     poller = Poller(client, max_rate=10)
-    await together(*[lambda i=i: poller.wait(f"id-{i}") for i in range(50)])  # type: ignore[misc]
+    await together(*[lambda i=i: poller.wait(f"id-{i}") for i in range(50)])
     assert client.times == [pytest.approx(i / 10, abs=1e-3) for i in range(50)]
 
 
@@ -472,7 +470,7 @@ async def test_no_more_requests_are_under_way_than_allowed() -> None:
     """`max_in_flight` holds over all waits."""
     client = FakeClient("completed", latency=1)
     poller = Poller(client, max_in_flight=3, max_rate=None)
-    results = await together(*[lambda i=i: poller.wait(f"id-{i}") for i in range(10)])  # type: ignore[misc]
+    results = await together(*[lambda i=i: poller.wait(f"id-{i}") for i in range(10)])
     assert client.most_under_way == 3
     assert max(elapsed for elapsed, _ in results) == 4
 
@@ -482,7 +480,7 @@ async def test_the_longest_overdue_goes_first() -> None:
     client = FakeClient(at=lambda now: "completed" if now - began >= 60 else "processing")
     began = anyio.current_time()
     poller = Poller(client, wait=wait_fixed(1), max_rate=1)
-    await together(*[lambda i=i: poller.wait(f"id-{i}") for i in range(10)])  # type: ignore[misc]
+    await together(*[lambda i=i: poller.wait(f"id-{i}") for i in range(10)])
     polled = [generation_id for _, generation_id in client.calls[:60]]
     assert {polled.count(f"id-{i}") for i in range(10)} == {6}
 
@@ -492,8 +490,8 @@ async def test_a_cancelled_wait_gives_its_turn_back() -> None:
     client = FakeClient((1000, "queued"), (1000, "queued"), "completed")
     poller = Poller(client, max_in_flight=2, max_rate=None)
     with anyio.move_on_after(5):
-        await together(*[lambda i=i: poller.wait(f"id-{i}") for i in range(10)])  # type: ignore[misc]
-    results = await together(*[lambda i=i: poller.wait(f"id-{i}") for i in range(10)])  # type: ignore[misc]
+        await together(*[lambda i=i: poller.wait(f"id-{i}") for i in range(10)])
+    results = await together(*[lambda i=i: poller.wait(f"id-{i}") for i in range(10)])
     assert {elapsed for elapsed, _ in results} == {0}
     assert repr(poller) == "Poller(generations=0)"
 

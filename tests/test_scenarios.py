@@ -137,7 +137,7 @@ class Api:
             return errors[kind]
         if anyio.current_time() - self.began < at:
             return snapshot("processing", id=str(generation))
-        output = {"output": []} if kind == "empty" and state == "completed" else {}
+        output: dict[str, Any] = {"output": []} if kind == "empty" and state == "completed" else {}
         return snapshot(state, id=str(generation), **output)
 
     began = 0.0
