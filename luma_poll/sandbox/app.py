@@ -24,12 +24,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luma_poll.sandbox import jobs, limits, media
 from luma_poll.sandbox.clock import SandboxClock
+from luma_poll.sandbox.faults import Faults
 from luma_poll.sandbox.jobs import Job, Script, parse_script
 from luma_poll.sandbox.server import serve_app
 from luma_poll.sandbox.submission import Submission, parse_submission
 
 API_VERSION = "2026-04-01"
 CONCURRENCY_RETRY_AFTER = 60  # seconds, always
+
+_ON_SOCKET = "luma_poll.sandbox.on_socket"  # in the scope, where faults can reach the socket
 
 SCRIPTED_KEYS = {
     "luma-api-invalid": (401, "Invalid API key"),
@@ -75,6 +78,10 @@ class Sandbox:
             its own generations. None accepts every key, those four excepted.
         url_expires: Seconds for which the URL of an output is good, rounded up to whole ones.
             They count from the whole second in which it was signed, as in S3.
+        faults: The share of the answers to polls that is replaced by faults, from 0 to 1: error
+            statuses, bodies that are no generation, and, where a socket is served, resets,
+            truncation, garbage, a trickle of bytes and silence. A mapping gives the share of
+            each kind, such as `{"503": 0.2, "reset": 0.1}`. Submissions are left alone.
         requests_per_minute: How many `POST /generations` a client may send in 60 seconds.
             Those that are then refused for another reason count too.
         max_concurrent: How many unfinished generations a client may have.
@@ -83,6 +90,7 @@ class Sandbox:
         app: The ASGI application.
         calls: How many requests came in, refused ones included, by method and route:
             `POST /generations`, `GET /generations/{id}` and `GET /storage/{id}/{index}`.
+        faults_served: How many faults were served, by kind.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -90,6 +98,7 @@ class Sandbox:
 
     app: ASGIApp
     calls: Counter[str]
+    faults_served: Counter[str]
 
     def __init__(
         self,
@@ -98,6 +107,7 @@ class Sandbox:
         seed: int | None = None,
         auth_tokens: Collection[str] | None = None,
         url_expires: float = 3600,
+        faults: float | Mapping[str, float] = 0.0,
         requests_per_minute: int = 10_000,
         max_concurrent: int = 10_000,
     ) -> None:
@@ -115,6 +125,9 @@ class Sandbox:
         self._url_expires = math.ceil(url_expires)
         self._requests_per_minute = requests_per_minute
         self._max_concurrent = max_concurrent
+
+        self._faults = Faults(faults, seed)
+        self.faults_served = self._faults.served
 
         self._clock = SandboxClock()
         self._jobs: dict[tuple[str, str], Job] = {}  # by client and id: strangers get a 404
@@ -144,8 +157,11 @@ class Sandbox:
         """
         if not 0 <= port <= 65535:
             raise ValueError(f"port must be from 0 to 65535, not {port!r}")
-        async with serve_app(self.app, host, port) as origin:
+        async with serve_app(self._app_on_socket, host, port) as origin:
             yield f"{origin}/v1"
+
+    async def _app_on_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app({**scope, _ON_SOCKET: True}, receive, send)
 
     def _build_app(self) -> Starlette:
         app = Starlette(
@@ -189,7 +205,8 @@ class Sandbox:
         job = self._jobs.get((client, request.path_params["id"]))
         if job is None:
             raise HTTPException(404, "Generation not found")
-        return _answer_json(200, self._describe(job, self._clock.now(), request))
+        answer = _answer_json(200, self._describe(job, self._clock.now(), request))
+        return await self._faults.spoil(answer, on_socket=_ON_SOCKET in request.scope)
 
     async def _download(self, request: Request) -> Response:
         self.calls[f"{request.method} /storage/{{id}}/{{index}}"] += 1

@@ -50,7 +50,10 @@ def _require_asyncio() -> asyncio.AbstractEventLoop:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family)
+    listener = socket.create_server((host, port), family=family)
+    # Its connections inherit it. Without it head and body of an answer are 40 ms apart.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _format_origin(listener: socket.socket) -> str:
@@ -61,10 +64,14 @@ def _format_origin(listener: socket.socket) -> str:
 async def _start(app: ASGIApp, listener: socket.socket) -> "uvicorn.Server":
     import uvicorn
 
+    from luma_poll.sandbox.bad_socket import BadProtocol
+
     # log_config=None: the configuration of logging is the caller's. date_header, server_header:
     # the app sends the headers that there are.
     config = uvicorn.Config(
         app,
+        interface="asgi3",
+        http=BadProtocol,
         lifespan="off",
         ws="none",
         log_config=None,

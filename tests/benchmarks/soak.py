@@ -1,0 +1,141 @@
+"""A thousand waits on a bad day, over real sockets: is any lost, wrong or late, is anything left?
+
+The sandbox replaces a share of its answers to polls by faults of every kind: error statuses,
+rubbish, resets, truncation, garbage, trickles and silence. Every generation has a known end:
+two in three complete, the others fail with a known code. Beside them, some waits have short
+deadlines that no generation meets, to measure by how much a deadline is overrun.
+
+    python tests/benchmarks/soak.py
+    python tests/benchmarks/soak.py --waits 200 --faults 0.6 --backend uvloop
+
+Everything runs in one process, on loopback, and stops by itself.
+"""
+
+import argparse
+import asyncio
+import time
+from collections import Counter
+from typing import Any
+
+import anyio
+from tenacity import wait_fixed, wait_random
+
+from luma_poll import (
+    GenerationError,
+    LumaClient,
+    LumaError,
+    Poller,
+    PollTimeoutError,
+    RateLimitError,
+)
+from luma_poll.sandbox import Sandbox
+
+CODES = ["", "", "content_moderated", "", "", "a_code_of_tomorrow"]
+SHORT = 200  # waits with a deadline that comes first
+TIMEOUT = 120.0
+SHORT_TIMEOUT = 2.0
+
+
+class Tally:
+    def __init__(self) -> None:
+        self.finished = self.lost = self.wrong = self.polls = self.given_up = 0
+        self.errors: Counter[str] = Counter()
+        self.overruns: list[float] = []
+
+
+async def wait_for_end(poller: Poller, generation_id: str, code: str, tally: Tally) -> None:
+    """A wait that must bring the end that the prompt has scripted."""
+    found = None
+    try:
+        outputs = await poller.wait(generation_id, timeout=TIMEOUT)
+        found = "" if len(outputs) == 1 else "no output"
+    except GenerationError as error:
+        found = error.failure_code
+    except LumaError as error:
+        tally.lost += 1
+        tally.errors[type(error).__name__] += 1
+        return
+    tally.finished += 1
+    tally.wrong += found != code
+
+
+async def wait_in_vain(poller: Poller, generation_id: str, tally: Tally) -> None:
+    """A wait that must end by its deadline."""
+    began = anyio.current_time()
+    try:
+        await poller.wait(generation_id, timeout=SHORT_TIMEOUT)
+    except PollTimeoutError as error:
+        if isinstance(error.__cause__, RateLimitError) and error.elapsed < SHORT_TIMEOUT:
+            tally.given_up += 1  # the API asked for quiet past the deadline
+        else:
+            tally.overruns.append(anyio.current_time() - began - SHORT_TIMEOUT)
+    else:
+        tally.wrong += 1
+
+
+async def soak(options: argparse.Namespace) -> None:
+    tally = Tally()
+    tasks_before = len(asyncio.all_tasks())
+    sandbox = Sandbox(faults=options.faults, seed=options.seed)
+
+    def count(event: Any) -> None:
+        tally.polls += 1
+
+    async with sandbox.serve() as base_url:
+        async with LumaClient("key", base_url=base_url, timeout=1.0) as client:
+            poller = Poller(
+                client, wait=wait_fixed(1.5) + wait_random(-0.5, 0.5), max_rate=None, on_poll=count
+            )
+            ended: list[tuple[str, str]] = []
+            for number in range(options.waits):
+                code = CODES[number % len(CODES)]
+                script = f"sandbox:duration={3 + number % 12}" + (code and f" sandbox:fail={code}")
+                ended.append(((await client.generations.create(f"a fox {script}")).id, code))
+            endless = await client.generations.create("slow sandbox:duration=100000")
+
+            began = time.perf_counter()
+            async with anyio.create_task_group() as tasks:
+                for generation_id, code in ended:
+                    tasks.start_soon(wait_for_end, poller, generation_id, code, tally)
+                for number in range(SHORT):
+                    one_id = endless.id
+                    if number % 2:  # half of them share one stream of requests
+                        one_id = (await client.generations.create("x sandbox:duration=9999")).id
+                    tasks.start_soon(wait_in_vain, poller, one_id, tally)
+            seconds = time.perf_counter() - began
+
+            now = await client.generations.create("the next request works at once")
+            pool = client._http._transport._pool
+            busy = sum(not connection.is_idle() for connection in pool.connections)
+        connections_left = len(pool.connections)
+    await asyncio.sleep(0)
+    tasks_left = len(asyncio.all_tasks()) - tasks_before
+
+    served = sum(sandbox.faults_served.values())
+    print(f"{options.waits} waits, {options.faults:.0%} faults, {options.backend}: {seconds:.1f} s")
+    print(f"finished {tally.finished}, lost {tally.lost} {dict(tally.errors)}, wrong {tally.wrong}")
+    print(f"polls {tally.polls}, faults served {served} of {len(sandbox.faults_served)} kinds")
+    print(
+        f"short deadlines: {len(tally.overruns)} overrun by at most "
+        f"{max(tally.overruns, default=0) * 1000:.1f} ms, {tally.given_up} given up early because "
+        "Retry-After reached past them"
+    )
+    print(
+        f"left: streams {len(poller._streams)}, busy connections {busy}, tasks {tasks_left}, "
+        f"connections after closing {connections_left}; next request {now.state}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--waits", type=int, default=1000)
+    parser.add_argument("--faults", type=float, default=0.3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--backend", choices=["asyncio", "uvloop"], default="asyncio")
+    options = parser.parse_args()
+    backend_options = {"use_uvloop": options.backend == "uvloop"}
+    anyio.run(soak, options, backend_options=backend_options)
+
+
+if __name__ == "__main__":
+    main()
