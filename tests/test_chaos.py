@@ -114,7 +114,9 @@ async def test_the_deadline_holds_whatever_the_server_does(
         began = anyio.current_time()
         with pytest.raises(PollTimeoutError):
             await Poller(client).wait(generation.id, timeout=0.3)
-        assert anyio.current_time() - began < 2, "bounded by the wait, not by the 60 s of the client"
+        assert anyio.current_time() - began < 2, (
+            "bounded by the wait, not by the 60 s of the client"
+        )
 
 
 @pytest.mark.anyio
