@@ -38,6 +38,7 @@ from luma_poll.errors import (
     ServerError,
 )
 from luma_poll.models import Generation, parse
+from luma_poll.redaction import redact, redact_value
 
 if TYPE_CHECKING:
     import httpx2
@@ -53,6 +54,8 @@ MAX_RETRY_AFTER = 3600.0
 """A `Retry-After` above this many seconds is taken for a mistake."""
 LONGEST_RETRY_SLEEP = 60.0
 """Seconds that `get` and `create` sleep at the most between two tries (as in the official SDK)."""
+MAX_ID_LENGTH = 1000
+"""Characters; a UUID has 36."""
 
 
 class LumaClient:
@@ -85,8 +88,9 @@ class LumaClient:
         max_retries: int = 2,
         http_client: httpx.AsyncClient | httpx2.AsyncClient | None = None,
     ) -> None:
+        self._token = _checked_token(auth_token)
         self._headers = {
-            "Authorization": f"Bearer {_checked_token(auth_token)}",
+            "Authorization": f"Bearer {self._token}",
             "Accept": "application/json",
             "User-Agent": f"luma-poll/{__version__}",
         }
@@ -95,8 +99,8 @@ class LumaClient:
         self.max_retries = _checked_retries(max_retries)
         self._owns_http_client = http_client is None
         self._http: Any = _checked_http_client(http_client)
-        # httpcore loses connections when requests that queue in its pool are cancelled
-        # (encode/httpcore issues 1099, 1111), so they queue here.
+        # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
+        # 1099, 1111), and is slow at queueing many. So its pool has no limit, and they queue here.
         self._slots = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
         self.generations = Generations(self)
 
@@ -158,7 +162,7 @@ class LumaClient:
         async with self._slots:
             try:
                 with anyio.move_on_after(self.timeout):
-                    response = await self._http.send(request, auth=None, follow_redirects=False)
+                    response = await self._send(request)
             except Exception as error:
                 translated = translate_error(error, generation_id)
                 if translated is None:
@@ -169,8 +173,16 @@ class LumaClient:
                 f"no complete answer within {self.timeout:g} s", generation_id=generation_id
             )
         if not 200 <= response.status_code < 300:
-            raise status_error(response, generation_id)
+            raise status_error(response, generation_id, secret=self._token)
         return parse(Generation.model_validate_json, response.content, generation_id)
+
+    async def _send(self, request: Any) -> Any:
+        try:
+            return await self._http.send(request, auth=None, follow_redirects=False)
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await _close_orphans(self._http)
+            raise
 
 
 class Generations:
@@ -266,11 +278,11 @@ def translate_error(error: BaseException, generation_id: str | None = None) -> A
     """Our error for one of httpx, httpx2, the official SDK or the operating system; else None.
 
     httpx2 and the SDK are never imported here, only looked up where the user has imported them.
-    The API key is taken out of the requests that `error` and its causes keep.
+    The secrets are taken out of what `error` and its causes say and keep.
     """
     if isinstance(error, APIError):
         return error
-    _forget_key(error)
+    _forget_secrets(error)
     response = getattr(error, "response", None)
     if isinstance(error, _classes("APIStatusError", "HTTPStatusError")) and response is not None:
         return status_error(response, generation_id)
@@ -296,12 +308,19 @@ def translate_error(error: BaseException, generation_id: str | None = None) -> A
     return None
 
 
-def status_error(response: Any, generation_id: str | None = None) -> APIStatusError:
-    """The typed error for a response (httpx's, or one that is alike) with an error status."""
+def status_error(
+    response: Any, generation_id: str | None = None, *, secret: str | None = None
+) -> APIStatusError:
+    """The typed error for a response (httpx's, or one that is alike) with an error status.
+
+    `secret` is left out of the API's words.
+    """
     status = int(response.status_code)
     fallback = ServerError if status >= 500 else APIStatusError
     error_class = STATUS_ERRORS.get(status, fallback)
     detail = _detail(response)
+    if detail is not None and secret is not None:
+        detail = detail.replace(secret, "...")
     request_id = response.headers.get("X-Request-Id")
     said = [f"HTTP {status} {_phrase(status)}".rstrip(), detail]
     if 300 <= status < 400:
@@ -334,8 +353,8 @@ def check_generation_id(generation_id: object) -> str:
             f"a generation id is a string or UUID, not {type(generation_id).__name__}"
         )
     stripped = generation_id.strip()
-    if stripped in ("", ".", ".."):
-        raise ConfigurationError(f"{generation_id!r} is not a generation id")
+    if stripped in ("", ".", "..") or len(stripped) > MAX_ID_LENGTH:
+        raise ConfigurationError(f"{generation_id[:MAX_ID_LENGTH]!r} is not a generation id")
     try:
         stripped.encode()
     except UnicodeEncodeError:
@@ -355,7 +374,10 @@ def check_positive(name: str, value: object) -> float | None:
         raise ConfigurationError(
             f"{name} must be a number above 0, or None for no limit, not {value!r}"
         )
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigurationError(f"{name} is too large a number") from None
 
 
 def _checked_token(token: object) -> str:
@@ -384,8 +406,11 @@ def _checked_base_url(base_url: str | httpx.URL | None) -> str:
         host = parts.hostname
         _ = parts.port  # parsed lazily
         httpx.URL(url)
-    except (ValueError, httpx.InvalidURL):
+        (host or "").encode("idna")
+    except (ValueError, httpx.InvalidURL):  # a UnicodeError is a ValueError
         raise ConfigurationError("base_url is not a valid URL") from None
+    if any(character.isspace() for character in url):
+        raise ConfigurationError("base_url must not have white space inside")
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigurationError("base_url must begin with https:// (or http://) and a host")
     if parts.username is not None or parts.password is not None:
@@ -412,7 +437,11 @@ def _checked_retries(max_retries: object) -> int:
 
 def _checked_http_client(http_client: object) -> object:
     if http_client is None:
-        limits = httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEPALIVE)
+        limits = httpx.Limits(
+            max_connections=None,
+            max_keepalive_connections=MAX_CONNECTIONS,
+            keepalive_expiry=KEEPALIVE,
+        )
         return httpx.AsyncClient(limits=limits)
     if not isinstance(http_client, _classes("AsyncClient")):
         raise ConfigurationError(
@@ -428,8 +457,25 @@ def _classes(*names: str) -> tuple[type[BaseException], ...]:
     )
 
 
-def _forget_key(error: BaseException | None) -> None:
+async def _close_orphans(http: Any) -> None:
+    """Close the connections that httpcore has forgotten.
+
+    A request that is cancelled after its connection is made and before it is sent leaves the
+    connection open in the pool, where nothing will ever use or close it (encode/httpcore 1099).
+    """
+    for transport in (http._transport, *http._mounts.values()):
+        pool = getattr(transport, "_pool", None)
+        used = {id(request.connection) for request in getattr(pool, "_requests", ())}
+        for connection in getattr(pool, "connections", ()):
+            if id(connection) not in used and not connection.is_idle():
+                await connection.aclose()
+
+
+def _forget_secrets(error: BaseException | None) -> None:
     while error is not None:
+        error.args = redact_value(error.args)
+        if isinstance(error, OSError) and isinstance(error.strerror, str):
+            error.strerror = redact(error.strerror)
         for name in ("_request", "request"):
             headers = getattr(vars(error).get(name), "headers", None)
             if isinstance(headers, MutableMapping):
@@ -441,7 +487,7 @@ def _detail(response: Any) -> str | None:
     """The text of `{"detail": text}`; None for any other body, such as a proxy's page."""
     try:
         detail = json.loads(response.content)["detail"]
-    except (ValueError, LookupError, TypeError, RecursionError, httpx.StreamError):
+    except (ValueError, LookupError, TypeError, RuntimeError):  # the last: too deep, or not read
         return None
     text = detail if isinstance(detail, str) else json.dumps(detail)
     return text[:1000] or None
@@ -470,10 +516,10 @@ def _seconds_until(date: str, now: str | None) -> float:
     """From the server's own `Date` on, as clocks differ; NaN where `date` is not a date."""
     try:
         until = parsedate_to_datetime(date)
-    except ValueError:
+    except (ValueError, OverflowError):
         return math.nan
     start = datetime.now(UTC)
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):
         start = parsedate_to_datetime(now or "")
     return (_aware(until) - _aware(start)).total_seconds()
 

@@ -41,13 +41,17 @@ class LumaError(Exception):
     # The default would call the class with `args`, which our keyword-only fields make impossible.
     def __reduce__(self) -> tuple[Callable[..., LumaError], tuple[Any, ...]]:
         cause = self.__cause__ if isinstance(self.__cause__, LumaError) else None
-        return _rebuild, (type(self), self.args, self.__dict__.copy(), cause)
+        state = self.__dict__.copy()
+        if "__notes__" in state:
+            state["__notes__"] = list(state["__notes__"])
+        return _rebuild, (type(self), self.args, state, cause)
 
 
 def _rebuild(
     cls: type[LumaError], args: tuple[Any, ...], state: dict[str, Any], cause: LumaError | None
 ) -> LumaError:
-    error = cls.__new__(cls, *args)
+    error = cls.__new__(cls)
+    error.args = args  # given to __new__, those of an OSError would be lost
     error.__dict__.update(state)
     error.__cause__ = cause
     return error
@@ -204,8 +208,7 @@ class GenerationError(LumaError):
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
         self.failure_code = generation.failure_code
-        reason = generation.failure_reason
-        self.failure_reason = None if reason is None else redact(reason)
+        self.failure_reason = generation.failure_reason
         said = [part for part in (self.failure_code, self.failure_reason) if part]
         message = ": ".join([f"generation {generation.id} {self._ended(generation)}", *said])
         super().__init__(f"{message.rstrip('.')}. {self.hint}".rstrip())

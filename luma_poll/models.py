@@ -10,13 +10,17 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WrapValidator
 
 from luma_poll.errors import FAILURE_ERRORS, GenerationError, InvalidResponseError
-from luma_poll.redaction import redact_value
+from luma_poll.redaction import redact, redact_value
 
 TERMINAL_STATES = frozenset({"completed", "failed"})
 
 
 def _text_or_none(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else str(value)
+
+
+def _redacted_text(value: Any) -> str | None:
+    return None if value is None else redact(str(value))
 
 
 def _none_if_invalid(value: Any, parse: Any) -> Any:
@@ -39,6 +43,7 @@ def _get(entry: Any, name: str) -> Any:
 
 # A field that matters less than the generation itself never makes an answer unreadable.
 OptionalText = Annotated[str | None, BeforeValidator(_text_or_none)]
+RedactedText = Annotated[str | None, BeforeValidator(_redacted_text)]
 
 
 class _Snapshot(BaseModel):
@@ -47,7 +52,8 @@ class _Snapshot(BaseModel):
     )
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        return ((name, redact_value(value)) for name, value in super().__repr_args__())
+        for name, value in super().__repr_args__():
+            yield redact_value(name), redact_value(value)
 
     def __rich_repr__(self) -> Iterator[Any]:
         return iter(self.__repr_args__())
@@ -85,6 +91,12 @@ class GenerationOutput(_Snapshot):
     url: str
     layer: Annotated[OutputLayer | None, WrapValidator(_none_if_invalid)] = None
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            # The whole of it is a URL, whatever characters it has.
+            cut = name == "url" and "?" in self.url
+            yield name, f"{self.url.partition('?')[0]}?..." if cut else value
+
     @property
     def expires_at(self) -> datetime | None:
         """When `url` stops working (aware, UTC), or None where the URL does not say."""
@@ -111,7 +123,7 @@ class Generation(_Snapshot):
         state: `queued`, `processing`, `completed`, `failed` or what a later API says.
         type: For example `image`, `image_edit` or `video`.
         failure_code: Why it failed, for programs; see `luma_poll.GenerationError`.
-        failure_reason: Why it failed, for people.
+        failure_reason: Why it failed, for people. URLs in it have lost their query.
         output: What it made: empty until it has completed.
     """
 
@@ -121,7 +133,7 @@ class Generation(_Snapshot):
     state: str
     type: OptionalText = None
     failure_code: OptionalText = None
-    failure_reason: OptionalText = None
+    failure_reason: RedactedText = None
     output: Annotated[list[GenerationOutput], BeforeValidator(_usable_outputs)] = []
 
     @property

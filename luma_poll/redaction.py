@@ -5,7 +5,7 @@ from typing import Any
 
 _SECRETS = re.compile(
     r"""(?ix)
-    (https?://[^\s?"'<>]+\?) [^\s"'<>]*      # the query of any URL: a presigned one is a secret
+    (\b[a-z][a-z0-9+.-]*://[^\s?<>]+\?) [^\s<>]*  # the query of any URL: it may be a signature
     | (x-amz-(?:signature|credential|security-token)=) [^\s&"'<>]+
     | (\bbearer\s+) [^\s"'<>,]+
     | (luma-api-) [\w-]+                     # the API's keys
@@ -24,6 +24,8 @@ def redact_value(value: Any) -> Any:
         return redact(value)
     if isinstance(value, dict):
         return {redact_value(key): redact_value(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(redact_value(item) for item in value)
+    if isinstance(value, list):
+        return [redact_value(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(redact_value(item) for item in value)
     return value

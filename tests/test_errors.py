@@ -1,0 +1,422 @@
+"""The tree of errors, what each one keeps and tells, and what none of them ever shows."""
+
+import copy
+import pickle
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+import luma_poll
+from luma_poll import (
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    BudgetExhaustedError,
+    ConfigurationError,
+    ContentModeratedError,
+    CorruptInputError,
+    GenerationError,
+    GenerationFailedError,
+    GenerationRateLimitedError,
+    ImageTooLargeError,
+    InsufficientBalanceError,
+    InvalidRequestError,
+    InvalidResponseError,
+    LumaClient,
+    LumaError,
+    NotFoundError,
+    OutputNotFoundError,
+    PayloadTooLargeError,
+    PermissionDeniedError,
+    Poller,
+    PollTimeoutError,
+    RateLimitError,
+    ServerError,
+    UnprocessableEntityError,
+    UnsupportedFormatError,
+)
+from tests.fakes import ID, URL, FakeClient, snapshot
+
+TREE: dict[type[LumaError], tuple[type[BaseException], ...]] = {
+    ConfigurationError: (LumaError, ValueError),
+    APIError: (LumaError,),
+    APIConnectionError: (APIError,),
+    APITimeoutError: (APIConnectionError,),
+    InvalidResponseError: (APIError,),
+    APIStatusError: (APIError,),
+    BadRequestError: (APIStatusError,),
+    AuthenticationError: (APIStatusError,),
+    InsufficientBalanceError: (APIStatusError,),
+    PermissionDeniedError: (APIStatusError,),
+    NotFoundError: (APIStatusError,),
+    PayloadTooLargeError: (APIStatusError,),
+    UnprocessableEntityError: (APIStatusError,),
+    RateLimitError: (APIStatusError,),
+    ServerError: (APIStatusError,),
+    GenerationError: (LumaError,),
+    ContentModeratedError: (GenerationError,),
+    GenerationFailedError: (GenerationError,),
+    BudgetExhaustedError: (GenerationError,),
+    OutputNotFoundError: (GenerationError,),
+    ImageTooLargeError: (GenerationError,),
+    UnsupportedFormatError: (GenerationError,),
+    CorruptInputError: (GenerationError,),
+    InvalidRequestError: (GenerationError,),
+    GenerationRateLimitedError: (GenerationError,),
+    PollTimeoutError: (LumaError, TimeoutError),
+}
+CLASSES: list[type[LumaError]] = [LumaError, *TREE]
+TOKEN = "luma-api-0123456789abcdef"
+SECRETS = (TOKEN, "0123456789abcdef", "s3cr3t", "5ec4e7")
+"""None of them may be found in what is shown of an error made with `LEAKY`."""
+LEAKY = f"refused the key {TOKEN} (Bearer s3cr3t) for {URL}, sorry"
+
+
+def make(error_class: type[LumaError], text: str = "told") -> LumaError:
+    """An error with every attribute set, and `text` wherever a text may stand."""
+    if issubclass(error_class, APIStatusError):
+        return error_class(
+            text,
+            status_code=429,
+            detail=text,
+            request_id="request-17",
+            retry_after=2.5,
+            generation_id=ID,
+        )
+    if issubclass(error_class, APIConnectionError):
+        return error_class(text, generation_id=ID, request_sent=False)
+    if issubclass(error_class, APIError):
+        return error_class(text, generation_id=ID)
+    if issubclass(error_class, GenerationError):
+        return error_class(snapshot("failed", failure_code="odd", failure_reason=text))
+    if issubclass(error_class, PollTimeoutError):
+        latest = snapshot("processing")
+        return error_class(ID, last_generation=latest, elapsed=60.5, attempts=7, why=f" ({text})")
+    return error_class(text)
+
+
+def attributes(error: BaseException) -> dict[str, Any]:
+    """All that can be read of an error, apart from its methods and its traceback."""
+    names = [name for name in dir(error) if not name.startswith("_")]
+    values = {name: getattr(error, name, None) for name in names}
+    return {name: value for name, value in values.items() if not callable(value)}
+
+
+# --- the tree ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error_class", TREE)
+def test_the_tree_of_errors_is_the_documented_one(error_class: type[LumaError]) -> None:
+    """Who catches a class catches what stands below it, and nothing else."""
+    assert error_class.__bases__ == TREE[error_class]
+
+
+def test_every_public_error_is_tested_here() -> None:
+    """A class that is added is added to the tree above too."""
+    public = {value for name, value in vars(luma_poll).items() if not name.startswith("_")}
+    errors = {value for value in public if isinstance(value, type) and issubclass(value, Exception)}
+    assert errors == set(CLASSES)
+
+
+@pytest.mark.parametrize("error_class", CLASSES)
+def test_every_error_says_what_it_is_for(error_class: type[LumaError]) -> None:
+    """A docstring of its own."""
+    assert error_class.__doc__
+    assert "__doc__" in vars(error_class)
+
+
+# --- pickling and copying ------------------------------------------------------------------------
+
+COPIES: list[Callable[[Any], Any]] = [
+    lambda error: pickle.loads(pickle.dumps(error)),
+    lambda error: pickle.loads(pickle.dumps(error, protocol=2)),
+    copy.copy,
+]
+
+
+@pytest.mark.parametrize("copied", COPIES, ids=["pickle", "pickle-2", "copy"])
+@pytest.mark.parametrize("error_class", CLASSES)
+def test_every_error_survives_pickling_and_copying(
+    error_class: type[LumaError], copied: Callable[[Any], Any]
+) -> None:
+    """Class, message, attributes, notes and a cause of ours: a worker process may raise it."""
+    error = make(error_class)
+    error.add_note("while the demo ran")
+    error.__cause__ = make(ServerError)
+    again = copied(error)
+    assert type(again) is error_class
+    assert str(again) == str(error) != ""
+    assert repr(again) == repr(error)
+    assert again.args == error.args
+    assert attributes(again) == attributes(error)
+    assert again.__notes__ == ["while the demo ran"]
+    assert type(again.__cause__) is ServerError
+    assert attributes(again.__cause__) == attributes(error.__cause__)
+
+
+@pytest.mark.parametrize("error_class", CLASSES)
+def test_a_cause_that_is_not_ours_does_not_hinder_pickling(error_class: type[LumaError]) -> None:
+    """Foreign errors may not pickle: they are left behind."""
+    error = make(error_class)
+    error.__cause__ = httpx.HTTPStatusError(
+        "503", request=httpx.Request("GET", URL), response=httpx.Response(503)
+    )
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert again.__cause__ is None
+
+
+def test_a_copy_is_independent() -> None:
+    """A note on one is not a note on the other."""
+    error = make(ServerError)
+    error.add_note("first")
+    copy.copy(error).add_note("second")
+    assert error.__notes__ == ["first"]
+
+
+# --- messages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "next_step"),
+    [
+        ("content_moderated", "change the prompt"),
+        ("generation_failed", "Submit it again"),
+        ("budget_exhausted", "Add funds"),
+        ("output_not_found", "Submit it again"),
+        ("image_too_large", "Resize or compress"),
+        ("unsupported_format", "Convert"),
+        ("corrupt_input", "Encode the input again"),
+        ("invalid_request", "Fix the parameters"),
+        ("rate_limited", "again later"),
+        ("of_tomorrow", ""),
+    ],
+)
+def test_a_failure_tells_what_which_and_what_next(code: str, next_step: str) -> None:
+    """The id, the code, the API's words, and what to do."""
+    failed = snapshot("failed", failure_code=code, failure_reason="It went wrong.")
+    with pytest.raises(GenerationError) as caught:
+        failed.raise_for_failure()
+    message = str(caught.value)
+    assert message.startswith(f"generation {ID} failed: {code}: It went wrong.")
+    assert next_step in message
+    assert ".." not in message
+
+
+@pytest.mark.parametrize(("code", "reason"), [(None, None), ("", ""), (None, "why"), ("odd", None)])
+def test_a_failure_without_words_is_told_all_the_same(code: str | None, reason: str | None) -> None:
+    """No "None" in a message for people."""
+    error = GenerationError(snapshot("failed", failure_code=code, failure_reason=reason))
+    said = [word for word in (code, reason) if word]
+    assert str(error) == ": ".join([f"generation {ID} failed", *said]) + "."
+
+
+def test_completed_without_outputs_is_told_apart_from_failed() -> None:
+    """The code is set, for programs that branch on it."""
+    error = OutputNotFoundError(snapshot("completed", output=[]))
+    assert str(error).startswith(f"generation {ID} completed without any output.")
+    assert error.failure_code == "output_not_found"
+    failed = snapshot("failed", failure_code="output_not_found")
+    assert "failed" in str(OutputNotFoundError(failed))
+
+
+def test_a_timeout_tells_what_which_and_what_next() -> None:
+    """The job may go on and be billed: wait again, do not submit again."""
+    latest = snapshot("processing")
+    error = PollTimeoutError(ID, last_generation=latest, elapsed=300.04, attempts=1)
+    assert str(error) == (
+        f"generation {ID} is 'processing' after 300.0 s and 1 poll. It may still finish and be "
+        "billed: wait again with the same id rather than submit it again."
+    )
+    assert (error.generation_id, error.last_generation) == (ID, latest)
+    assert (error.elapsed, error.attempts) == (300.04, 1)
+    silent = PollTimeoutError(ID, last_generation=None, elapsed=5, attempts=3)
+    assert f"generation {ID} has not answered after 5.0 s and 3 polls." in str(silent)
+
+
+@pytest.mark.parametrize("error_class", [APIError, APIConnectionError, ServerError])
+def test_an_api_error_names_the_generation_if_there_is_one(error_class: type[APIError]) -> None:
+    """Submitting a new one has no id yet."""
+    assert str(make(error_class)) == f"generation {ID}: told"
+    error = APIError("told")
+    assert (str(error), error.generation_id) == ("told", None)
+
+
+# --- retryable -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 529, 599])
+def test_a_transient_status_is_retryable(status: int) -> None:
+    """The same request may succeed later."""
+    assert APIStatusError("", status_code=status).retryable
+
+
+@pytest.mark.parametrize(
+    "status", [301, 302, 304, 307, 308, 400, 401, 402, 403, 404, 405, 410, 413, 418, 422, 451]
+)
+def test_a_permanent_status_is_not_retryable(status: int) -> None:
+    """The same request would be refused again."""
+    assert not APIStatusError("", status_code=status).retryable
+
+
+def test_no_answer_and_an_unreadable_one_are_retryable() -> None:
+    """They say nothing of the generation."""
+    assert APIConnectionError("").retryable
+    assert APITimeoutError("").retryable
+    assert InvalidResponseError("").retryable
+    assert not APIError("").retryable
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+
+def assert_shows_no_secret(error: BaseException) -> None:
+    """Neither the error nor its chain, in any way in which errors are shown or sent."""
+    views = {
+        "str": str(error),
+        "repr": repr(error),
+        "args": repr(error.args),
+        "attributes": repr(attributes(error)),
+        "texts": " ".join(v for v in attributes(error).values() if isinstance(v, str)),
+        "pickle": pickle.dumps(error).decode("latin-1"),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    shown = [name for name, view in views.items() if any(secret in view for secret in SECRETS)]
+    assert shown == []
+
+
+@pytest.mark.parametrize("error_class", CLASSES)
+def test_no_error_ever_shows_a_secret(error_class: type[LumaError]) -> None:
+    """Neither a key nor the query of a URL, wherever the API or a library has put it."""
+    error = make(error_class, LEAKY)
+    assert "sorry" in str(error)
+    assert_shows_no_secret(error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TOKEN,
+        f"'{TOKEN}'",
+        f"key={TOKEN}&x=1",
+        f"authorization: BEARER {TOKEN}",
+        "Bearer s3cr3t",
+        "b'bearer s3cr3t'",
+        '{"Authorization": "Bearer s3cr3t"}',
+        URL,
+        f"<a href='{URL}'>",
+        f'["{URL}"]',
+        f"({URL})",
+        "/a.png?X-Amz-Date=1&X-Amz-Signature=5ec4e7",
+        "x-amz-security-token=5ec4e7",
+        "https://storage.example.com/a.png?a=1 and https://storage.example.com/b.png?sig=5ec4e7",
+    ],
+)
+def test_a_secret_is_found_wherever_it_stands_in_a_text(text: str) -> None:
+    """Quoted, in JSON, in a sentence, in capitals, twice."""
+    assert_shows_no_secret(LumaError(f"before {text} after"))
+    assert "before" in str(LumaError(f"before {text} after"))
+    assert "after" in str(LumaError(f"before {text} after"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "is it done? no",
+        "https://docs.agents.lumalabs.ai/api",
+        "the bearer",
+        "luma-api",
+        "a?b=c",
+        "",
+    ],
+)
+def test_what_is_no_secret_is_told(text: str) -> None:
+    """A message that hides too much does not help."""
+    assert str(LumaError(text)) == text
+
+
+async def raised_by(answer: httpx.Response | Exception) -> APIError:
+    """What `get` raises when the API, or httpx, answers so."""
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    http = httpx.AsyncClient(transport=httpx.MockTransport(handler))
+    with pytest.raises(APIError) as caught:
+        await LumaClient(TOKEN, http_client=http, max_retries=0).generations.get(ID)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(401, json={"detail": LEAKY}),
+        httpx.Response(422, json={"detail": [{"msg": "no", "input": LEAKY}]}),
+        httpx.Response(503, text=LEAKY),
+        httpx.Response(307, headers={"Location": URL}),
+        httpx.Response(200, text=LEAKY),
+        httpx.Response(200, json={"id": LEAKY, "state": [LEAKY], LEAKY: LEAKY}),
+        httpx.Response(200, json=[LEAKY]),
+        httpx.ConnectError(LEAKY),
+        httpx.ReadTimeout(LEAKY),
+        httpx.RemoteProtocolError(LEAKY),
+        httpx.DecodingError(LEAKY),
+        OSError(5, LEAKY),
+        TimeoutError(LEAKY),
+    ],
+    ids=repr,
+)
+def test_nothing_that_an_api_or_a_library_says_leaks(answer: httpx.Response | Exception) -> None:
+    """The whole chain that a log would print is clean."""
+    assert_shows_no_secret(anyio.run(raised_by, answer))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("odd")],
+    ids=repr,
+)
+def test_no_request_in_the_chain_of_an_error_has_the_key(answer: httpx.RequestError) -> None:
+    """Error trackers look into the attributes of every error of a chain."""
+    error: BaseException | None = anyio.run(raised_by, answer)
+    while error is not None:
+        request = vars(error).get("_request")
+        assert request is None or "Authorization" not in request.headers
+        error = error.__cause__ or error.__context__
+    assert answer.request.url.path.endswith(ID)
+
+
+def test_an_outage_at_the_deadline_leaks_nothing() -> None:
+    """The last error is told in the message of the timeout, and is its cause."""
+
+    async def wait() -> LumaError:
+        with pytest.raises(PollTimeoutError) as caught:
+            await Poller(FakeClient(httpx.ConnectError(LEAKY))).wait(ID, timeout=0.01)
+        return caught.value
+
+    error = anyio.run(wait)
+    assert isinstance(error.__cause__, APIConnectionError)
+    assert_shows_no_secret(error)
+
+
+def test_the_key_is_not_shown_by_the_client() -> None:
+    """Nor by what stands in the settings that it refuses."""
+    client = LumaClient(TOKEN)
+    assert TOKEN not in repr(client) + str(client) + repr(client.generations)
+    for bad in (f"Bearer {TOKEN}", f"{TOKEN}\n{TOKEN}", f"{TOKEN}é"):
+        with pytest.raises(ConfigurationError) as caught:
+            LumaClient(bad)
+        assert_shows_no_secret(caught.value)
+    base_url = f"https://user:{TOKEN}@luma.example.com/?key={TOKEN}"
+    with pytest.raises(ConfigurationError) as caught:
+        LumaClient("key", base_url=base_url)
+    assert_shows_no_secret(caught.value)

@@ -1,0 +1,466 @@
+"""What really goes wrong on a network: real sockets, in real time."""
+
+import asyncio
+import gzip
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import luma_agents
+import pytest
+from tenacity import wait_fixed
+
+from luma_poll import (
+    APIConnectionError,
+    APIError,
+    APITimeoutError,
+    AuthenticationError,
+    ConfigurationError,
+    InvalidResponseError,
+    LumaClient,
+    Poller,
+    PollEvent,
+    PollTimeoutError,
+    ServerError,
+)
+from luma_poll.client import MAX_CONNECTIONS
+from tests.fakes import ID, OUTPUT, URL
+
+TOKEN = "luma-api-test"
+SOON = wait_fixed(0.02)
+
+Connection = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Server:
+    """Does with each connection what is written down for it; the last one stands for all others."""
+
+    def __init__(self, *connections: Connection) -> None:
+        self.port = 0
+        self.accepted = 0
+        self.open: set[asyncio.Task[Any]] = set()
+        self._connections = connections
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Handle one connection."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.open.add(task)
+        number = min(self.accepted, len(self._connections) - 1)
+        self.accepted += 1
+        try:
+            await self._connections[number](reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client has gone, or the test is over
+        finally:
+            self.open.discard(task)
+            writer.close()
+
+
+@asynccontextmanager
+async def serve(*connections: Connection, port: int = 0) -> AsyncIterator[Server]:
+    """A server on this machine that handles its connections so."""
+    server = Server(*connections)
+    listening = await asyncio.start_server(server.connected, "127.0.0.1", port)
+    server.port = listening.sockets[0].getsockname()[1]
+    try:
+        async with listening:
+            yield server
+    finally:
+        for task in server.open:
+            task.cancel()
+        await eventually(lambda: not server.open)
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    """What happens on another task, or at the other end of a connection, takes a moment."""
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.002)
+    pytest.fail("it does not happen within two seconds")
+
+
+def client_of(base_url: str, **options: Any) -> LumaClient:
+    return LumaClient(TOKEN, base_url=base_url, **{"timeout": 5, "max_retries": 0, **options})
+
+
+def short_if_it_hangs(error_class: type[APIError]) -> float:
+    """Seconds: a request that hangs is waited for only as long as it must be."""
+    return 0.15 if error_class is APITimeoutError else 5
+
+
+# --- what a server may do with a connection ------------------------------------------------------
+
+
+def http(
+    body: bytes, *, status: str = "200 OK", length: int | None = None, more: str = ""
+) -> bytes:
+    """An answer, which may promise another length than it has."""
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length is None else length}\r\n"
+    return (head + more + "\r\n").encode() + body
+
+
+async def read_request(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    _, _, length = head.lower().partition(b"content-length: ")
+    return head + await reader.readexactly(int(length.split(b"\r\n")[0] or 0))
+
+
+def answer(data: bytes, *, then: Connection | None = None) -> Connection:
+    """Answer a request with these bytes, then close the connection or do something else."""
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(data)
+        await writer.drain()
+        if then is not None:
+            await then(reader, writer)
+
+    return connection
+
+
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    pass
+
+
+async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()  # until the client goes
+
+
+async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while not writer.is_closing():
+        await asyncio.sleep(0.02)
+        writer.write(b" ")
+        await writer.drain()
+
+
+COMPLETED = json.dumps({"id": ID, "state": "completed", "output": OUTPUT}).encode()
+QUEUED = json.dumps({"id": ID, "state": "queued", "output": []}).encode()
+PAGE = b"<html>We are busy.</html>"
+completed = answer(http(COMPLETED, more="Content-Type: application/json\r\nConnection: close\r\n"))
+unauthorized = answer(http(b'{"detail": "Invalid API key"}', status="401 Unauthorized"))
+
+FAULTS: dict[str, tuple[Connection, type[APIError]]] = {
+    "closed at once": (hang_up, APIConnectionError),
+    "closed after the request": (answer(b""), APIConnectionError),
+    "reset at once": (reset, APIConnectionError),
+    "reset before an answer": (answer(b"", then=reset), APIConnectionError),
+    "reset inside the head": (answer(b"HTTP/1.1 200 OK\r\nA:", then=reset), APIConnectionError),
+    "reset inside the body": (answer(http(b"{", length=99), then=reset), APIConnectionError),
+    "truncated body": (answer(http(COMPLETED[:20], length=99)), APIConnectionError),
+    "truncated chunks": (
+        answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{"),
+        APIConnectionError,
+    ),
+    "garbage": (answer(b"\x00\x01SSH-2.0-OpenSSH_9.6\r\n\r\n"), APIConnectionError),
+    "page with status 200": (answer(http(PAGE)), InvalidResponseError),
+    "empty body with status 200": (answer(http(b"")), InvalidResponseError),
+    "no gzip": (answer(http(PAGE, more="Content-Encoding: gzip\r\n")), InvalidResponseError),
+    "page with status 502": (answer(http(PAGE, status="502 Bad Gateway")), ServerError),
+    "hang": (hang, APITimeoutError),
+    "hang inside the body": (answer(http(b"{", length=99), then=hang), APITimeoutError),
+    "trickle": (answer(http(b"{", length=9_999), then=trickle), APITimeoutError),
+}
+
+
+@pytest.fixture(params=FAULTS)
+def fault(request: pytest.FixtureRequest) -> tuple[Connection, type[APIError]]:
+    """What goes wrong, and the class of error that it is."""
+    return FAULTS[request.param]
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
+# --- our own client ------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_each_fault_is_a_typed_error(fault: tuple[Connection, type[APIError]]) -> None:
+    """It names the generation, may be retried, and was sent once."""
+    connection, error_class = fault
+    timeout = short_if_it_hangs(error_class)
+    async with serve(connection) as server, client_of(server.base_url, timeout=timeout) as client:
+        with pytest.raises(APIError, match=ID) as caught:
+            await client.generations.get(ID)
+    assert type(caught.value) is error_class
+    assert caught.value.retryable
+    assert server.accepted == 1
+    if isinstance(caught.value, APIConnectionError):
+        assert caught.value.request_sent
+
+
+@pytest.mark.asyncio
+async def test_a_wait_polls_through_each_fault(fault: tuple[Connection, type[APIError]]) -> None:
+    """The schedule is the only retry, and the generation is not lost."""
+    connection, error_class = fault
+    events: list[PollEvent] = []
+    options: dict[str, Any] = {"timeout": short_if_it_hangs(error_class), "max_retries": 5}
+    async with (
+        serve(connection, completed) as server,
+        client_of(server.base_url, **options) as client,
+    ):
+        poller = Poller(client, wait=SOON, max_rate=None, on_poll=events.append)
+        outputs = await poller.wait(ID, timeout=5)
+    assert [output.url for output in outputs] == [URL]
+    assert [type(event.error) for event in events] == [error_class, type(None)]
+    assert server.accepted == 2
+
+
+@pytest.mark.asyncio
+async def test_the_timeout_of_a_request_holds_over_a_trickle() -> None:
+    """A byte now and then does not keep it alive."""
+    connection, _ = FAULTS["trickle"]
+    clock = asyncio.get_running_loop().time
+    async with serve(connection) as server, client_of(server.base_url, timeout=0.3) as client:
+        began = clock()
+        with pytest.raises(APITimeoutError, match=r"within 0\.3 s"):
+            await client.generations.get(ID)
+        assert 0.29 < clock() - began < 2
+
+
+@pytest.mark.asyncio
+async def test_a_refused_connection_is_polled_through() -> None:
+    """The request was certainly not sent, and a server that comes up later is found."""
+    port = free_port()
+    async with client_of(f"http://127.0.0.1:{port}/v1") as client:
+        with pytest.raises(APIConnectionError, match=ID) as caught:
+            await client.generations.get(ID)
+        assert type(caught.value) is APIConnectionError
+        assert not caught.value.request_sent
+        refused = asyncio.Event()
+        poller = Poller(client, wait=SOON, on_poll=lambda event: refused.set())
+        wait = asyncio.create_task(poller.wait(ID, timeout=5))
+        await refused.wait()
+        async with serve(completed, port=port):
+            assert await wait
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("trouble", ["dns", "tls"])
+async def test_a_host_that_cannot_be_talked_to_is_polled_through(trouble: str) -> None:
+    """A name that does not resolve, and TLS where plain text is spoken, may be mended in time."""
+    page = answer(http(PAGE, status="400 Bad Request"))
+
+    async def plain_text(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(http(PAGE, status="400 Bad Request"))
+
+    async with serve(plain_text if trouble == "tls" else page) as server:
+        host = f"127.0.0.1:{server.port}" if trouble == "tls" else "luma-poll.invalid"
+        async with client_of(f"https://{host}/v1", timeout=5) as client:
+            with pytest.raises(APIConnectionError, match=ID) as caught:
+                await client.generations.get(ID)
+            assert type(caught.value) is APIConnectionError
+            assert not caught.value.request_sent
+            events: list[PollEvent] = []
+            poller = Poller(client, wait=SOON, on_poll=events.append)
+            with pytest.raises(PollTimeoutError) as given_up:
+                await poller.wait(ID, timeout=0.15)
+    assert type(given_up.value.__cause__) is APIConnectionError
+    assert len(events) > 1
+    assert {type(event.error) for event in events} == {APIConnectionError}
+
+
+@pytest.mark.asyncio
+async def test_a_connection_is_kept_and_replaced_when_the_server_drops_it() -> None:
+    """Two polls on one connection; when it was closed meanwhile, the next opens another."""
+    kept = answer(http(QUEUED), then=answer(http(QUEUED)))
+    async with serve(kept, completed) as server, client_of(server.base_url) as client:
+        assert (await client.generations.get(ID)).state == "queued"
+        assert (await client.generations.get(ID)).state == "queued"
+        assert server.accepted == 1
+        await asyncio.sleep(0.05)
+        assert (await client.generations.get(ID)).state == "completed"
+    assert server.accepted == 2
+
+
+@pytest.mark.asyncio
+async def test_a_compressed_answer_is_read() -> None:
+    """The client asks for compression, as httpx does."""
+    body = http(gzip.compress(COMPLETED), more="Content-Encoding: gzip\r\n")
+    async with serve(answer(body)) as server, client_of(server.base_url) as client:
+        assert (await client.generations.get(ID)).state == "completed"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("count", [50, MAX_CONNECTIONS + 50])
+async def test_cancelled_requests_leave_nothing_behind(count: int) -> None:
+    """No task, and no connection that the next request would miss, even if some had to queue."""
+    sent = min(count, MAX_CONNECTIONS)
+    async with (
+        serve(*[hang] * sent, completed) as server,
+        client_of(server.base_url, timeout=30) as client,
+    ):
+        before = asyncio.all_tasks()
+        requests = [asyncio.create_task(client.generations.get(ID)) for _ in range(count)]
+        await eventually(lambda: len(server.open) == sent)
+        await asyncio.sleep(0.05)  # all of them have been sent and wait for an answer
+        for request in requests:
+            request.cancel()
+        results = await asyncio.gather(*requests, return_exceptions=True)
+        assert {type(result) for result in results} == {asyncio.CancelledError}
+        async with asyncio.timeout(2):
+            assert (await client.generations.get(ID)).state == "completed"
+        await eventually(lambda: not server.open)
+        assert asyncio.all_tasks() == before
+
+
+async def cancel_at_every_moment(server: Server, client: LumaClient) -> None:
+    """Cancel two requests after each number of steps that it takes to connect and to send."""
+    for steps in range(40):
+        requests = [asyncio.create_task(client.generations.get(ID)) for _ in range(2)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for request in requests:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
+
+
+@pytest.mark.asyncio
+async def test_no_moment_to_cancel_makes_the_client_useless(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While it connects, between connecting and sending, or later: no connection is used up."""
+    monkeypatch.setattr("luma_poll.client.MAX_CONNECTIONS", 2)
+    async with serve(hang) as server, client_of(server.base_url) as client:
+        await cancel_at_every_moment(server, client)
+        seen = server.accepted
+        request = asyncio.create_task(client.generations.get(ID))
+        await eventually(lambda: server.accepted > seen)
+        request.cancel()
+
+
+@pytest.mark.asyncio
+async def test_no_moment_to_cancel_leaves_a_connection_open() -> None:
+    """The server sees all of them end, although the client lives on."""
+    async with serve(hang) as server, client_of(server.base_url) as client:
+        await cancel_at_every_moment(server, client)
+        await eventually(lambda: not server.open)
+
+
+@pytest.mark.asyncio
+async def test_cancelled_waits_leave_nothing_behind() -> None:
+    """Fifty waits with their requests under way: the poller works on."""
+    async with (
+        serve(*[hang] * 50, completed) as server,
+        client_of(server.base_url, timeout=30) as client,
+    ):
+        before = asyncio.all_tasks()
+        poller = Poller(client, wait=SOON, max_rate=None)
+        waits = [asyncio.create_task(poller.wait(f"id-{number}")) for number in range(50)]
+        await eventually(lambda: len(server.open) == 50)
+        await asyncio.sleep(0.05)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        assert repr(poller) == "Poller(generations=0)"
+        assert await poller.wait(ID, timeout=2)
+        await eventually(lambda: not server.open)
+        assert asyncio.all_tasks() == before
+
+
+# --- the official SDK ----------------------------------------------------------------------------
+
+
+def sdk_of(server: Server, **options: Any) -> luma_agents.AsyncLuma:
+    """The official client, with retries of its own that a wait must not use."""
+    return luma_agents.AsyncLuma(
+        auth_token=TOKEN, base_url=server.base_url, max_retries=5, **options
+    )
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reset before an answer",
+        "truncated body",
+        "garbage",
+        "page with status 200",
+        "page with status 502",
+        "no gzip",
+        "hang",
+    ],
+)
+async def test_a_wait_with_the_official_sdk_polls_through_each_fault(name: str) -> None:
+    """One request for each poll, as its own retries are off; its errors become ours."""
+    connection, error_class = FAULTS[name]
+    if name == "no gzip":
+        error_class = APIConnectionError  # that is what the SDK makes of it
+    timeout = short_if_it_hangs(error_class)
+    events: list[PollEvent] = []
+    async with (
+        serve(connection, connection, completed) as server,
+        sdk_of(server, timeout=timeout) as sdk,
+    ):
+        poller = Poller(sdk, wait=SOON, max_rate=None, on_poll=events.append)
+        outputs = await poller.wait(ID, timeout=5)
+        assert sdk.max_retries == 5
+    assert [output.url for output in outputs] == [URL]
+    assert [type(event.error) for event in events] == [error_class, error_class, type(None)]
+    assert server.accepted == 3
+
+
+@pytest.mark.asyncio
+async def test_a_deadline_bounds_a_request_of_the_official_sdk() -> None:
+    """Its own timeout restarts with every byte, so a trickle would last for ever."""
+    connection, _ = FAULTS["trickle"]
+    async with serve(connection) as server, sdk_of(server, timeout=60) as sdk:
+        with pytest.raises(PollTimeoutError) as caught:
+            await Poller(sdk, wait=SOON).wait(ID, timeout=0.2)
+    assert caught.value.attempts == 1
+
+
+@pytest.mark.asyncio
+async def test_a_refusal_of_the_official_sdk_is_our_error() -> None:
+    """It ends the wait at once, with the API's words, and the chain keeps no key."""
+    async with serve(unauthorized) as server, sdk_of(server) as sdk:
+        with pytest.raises(AuthenticationError, match=f"{ID}.*Invalid API key") as caught:
+            await Poller(sdk, wait=SOON).wait(ID, timeout=5)
+    assert (caught.value.status_code, caught.value.detail) == (401, "Invalid API key")
+    assert server.accepted == 1
+    cause = caught.value.__cause__
+    assert isinstance(cause, luma_agents.AuthenticationError)
+    assert "Authorization" not in cause.request.headers
+    assert "Authorization" not in cause.response.request.headers
+
+
+@pytest.mark.asyncio
+async def test_what_the_official_sdk_creates_can_be_waited_for() -> None:
+    """Its snapshot is the first answer, so one poll is enough; its outputs come back as ours."""
+    created = answer(
+        http(
+            QUEUED,
+            status="201 Created",
+            more="Content-Type: application/json\r\nConnection: close\r\n",
+        )
+    )
+    async with serve(created, completed) as server, sdk_of(server) as sdk:
+        snapshot = await sdk.generations.create(prompt="A cat")
+        (output,) = await Poller(sdk, wait=SOON).wait(snapshot, timeout=5)
+    assert (output.type, output.url) == ("image", URL)
+    assert server.accepted == 2
+
+
+def test_the_synchronous_sdk_is_refused() -> None:
+    """It would block the event loop; the message names the one to use."""
+    client: Any = luma_agents.Luma(auth_token=TOKEN)
+    with client, pytest.raises(ConfigurationError, match=r"use luma_agents\.AsyncLuma"):
+        Poller(client)
