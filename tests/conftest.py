@@ -1,3 +1,6 @@
+import gc
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +15,19 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     if request.param == "asyncio":
         return "asyncio", {"loop_factory": VirtualTimeLoop}
     return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
+
+
+@pytest.fixture
+def sockets_left_to_the_collector() -> Iterator[None]:
+    """For tests that cancel at every moment of a connect.
+
+    A cancellation right after the connect makes anyio or asyncio drop the new socket, which the
+    garbage collector then closes with a ResourceWarning, during whatever test runs by then.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

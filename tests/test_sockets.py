@@ -334,6 +334,7 @@ async def cancel_at_every_moment(server: Server, client: LumaClient) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.usefixtures("sockets_left_to_the_collector")
 async def test_no_moment_to_cancel_makes_the_client_useless(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -348,6 +349,7 @@ async def test_no_moment_to_cancel_makes_the_client_useless(
 
 
 @pytest.mark.asyncio
+@pytest.mark.usefixtures("sockets_left_to_the_collector")
 async def test_no_moment_to_cancel_leaves_a_connection_open() -> None:
     """The server sees all of them end, although the client lives on."""
     async with serve(hang) as server, client_of(server.base_url) as client:

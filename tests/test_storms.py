@@ -12,6 +12,8 @@ from tenacity import wait_fixed, wait_random
 from luma_poll import LumaClient, Poller, PollTimeoutError
 from luma_poll.sandbox import Sandbox
 
+pytestmark = pytest.mark.usefixtures("sockets_left_to_the_collector")
+
 BACKENDS: dict[str, dict[str, Any]] = {
     "asyncio": {"backend": "asyncio"},
     "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
