@@ -9,8 +9,11 @@ import luma_agents
 import pytest
 from luma_agents import AsyncLuma
 from luma_agents.types import Generation
+from tenacity import wait_fixed
 
+from luma_poll import InvalidResponseError, Poller, PollEvent
 from luma_poll.sandbox import Sandbox
+from tests.fakes import ID, FakeClient
 
 
 @asynccontextmanager
@@ -165,3 +168,16 @@ async def test_request_id() -> None:
         )
     assert response.headers["X-Request-Id"] == "order-17"
     assert (await response.parse()).state == "queued"
+
+
+@pytest.mark.asyncio
+async def test_an_answer_that_it_cannot_validate_is_polled_through() -> None:
+    """With strict validation the SDK raises, where it would else hand the rubbish on."""
+    response = httpx.Response(200, request=httpx.Request("GET", "https://agents.lumalabs.ai/v1"))
+    invalid = luma_agents.APIResponseValidationError(response, body=None)
+    events: list[PollEvent] = []
+    client = FakeClient(invalid, "completed")
+    assert await Poller(client, wait=wait_fixed(0.01), on_poll=events.append).wait(ID)
+    assert isinstance(events[0].error, InvalidResponseError)
+    assert events[0].error.generation_id == ID
+    assert "not readable (APIResponseValidationError)" in str(events[0].error)

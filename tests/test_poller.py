@@ -323,7 +323,10 @@ async def test_a_permanent_error_ends_a_wait_at_once(error: APIError) -> None:
 async def test_an_outage_at_the_deadline_is_the_cause() -> None:
     """The error tells the last good state and what was wrong at the end."""
     client = FakeClient("processing", BUSY)
+    await anyio.sleep(10)
     _, error = await timed(Poller(client).wait(ID, timeout=60))
+    assert "(the last poll failed: HTTP 503)" in str(error)
+    assert "after 60.0 s" in str(error)
     assert isinstance(error, PollTimeoutError)
     assert isinstance(error.__cause__, ServerError)
     assert error.last_generation is not None
@@ -336,9 +339,9 @@ async def test_a_404_is_not_believed_right_after_a_snapshot() -> None:
     client = FakeClient(missing, missing, "completed")
     assert await Poller(client, wait=wait_fixed(3)).wait(snapshot("queued"))
     client = FakeClient(missing)
-    elapsed, error = await timed(Poller(client, wait=wait_fixed(3)).wait(snapshot("queued")))
+    elapsed, error = await timed(Poller(client, wait=wait_fixed(5)).wait(snapshot("queued")))
     assert isinstance(error, NotFoundError)
-    assert elapsed == 12
+    assert elapsed == 10
 
 
 async def test_an_error_that_is_nobodys_trouble_but_the_codes_is_raised() -> None:
@@ -382,6 +385,40 @@ async def test_a_retry_after_past_the_deadline_fails_now_with_the_cause() -> Non
     assert short == asleep == 0
     assert long == 100
     assert outputs
+
+
+async def test_a_wait_that_queues_for_its_turn_hears_of_a_quiet_time() -> None:
+    """It fails at once too, if the quiet time outlasts it; with more time it goes on after it."""
+    client = FakeClient((2, throttled(100)), "completed")
+    poller = Poller(client, max_in_flight=1)
+    _, (short, error), (long, outputs) = await together(
+        lambda: poller.wait(ID, timeout=50),
+        lambda: poller.wait(OTHER_ID, timeout=60),
+        lambda: poller.wait("third", timeout=300),
+    )
+    assert isinstance(error, PollTimeoutError)
+    assert isinstance(error.__cause__, RateLimitError)
+    assert (short, error.attempts, error.elapsed) == (2, 0, 2)
+    assert long == 102
+    assert outputs
+
+
+async def test_a_shorter_quiet_time_does_not_cut_a_longer_one() -> None:
+    """Two answers were under way together: the longer one holds."""
+    client = FakeClient((1, throttled(60)), (2, throttled(5)), "completed")
+    poller = Poller(client, wait=wait_fixed(1), max_rate=None)
+    await together(lambda: poller.wait(ID), lambda: poller.wait(OTHER_ID))
+    assert client.times[2] == 61
+
+
+@pytest.mark.parametrize(("retry_after", "second"), [(0.5, 0.5), (None, 0.1), (0.0, 0.1)])
+async def test_a_short_retry_after_is_kept_to_the_moment(
+    retry_after: float | None, second: float
+) -> None:
+    """Not longer than asked, and nothing where nothing was asked."""
+    client = FakeClient(throttled(retry_after), "completed")
+    await Poller(client, wait=wait_fixed(0.1)).wait(ID)
+    assert client.times == [0, second]
 
 
 async def test_a_quiet_time_does_not_outlive_itself() -> None:
@@ -610,13 +647,51 @@ async def test_on_poll_tells_of_every_poll() -> None:
     ]
 
 
+async def test_polls_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Each at DEBUG, trouble at INFO, by the id of the generation."""
+    caplog.set_level(logging.DEBUG, "luma_poll")
+    await Poller(FakeClient("queued", BUSY, "throttled", "completed")).wait(ID)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("DEBUG", f"generation {ID}: queued"),
+        ("INFO", "polling on after: HTTP 503"),
+        ("DEBUG", f"generation {ID}: throttled"),
+        (
+            "WARNING",
+            f"generation {ID} is in a state that luma-poll does not know, 'throttled': polling on",
+        ),
+        ("DEBUG", f"generation {ID}: completed"),
+    ]
+
+
+async def test_a_permanent_error_is_reported_once() -> None:
+    """To `on_poll`, with no next poll; it is raised, so it is not logged as trouble."""
+    events: list[PollEvent] = []
+    missing = NotFoundError("404", status_code=404)
+    await timed(Poller(FakeClient(missing), on_poll=events.append).wait(ID))
+    assert events == [PollEvent(ID, 1, None, missing, elapsed=0, next_delay=None)]
+
+
 async def test_on_poll_foretells_the_last_poll() -> None:
     """The delay is the one that will be slept, shortened by the deadline."""
     events: list[PollEvent] = []
     client = FakeClient("queued")
-    poller = Poller(client, wait=wait_fixed(20), on_poll=events.append)
-    await timed(poller.wait(ID, timeout=30))
-    assert [event.next_delay for event in events] == [20, 9, None]
+    poller = Poller(client, wait=wait_fixed(29.8), on_poll=events.append)
+    await timed(poller.wait(ID, timeout=60))
+    assert [event.next_delay for event in events] == [
+        pytest.approx(29.8),
+        pytest.approx(29.2),
+        None,
+    ]
+    assert [event.elapsed for event in events] == [0, pytest.approx(29.8), 59]
+
+
+async def test_on_poll_foretells_a_short_delay() -> None:
+    """Below a second too."""
+    events: list[PollEvent] = []
+    await Poller(
+        FakeClient("queued", "completed"), wait=wait_fixed(0.25), on_poll=events.append
+    ).wait(ID)
+    assert events[0].next_delay == 0.25
 
 
 async def test_an_exception_in_on_poll_is_logged_and_never_ends_a_wait(

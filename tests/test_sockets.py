@@ -358,6 +358,24 @@ async def test_no_moment_to_cancel_leaves_a_connection_open() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_cancelled_request_does_not_disturb_the_others() -> None:
+    """The connections in use by other requests stay as they are."""
+
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)
+        await completed(reader, writer)
+
+    async with serve(hang, slowly) as server, client_of(server.base_url, timeout=5) as client:
+        cancelled = asyncio.create_task(client.generations.get(ID))
+        await eventually(lambda: len(server.open) == 1)
+        other = asyncio.create_task(client.generations.get(ID))
+        await eventually(lambda: len(server.open) == 2)
+        cancelled.cancel()
+        assert (await other).state == "completed"
+        assert cancelled.cancelled()
+
+
+@pytest.mark.asyncio
 async def test_cancelled_waits_leave_nothing_behind() -> None:
     """Fifty waits with their requests under way: the poller works on."""
     async with (

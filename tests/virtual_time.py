@@ -10,7 +10,7 @@ class _JumpingSelector(selectors.SelectSelector):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = 0.0
+        self.now = 1000.0
 
     def select(self, timeout: float | None = None) -> Any:
         if timeout is None:  # no timer is set: only a thread can bring news now
@@ -26,7 +26,7 @@ def _hang() -> Any:
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An asyncio event loop in virtual time. It starts at 0."""
+    """An asyncio event loop in virtual time, from 1,000 s on: a clock may start anywhere."""
 
     def __init__(self) -> None:
         self._virtual = _JumpingSelector()
