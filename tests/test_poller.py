@@ -390,7 +390,7 @@ async def test_a_retry_after_past_the_deadline_fails_now_with_the_cause() -> Non
 async def test_a_wait_that_queues_for_its_turn_hears_of_a_quiet_time() -> None:
     """It fails at once too, if the quiet time outlasts it; with more time it goes on after it."""
     client = FakeClient((2, throttled(100)), "completed")
-    poller = Poller(client, max_in_flight=1)
+    poller = Poller(client, max_rate=0.1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(timed, poller.wait(ID, timeout=50))
         await anyio.sleep(1)
