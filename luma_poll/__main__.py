@@ -6,13 +6,17 @@ import sys
 def main() -> None:
     """Run the command line, or say how to install it."""
     try:
-        from luma_poll.cli import app
+        from luma_poll.cli import run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("luma_poll"):
+        missing = (error.name or "luma_poll").partition(".")[0]
+        if missing == "luma_poll":
             raise
-        print(f"The command line needs {error.name}: pip install 'luma-poll[cli]'", file=sys.stderr)
+        print(f"The command line needs {missing}: pip install 'luma-poll[cli]'", file=sys.stderr)
         sys.exit(2)
-    app(prog_name="luma-poll")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import partial
+
 import anyio
 from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
 from tenacity import RetryCallState
 
 from luma_poll.client import LumaClient
-from luma_poll.display import LiveTable, live_table
+from luma_poll.display import STYLES, LiveTable, live_table
 from luma_poll.errors import GenerationError
 from luma_poll.models import Generation
 from luma_poll.poller import Poller
@@ -33,45 +38,54 @@ async with LumaClient() as client:
     outputs = await Poller(client).wait(generation)"""
 
 
+@dataclass
+class Result:
+    """What became of a prompt."""
+
+    prompt: str
+    state: str = ""
+    lines: list[str] = field(default_factory=list)
+
+
 def ten_times_as_often(state: RetryCallState) -> float:
     """The default schedule, as fast as the sandbox."""
     return DEFAULT_WAIT(state) / SPEED
 
 
-async def run_demo(console: Console) -> None:
-    """Submit `PROMPTS`, wait for all of them with a live table, and print what became of them."""
-    results: dict[str, str] = {}
+async def run_demo(out: Console, err: Console) -> None:
+    """Submit `PROMPTS`, wait for all with a live table on `err`, and print what became of them."""
+    say = partial(out.print, soft_wrap=not out.is_terminal)
+    results: dict[str, Result] = {}
     async with Sandbox(speed=SPEED).serve() as base_url:
-        console.print(
-            f"[bold]luma-poll demo[/]: a simulated Luma API on {base_url}, {SPEED:g} times as fast "
-            "as the real one.\nIt needs no key, and nothing is billed.\n"
-        )
-        async with (
-            LumaClient(DEMO_KEY, base_url=base_url) as client,
-            live_table("prompt", "model", console=console) as table,
-            anyio.create_task_group() as tasks,
-        ):
-            poller = Poller(client, wait=ten_times_as_often, timeout=60, on_poll=table.on_poll)
-            for prompt, model, script in PROMPTS:
-                generation = await client.generations.create(f"{prompt} {script}", model=model)
-                table.add(generation.id, prompt, model)
-                tasks.start_soon(_wait, poller, generation, prompt, table, results)
-    console.print("\n[bold]What came out[/] (the secret part of each URL is left out)\n")
+        say(f"A simulated Luma API, {SPEED:g} times as fast as the real one, is at {base_url}.")
+        say("It needs no key, and nothing is billed.\n")
+        with live_table("prompt", "model", console=err) as table:
+            async with (
+                LumaClient(DEMO_KEY, base_url=base_url) as client,
+                anyio.create_task_group() as tasks,
+            ):
+                poller = Poller(client, wait=ten_times_as_often, timeout=60, on_poll=table.on_poll)
+                for prompt, model, script in PROMPTS:
+                    generation = await client.generations.create(f"{prompt} {script}", model=model)
+                    table.add(generation.id, prompt, model, state=generation.state)
+                    results[generation.id] = Result(prompt)
+                    tasks.start_soon(_wait, poller, generation, table, results[generation.id])
+    say("\nWhat came out (the secret part of each URL is left out)\n", style="bold")
     for result in results.values():
-        console.print(result)
-    console.print(f"\n[bold]The same in Python[/]\n\n{HOW}", highlight=True)
+        say(Text.assemble((f"{result.state:<11}", STYLES[result.state]), result.prompt))
+        for line in result.lines:
+            say(Padding(line, (0, 0, 0, 2), expand=False))
+    say("\nThe same in Python\n", style="bold")
+    say(HOW, highlight=True)
 
 
-async def _wait(
-    poller: Poller, generation: Generation, prompt: str, table: LiveTable, results: dict[str, str]
-) -> None:
-    results[generation.id] = ""  # keeps the order of submission
+async def _wait(poller: Poller, generation: Generation, table: LiveTable, result: Result) -> None:
     try:
         outputs = await poller.wait(generation)
     except GenerationError as error:
-        table.end(generation.id, "failed")
-        results[generation.id] = f"[red]✗[/] {prompt}\n  [red]{type(error).__name__}[/]: {error}"
+        result.state = "failed"
+        result.lines = [f"{type(error).__name__}: {error}"]
     else:
-        table.end(generation.id, "completed")
-        urls = "".join(f"\n  {redact(output.url)}" for output in outputs)
-        results[generation.id] = f"[green]✓[/] {prompt}{urls}"
+        result.state = "completed"
+        result.lines = [redact(output.url) for output in outputs]
+    table.end(generation.id, result.state)
