@@ -113,12 +113,16 @@ def options(
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    chaos: Annotated[
+        bool, typer.Option("--chaos", help="Replace three in ten answers by faults.")
+    ] = False,
+) -> None:
     """Submit six generations to a simulated API and wait for them. It takes seconds."""
     from luma_poll.demo import run_demo
 
     with _exit_codes():
-        anyio.run(run_demo, out, err)
+        anyio.run(partial(run_demo, out, err, chaos=chaos))
 
 
 @app.command()
@@ -217,6 +221,12 @@ def sandbox(
         float, typer.Option(callback=_positive, help="How many times as fast as the real API.")
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Repeat the same ids and durations.")] = None,
+    faults: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="The share of answers to polls that is replaced by faults."
+        ),
+    ] = 0.0,
 ) -> None:
     """Serve a simulated API until Ctrl-C, for any client in any language.
 
@@ -227,7 +237,7 @@ def sandbox(
 
     async def serve() -> None:
         async with AsyncExitStack() as stack:
-            serving = Sandbox(speed=speed, seed=seed).serve(host, port)
+            serving = Sandbox(speed=speed, seed=seed, faults=faults).serve(host, port)
             try:
                 base_url = await stack.enter_async_context(serving)
             except (OSError, UnicodeError) as error:

@@ -52,16 +52,22 @@ def ten_times_as_often(state: RetryCallState) -> float:
     return DEFAULT_WAIT(state) / SPEED
 
 
-async def run_demo(out: Console, err: Console) -> None:
-    """Submit `PROMPTS`, wait for all with a live table on `err`, and print what became of them."""
+async def run_demo(out: Console, err: Console, *, chaos: bool = False) -> None:
+    """Submit `PROMPTS`, wait for all with a live table on `err`, and print what became of them.
+
+    With `chaos`, three in ten answers to polls are faults.
+    """
     say = partial(out.print, soft_wrap=not out.is_terminal)
     results: dict[str, Result] = {}
-    async with Sandbox(speed=SPEED).serve() as base_url:
+    sandbox = Sandbox(speed=SPEED, faults=0.3 if chaos else 0.0)
+    async with sandbox.serve() as base_url:
         say(f"A simulated Luma API, {SPEED:g} times as fast as the real one, is at {base_url}.")
         say("It needs no key, and nothing is billed.\n")
+        if chaos:
+            say("It has a bad day: three in ten answers to polls are faults.\n")
         with live_table("prompt", "model", console=err) as table:
             async with (
-                LumaClient(DEMO_KEY, base_url=base_url) as client,
+                LumaClient(DEMO_KEY, base_url=base_url, timeout=1.0) as client,
                 anyio.create_task_group() as tasks,
             ):
                 poller = Poller(client, wait=ten_times_as_often, timeout=60, on_poll=table.on_poll)
@@ -74,7 +80,10 @@ async def run_demo(out: Console, err: Console) -> None:
     for result in results.values():
         say(Text.assemble((f"{result.state:<11}", STYLES[result.state]), result.prompt))
         for line in result.lines:
-            say(Padding(line, (0, 0, 0, 2), expand=False))
+            say(Padding(line, (0, 0, 0, 2), expand=False) if out.is_terminal else f"  {line}")
+    if chaos:
+        faults = ", ".join(f"{count} {kind}" for kind, count in sandbox.faults_served.items())
+        say(f"\nFaults on the way: {faults or 'none, by luck'}. No wait ended by one.")
     say("\nThe same in Python\n", style="bold")
     say(HOW, highlight=True)
 

@@ -364,6 +364,7 @@ def test_create_says_what_the_api_refuses(cli: Cli) -> None:
         (["wait"], "Missing argument"),
         (["sandbox", "--speed", "-1"], "-1 is not above 0"),
         (["sandbox", "--port", "70000"], "Invalid value for '--port'"),
+        (["sandbox", "--faults", "1.5"], "Invalid value for '--faults'"),
         (["sandbox", "--host", "not a host"], "Error: cannot listen on not a host, port 8787: "),
         (["sleep"], "No such command 'sleep'"),
     ],
@@ -650,10 +651,40 @@ def test_the_demo_shows_outputs_errors_and_the_code(
     assert out.count("completed  ") == 4
     assert out.count("failed     ") == 2
     assert out.count("/storage/") == 5
-    assert "  ContentModeratedError: " in out
-    assert "  GenerationFailedError: " in out
+    assert re.search(r"\n  ContentModeratedError: .*change the prompt or the references\.\n", out)
+    assert re.search(r"\n  GenerationFailedError: .*Submit it again\.\n", out)
     assert SIGNED not in out
     assert out.endswith("    outputs = await Poller(client).wait(generation)\n")
+
+
+def test_the_demo_of_a_bad_day(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same ends, with faults on the way, which are told."""
+    monkeypatch.setattr("luma_poll.demo.SPEED", 60.0)
+    monkeypatch.setattr(
+        "luma_poll.demo.Sandbox",
+        lambda speed, faults: Sandbox(speed=speed, faults={"503": faults, "reset": faults}),
+    )
+    code, out, err = cli("demo", "--chaos")
+    assert (code, err) == (0, "")
+    assert "It has a bad day" in out
+    assert out.count("completed  ") == 4
+    assert out.count("failed     ") == 2
+    told = re.search(r"Faults on the way: (.*)\. No wait ended by one\.", out)
+    assert told
+    assert re.fullmatch(r"(\d+ (503|reset)(, |$))+", told[1])
+
+
+def test_the_sandbox_serves_a_bad_day(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--faults` is the share of the answers to polls that is replaced."""
+    seen: list[dict[str, Any]] = []
+
+    def sandbox(**options: Any) -> Sandbox:
+        seen.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("luma_poll.sandbox.Sandbox", sandbox)
+    assert cli("sandbox", "--faults", "0.3").code == 130
+    assert seen == [{"speed": 1.0, "seed": None, "faults": 0.3}]
 
 
 # --- the table -----------------------------------------------------------------------------------
