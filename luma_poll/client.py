@@ -354,7 +354,7 @@ def check_generation_id(generation_id: object) -> str:
         )
     stripped = generation_id.strip()
     if stripped in ("", ".", "..") or len(stripped) > MAX_ID_LENGTH:
-        raise ConfigurationError(f"{generation_id[:MAX_ID_LENGTH]!r} is not a generation id")
+        raise ConfigurationError(f"{generation_id[:50]!r} is not a generation id")
     try:
         stripped.encode()
     except UnicodeEncodeError:

@@ -202,7 +202,8 @@ def _timed_out(
     progress: Progress, deadline: Deadline, quiet: Quiet, now: float, attempts: int
 ) -> PollTimeoutError:
     cause: APIError | None = progress.trouble
-    why = "" if cause is None else f" (the last poll failed: {cause})"
+    said = str(cause).removeprefix(f"generation {progress.generation_id}: ")
+    why = "" if cause is None else f" (the last poll failed: {said})"
     if now < deadline.at:
         cause = quiet.error
         why = f" (the API asks for {quiet.until - now:.0f} s of quiet, past the deadline)"

@@ -261,7 +261,7 @@ def test_a_table_on_a_terminal_leaves_results_alone(
     code, out, err = cli("wait", slow, bad, ID)
     assert (code, err, out.count("\n")) == (4, "", 1)
     table = [line.split() for line in written(screen).splitlines()[-4:]]
-    assert table[0] == ["generation", "state", "waited", "polls"]
+    assert table[0] == ["generation", "state", "age", "polls"]
     assert table[1][:2] == [slow, "completed"]
     assert table[2][:2] == [bad, "failed"]
     assert table[3][:2] == [ID, "NotFoundError"]
@@ -843,7 +843,7 @@ def test_the_demo_on_a_terminal() -> None:
         assert process.wait(10) == 0
     os.close(ours)
     assert time.monotonic() - began < 30
-    assert screen.count("waited") > 10
+    assert screen.count("age") > 10
     for words in ("queued", "processing", "completed", "What came out", "ContentModeratedError"):
         assert words in screen
     assert "\x1b[?25h" in screen, "the cursor is shown again"
