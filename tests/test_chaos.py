@@ -1,5 +1,6 @@
 """The sandbox's bad days, and how a wait gets through them."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -179,3 +180,22 @@ def test_bad_shares_are_refused(bad: Any) -> None:
     """The message names the argument."""
     with pytest.raises(ValueError, match="faults"):
         Sandbox(faults=bad)
+
+
+@pytest.mark.asyncio
+async def test_no_log_holds_a_secret(caplog: pytest.LogCaptureFixture) -> None:
+    """At DEBUG level, in our log and in those of the libraries below, on a good and a bad day."""
+    caplog.set_level(logging.DEBUG)
+    sandbox = Sandbox(speed=1e6, faults={"503": 0.2, "reset": 0.2, "garbage": 0.2}, seed=1)
+    async with (
+        sandbox.serve() as base_url,
+        LumaClient("luma-api-s3cr3t", base_url=base_url) as client,
+    ):
+        poller = Poller(client, wait=wait_fixed(0.01))
+        for _ in range(5):
+            outputs = await poller.wait((await client.generations.create("a fox")).id)
+            signature = outputs[0].url.partition("X-Amz-Signature=")[2]
+            assert len(signature) == 64
+            assert signature not in caplog.text
+    assert "s3cr3t" not in caplog.text
+    assert {"luma_poll", "httpx", "httpcore.http11"} <= {record.name for record in caplog.records}
