@@ -261,7 +261,8 @@ class Poller:
                 raise
             if translated is not error:
                 translated.__cause__ = error
-            return translated
+            # It is an answer now: without its traceback it keeps no frames alive.
+            return translated.with_traceback(None)
 
     def _keep_quiet(self, answer: Generation | APIError, now: float) -> None:
         """Heed `Retry-After` for all waits; those that it outlasts hear of it at once."""

@@ -292,12 +292,15 @@ async def test_a_transient_fault_never_ends_a_wait(fault: Exception) -> None:
 async def test_an_answer_that_is_no_generation_is_polled_through(rubbish: object) -> None:
     """A proxy's page with status 200 is trouble, not the end."""
     answers = iter([rubbish, snapshot()])
+    events: list[PollEvent] = []
 
     class Client(FakeClient):
         async def get(self, generation_id: str) -> Any:
             return next(answers)
 
-    assert await Poller(Client()).wait(ID)
+    assert await Poller(Client(), on_poll=events.append).wait(ID)
+    assert isinstance(events[0].error, InvalidResponseError)
+    assert events[0].error.generation_id == ID
 
 
 @pytest.mark.parametrize(
@@ -405,6 +408,15 @@ async def test_a_wait_that_queues_for_its_turn_hears_of_a_quiet_time() -> None:
     assert outputs
 
 
+async def test_the_limits_hold_after_a_quiet_time() -> None:
+    """Those that were sent away from the queue give back no turn that they did not have."""
+    client = FakeClient((1, throttled(10)), "completed", latency=0.5)
+    poller = Poller(client, max_in_flight=1, max_rate=None)
+    await together(*[lambda i=i: poller.wait(f"id-{i}") for i in range(10)])
+    assert len(client.calls) == 11
+    assert client.most_under_way == 1
+
+
 async def test_a_shorter_quiet_time_does_not_cut_a_longer_one() -> None:
     """Two answers were under way together: the longer one holds."""
     client = FakeClient((1, throttled(60)), (2, throttled(5)), "completed")
@@ -454,6 +466,20 @@ async def test_each_wait_on_a_stream_keeps_its_own_deadline() -> None:
     assert [elapsed for elapsed, _ in results] == [12.0, 33.0, pytest.approx(72)]
     assert [type(result) for _, result in results] == [PollTimeoutError, PollTimeoutError, list]
     assert client.most_under_way == 1
+
+
+async def test_a_wait_that_joins_counts_its_own_requests() -> None:
+    """Those before it came are not its attempts."""
+    client = FakeClient("processing")
+    poller = Poller(client, wait=wait_fixed(10))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(timed, poller.wait(ID, timeout=100))
+        await anyio.sleep(45)
+        _, error = await timed(poller.wait(ID, timeout=10))
+        tasks.cancel_scope.cancel()
+    assert isinstance(error, PollTimeoutError)
+    assert client.times == [0, 10, 20, 30, 40, 50, 54]
+    assert error.attempts == 2
 
 
 async def test_the_wait_that_polls_may_be_cancelled() -> None:
