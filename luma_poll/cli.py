@@ -31,7 +31,8 @@ import typer
 from rich.console import Console
 
 from luma_poll._version import __version__
-from luma_poll.client import LumaClient, check_generation_id
+from luma_poll.arguments import check_generation_id
+from luma_poll.client import LumaClient
 from luma_poll.display import live_table
 from luma_poll.errors import ConfigurationError, GenerationError, LumaError, PollTimeoutError
 from luma_poll.models import Generation

@@ -2,60 +2,49 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-import math
-import os
 import random
-import sys
-import warnings
-from collections.abc import Callable, Mapping, MutableMapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
-from ipaddress import ip_address
+from collections.abc import Callable
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 from uuid import UUID
 
 import anyio
 import httpx
 import tenacity
-from pydantic import ValidationError
 
 from luma_poll._version import __version__
+from luma_poll.arguments import (
+    check_base_url,
+    check_generation_id,
+    check_positive,
+    check_retries,
+    check_token,
+)
 from luma_poll.errors import (
-    STATUS_ERRORS,
     APIConnectionError,
     APIError,
     APIStatusError,
     APITimeoutError,
     ConfigurationError,
-    InvalidResponseError,
     RateLimitError,
-    ServerError,
 )
 from luma_poll.models import Generation, parse
-from luma_poll.redaction import redact, redact_value
+from luma_poll.translation import classes, status_error, translate_error
 
 if TYPE_CHECKING:
     import httpx2
 
-DEFAULT_BASE_URL = "https://agents.lumalabs.ai/v1"
 CONNECT_TIMEOUT = 10.0
 """Seconds to connect, within the client's `timeout`."""
 MAX_CONNECTIONS = 100
 """Connections, and so requests under way, of one client."""
 KEEPALIVE = 30.0
 """Seconds that an idle connection is kept: longer than the usual time between two polls."""
-MAX_RETRY_AFTER = 3600.0
-"""A `Retry-After` above this many seconds is taken for a mistake."""
 LONGEST_RETRY_SLEEP = 60.0
 """Seconds that `get` and `create` sleep at the most between two tries (as in the official SDK)."""
-MAX_ID_LENGTH = 1000
-"""Characters; a UUID has 36."""
 
 
 class LumaClient:
@@ -88,15 +77,15 @@ class LumaClient:
         max_retries: int = 2,
         http_client: httpx.AsyncClient | httpx2.AsyncClient | None = None,
     ) -> None:
-        self._token = _checked_token(auth_token)
+        self._token = check_token(auth_token)
         self._headers = {
             "Authorization": f"Bearer {self._token}",
             "Accept": "application/json",
             "User-Agent": f"luma-poll/{__version__}",
         }
-        self.base_url = _checked_base_url(base_url)
+        self.base_url = check_base_url(base_url)
         self.timeout = check_positive("timeout", timeout)
-        self.max_retries = _checked_retries(max_retries)
+        self.max_retries = check_retries(max_retries)
         self._owns_http_client = http_client is None
         self._http: Any = _checked_http_client(http_client)
         # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
@@ -141,7 +130,7 @@ class LumaClient:
         if timeout is not ...:
             view.timeout = check_positive("timeout", timeout)
         if max_retries is not None:
-            view.max_retries = _checked_retries(max_retries)
+            view.max_retries = check_retries(max_retries)
         return view
 
     async def _request(
@@ -274,167 +263,6 @@ def _retry_wait(state: tenacity.RetryCallState) -> float:
     return backoff if wanted is None else max(wanted, backoff)
 
 
-def translate_error(error: BaseException, generation_id: str | None = None) -> APIError | None:
-    """Our error for one of httpx, httpx2, the official SDK or the operating system; else None.
-
-    httpx2 and the SDK are never imported here, only looked up where the user has imported them.
-    The secrets are taken out of what `error` and its causes say and keep.
-    """
-    if isinstance(error, APIError):
-        return error
-    _forget_secrets(error)
-    response = getattr(error, "response", None)
-    if isinstance(error, _classes("APIStatusError", "HTTPStatusError")) and response is not None:
-        return status_error(response, generation_id)
-    said = str(error) or type(error).__name__
-    unreadable = _classes("DecodingError", "APIResponseValidationError")
-    if isinstance(error, (*unreadable, json.JSONDecodeError, UnicodeDecodeError, ValidationError)):
-        # Their texts and attributes may hold the body, so only the kind of trouble is told.
-        return InvalidResponseError(
-            f"the answer is not readable ({type(error).__name__})", generation_id=generation_id
-        )
-    not_sent = _classes("ConnectError", "ConnectTimeout", "PoolTimeout")
-    sent = not isinstance(error, not_sent)
-    if isinstance(error, (TimeoutError, *_classes("TimeoutException", "APITimeoutError"))):
-        return APITimeoutError(
-            f"no answer in time ({said})", generation_id=generation_id, request_sent=sent
-        )
-    if isinstance(error, (OSError, *_classes("RequestError", "APIConnectionError"))):
-        return APIConnectionError(
-            f"the connection to the API failed ({said})",
-            generation_id=generation_id,
-            request_sent=sent,
-        )
-    return None
-
-
-def status_error(
-    response: Any, generation_id: str | None = None, *, secret: str | None = None
-) -> APIStatusError:
-    """The typed error for a response (httpx's, or one that is alike) with an error status.
-
-    `secret` is left out of the API's words.
-    """
-    status = int(response.status_code)
-    fallback = ServerError if status >= 500 else APIStatusError
-    error_class = STATUS_ERRORS.get(status, fallback)
-    detail = _detail(response)
-    if detail is not None and secret is not None:
-        detail = detail.replace(secret, "...")
-    request_id = response.headers.get("X-Request-Id")
-    said = [f"HTTP {status} {_phrase(status)}".rstrip(), detail]
-    if 300 <= status < 400:
-        said.append("the API does not redirect, so check the base URL")
-    message = ": ".join(part.rstrip(".") for part in said if part) + "."
-    if error_class.hint:
-        message += f" {error_class.hint}"
-    if request_id:
-        message += f" (request id {request_id})"
-    return error_class(
-        message,
-        status_code=status,
-        detail=detail,
-        request_id=request_id,
-        retry_after=_parse_retry_after(response.headers),
-        generation_id=generation_id,
-    )
-
-
-def check_generation_id(generation_id: object) -> str:
-    """The id as a string.
-
-    Raises:
-        ConfigurationError: It is not a string or UUID, is blank, or cannot be one path segment.
-    """
-    if isinstance(generation_id, UUID):
-        return str(generation_id)
-    if not isinstance(generation_id, str):
-        raise ConfigurationError(
-            f"a generation id is a string or UUID, not {type(generation_id).__name__}"
-        )
-    stripped = generation_id.strip()
-    if stripped in ("", ".", "..") or len(stripped) > MAX_ID_LENGTH:
-        raise ConfigurationError(f"{generation_id[:50]!r} is not a generation id")
-    try:
-        stripped.encode()
-    except UnicodeEncodeError:
-        raise ConfigurationError(f"{generation_id!r} is not a generation id") from None
-    return stripped
-
-
-def check_positive(name: str, value: object) -> float | None:
-    """The argument called `name` as a float, or None for no limit.
-
-    Raises:
-        ConfigurationError: It is not a number above zero.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-        raise ConfigurationError(
-            f"{name} must be a number above 0, or None for no limit, not {value!r}"
-        )
-    try:
-        return float(value)
-    except OverflowError:
-        raise ConfigurationError(f"{name} is too large a number") from None
-
-
-def _checked_token(token: object) -> str:
-    if token is None:
-        token = os.environ.get("LUMA_AGENTS_API_KEY", "")
-    if not isinstance(token, str):
-        raise ConfigurationError(f"auth_token must be a string, not {type(token).__name__}")
-    token = token.strip()
-    if not token:
-        raise ConfigurationError(
-            "no API key: set the environment variable LUMA_AGENTS_API_KEY or pass auth_token. "
-            "Keys are made at https://platform.lumalabs.ai"
-        )
-    if not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigurationError(
-            "the API key has white space or characters inside that no key has: "
-            "pass the key alone, without 'Bearer'"
-        )
-    return token
-
-
-def _checked_base_url(base_url: str | httpx.URL | None) -> str:
-    url = str(base_url or os.environ.get("LUMA_BASE_URL") or DEFAULT_BASE_URL).strip()
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-        _ = parts.port  # parsed lazily
-        httpx.URL(url)
-        (host or "").encode("idna")
-    except (ValueError, httpx.InvalidURL):  # a UnicodeError is a ValueError
-        raise ConfigurationError("base_url is not a valid URL") from None
-    if any(character.isspace() for character in url):
-        raise ConfigurationError("base_url must not have white space inside")
-    if parts.scheme not in ("http", "https") or not host:
-        raise ConfigurationError("base_url must begin with https:// (or http://) and a host")
-    if parts.username is not None or parts.password is not None:
-        raise ConfigurationError("base_url must not have a user name or password")
-    if "?" in url or "#" in url:
-        raise ConfigurationError("base_url must not have a query or fragment")
-    if parts.scheme == "http" and not _is_loopback(host):
-        warnings.warn(f"the API key will be sent to {host} unencrypted: use https://", stacklevel=3)
-    return url.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _checked_retries(max_retries: object) -> int:
-    if not isinstance(max_retries, int) or isinstance(max_retries, bool) or max_retries < 0:
-        raise ConfigurationError(f"max_retries must be a whole number from 0, not {max_retries!r}")
-    return max_retries
-
-
 def _checked_http_client(http_client: object) -> object:
     if http_client is None:
         limits = httpx.Limits(
@@ -443,18 +271,11 @@ def _checked_http_client(http_client: object) -> object:
             keepalive_expiry=KEEPALIVE,
         )
         return httpx.AsyncClient(limits=limits)
-    if not isinstance(http_client, _classes("AsyncClient")):
+    if not isinstance(http_client, classes("AsyncClient")):
         raise ConfigurationError(
             f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}"
         )
     return http_client
-
-
-def _classes(*names: str) -> tuple[type[BaseException], ...]:
-    modules = [sys.modules.get(name) for name in ("httpx", "httpx2", "luma_agents")]
-    return tuple(
-        vars(module)[name] for module in modules if module for name in names if name in vars(module)
-    )
 
 
 async def _close_orphans(http: Any) -> None:
@@ -469,60 +290,3 @@ async def _close_orphans(http: Any) -> None:
         for connection in getattr(pool, "connections", ()):
             if id(connection) not in used and not connection.is_idle():
                 await connection.aclose()
-
-
-def _forget_secrets(error: BaseException | None) -> None:
-    while error is not None:
-        error.args = redact_value(error.args)
-        if isinstance(error, OSError) and isinstance(error.strerror, str):
-            error.strerror = redact(error.strerror)
-        for name in ("_request", "request"):
-            headers = getattr(vars(error).get(name), "headers", None)
-            if isinstance(headers, MutableMapping):
-                headers.pop("Authorization", None)
-        error = error.__cause__ or error.__context__
-
-
-def _detail(response: Any) -> str | None:
-    """The text of `{"detail": text}`; None for any other body, such as a proxy's page."""
-    try:
-        detail = json.loads(response.content)["detail"]
-    except (ValueError, LookupError, TypeError, RuntimeError):  # the last: too deep, or not read
-        return None
-    text = detail if isinstance(detail, str) else json.dumps(detail)
-    return text[:1000] or None
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
-
-
-def _parse_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from now, or None where the header is absent or makes no sense."""
-    value = headers.get("Retry-After")
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = _seconds_until(value, headers.get("Date"))
-    return seconds if 0 <= seconds <= MAX_RETRY_AFTER else None
-
-
-def _seconds_until(date: str, now: str | None) -> float:
-    """From the server's own `Date` on, as clocks differ; NaN where `date` is not a date."""
-    try:
-        until = parsedate_to_datetime(date)
-    except (ValueError, OverflowError):
-        return math.nan
-    start = datetime.now(UTC)
-    with contextlib.suppress(ValueError, OverflowError):
-        start = parsedate_to_datetime(now or "")
-    return (_aware(until) - _aware(start)).total_seconds()
-
-
-def _aware(date: datetime) -> datetime:
-    return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -13,17 +13,14 @@ from uuid import UUID
 
 import anyio
 
-from luma_poll.client import (
-    LumaClient,
-    check_generation_id,
-    check_positive,
-    translate_error,
-)
+from luma_poll.arguments import check_generation_id, check_positive
+from luma_poll.client import LumaClient
 from luma_poll.decisions import Deadline, Poll, Progress, Quiet, Raise, Return, Sleep, decide
 from luma_poll.errors import APIError, APIStatusError, ConfigurationError, InvalidResponseError
 from luma_poll.limits import RequestLimits
 from luma_poll.models import Generation, GenerationLike, GenerationOutput, as_generation
 from luma_poll.schedules import DEFAULT_WAIT, Schedule
+from luma_poll.translation import translate_error
 
 logger = logging.getLogger("luma_poll")
 

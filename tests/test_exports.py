@@ -35,6 +35,8 @@ ORDER = [
     "redaction",
     "errors",
     "models",
+    "arguments",
+    "translation",
     "client",
     "schedules",
     "decisions",

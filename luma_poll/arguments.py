@@ -1,0 +1,127 @@
+"""Checks of what callers give us, before anything is sent."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import httpx
+
+from luma_poll.errors import ConfigurationError
+
+DEFAULT_BASE_URL = "https://agents.lumalabs.ai/v1"
+MAX_ID_LENGTH = 1000
+"""Characters; a UUID has 36."""
+
+
+def check_generation_id(generation_id: object) -> str:
+    """The id as a string.
+
+    Raises:
+        ConfigurationError: It is not a string or UUID, is blank, or cannot be one path segment.
+    """
+    if isinstance(generation_id, UUID):
+        return str(generation_id)
+    if not isinstance(generation_id, str):
+        raise ConfigurationError(
+            f"a generation id is a string or UUID, not {type(generation_id).__name__}"
+        )
+    stripped = generation_id.strip()
+    if stripped in ("", ".", "..") or len(stripped) > MAX_ID_LENGTH:
+        raise ConfigurationError(f"{generation_id[:50]!r} is not a generation id")
+    try:
+        stripped.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{generation_id!r} is not a generation id") from None
+    return stripped
+
+
+def check_positive(name: str, value: object) -> float | None:
+    """The argument called `name` as a float, or None for no limit.
+
+    Raises:
+        ConfigurationError: It is not a number above zero.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        raise ConfigurationError(
+            f"{name} must be a number above 0, or None for no limit, not {value!r}"
+        )
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigurationError(f"{name} is too large a number") from None
+
+
+def check_token(token: object) -> str:
+    """The API key: the argument, else that of the environment.
+
+    Raises:
+        ConfigurationError: It is unusable.
+    """
+    if token is None:
+        token = os.environ.get("LUMA_AGENTS_API_KEY", "")
+    if not isinstance(token, str):
+        raise ConfigurationError(f"auth_token must be a string, not {type(token).__name__}")
+    token = token.strip()
+    if not token:
+        raise ConfigurationError(
+            "no API key: set the environment variable LUMA_AGENTS_API_KEY or pass auth_token. "
+            "Keys are made at https://platform.lumalabs.ai"
+        )
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigurationError(
+            "the API key has white space or characters inside that no key has: "
+            "pass the key alone, without 'Bearer'"
+        )
+    return token
+
+
+def check_base_url(base_url: str | httpx.URL | None) -> str:
+    """The base URL without a slash at its end: the argument, the environment's, or the default.
+
+    Raises:
+        ConfigurationError: It is unusable.
+    """
+    url = str(base_url or os.environ.get("LUMA_BASE_URL") or DEFAULT_BASE_URL).strip()
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+        _ = parts.port  # parsed lazily
+        httpx.URL(url)
+        (host or "").encode("idna")
+    except (ValueError, httpx.InvalidURL):  # a UnicodeError is a ValueError
+        raise ConfigurationError("base_url is not a valid URL") from None
+    if any(character.isspace() for character in url):
+        raise ConfigurationError("base_url must not have white space inside")
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigurationError("base_url must begin with https:// (or http://) and a host")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigurationError("base_url must not have a user name or password")
+    if "?" in url or "#" in url:
+        raise ConfigurationError("base_url must not have a query or fragment")
+    if parts.scheme == "http" and not _is_loopback(host):
+        warnings.warn(f"the API key will be sent to {host} unencrypted: use https://", stacklevel=3)
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def check_retries(max_retries: object) -> int:
+    """The number of retries.
+
+    Raises:
+        ConfigurationError: It is unusable.
+    """
+    if not isinstance(max_retries, int) or isinstance(max_retries, bool) or max_retries < 0:
+        raise ConfigurationError(f"max_retries must be a whole number from 0, not {max_retries!r}")
+    return max_retries

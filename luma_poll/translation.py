@@ -1,0 +1,164 @@
+"""Our errors for those of other libraries, and for the answers of the API that are errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import ValidationError
+
+from luma_poll.errors import (
+    STATUS_ERRORS,
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    InvalidResponseError,
+    ServerError,
+)
+from luma_poll.redaction import redact, redact_value
+
+MAX_RETRY_AFTER = 3600.0
+"""A `Retry-After` above this many seconds is taken for a mistake."""
+LONGEST_RETRY_SLEEP = 60.0
+"""Seconds that `get` and `create` sleep at the most between two tries (as in the official SDK)."""
+MAX_ID_LENGTH = 1000
+"""Characters; a UUID has 36."""
+
+
+def translate_error(error: BaseException, generation_id: str | None = None) -> APIError | None:
+    """Our error for one of httpx, httpx2, the official SDK or the operating system; else None.
+
+    httpx2 and the SDK are never imported here, only looked up where the user has imported them.
+    The secrets are taken out of what `error` and its causes say and keep.
+    """
+    if isinstance(error, APIError):
+        return error
+    _forget_secrets(error)
+    response = getattr(error, "response", None)
+    if isinstance(error, classes("APIStatusError", "HTTPStatusError")) and response is not None:
+        return status_error(response, generation_id)
+    said = str(error) or type(error).__name__
+    unreadable = classes("DecodingError", "APIResponseValidationError")
+    if isinstance(error, (*unreadable, json.JSONDecodeError, UnicodeDecodeError, ValidationError)):
+        # Their texts and attributes may hold the body, so only the kind of trouble is told.
+        return InvalidResponseError(
+            f"the answer is not readable ({type(error).__name__})", generation_id=generation_id
+        )
+    not_sent = classes("ConnectError", "ConnectTimeout", "PoolTimeout")
+    sent = not isinstance(error, not_sent)
+    if isinstance(error, (TimeoutError, *classes("TimeoutException", "APITimeoutError"))):
+        return APITimeoutError(
+            f"no answer in time ({said})", generation_id=generation_id, request_sent=sent
+        )
+    if isinstance(error, (OSError, *classes("RequestError", "APIConnectionError"))):
+        return APIConnectionError(
+            f"the connection to the API failed ({said})",
+            generation_id=generation_id,
+            request_sent=sent,
+        )
+    return None
+
+
+def status_error(
+    response: Any, generation_id: str | None = None, *, secret: str | None = None
+) -> APIStatusError:
+    """The typed error for a response (httpx's, or one that is alike) with an error status.
+
+    `secret` is left out of the API's words.
+    """
+    status = int(response.status_code)
+    fallback = ServerError if status >= 500 else APIStatusError
+    error_class = STATUS_ERRORS.get(status, fallback)
+    detail = _detail(response)
+    if detail is not None and secret is not None:
+        detail = detail.replace(secret, "...")
+    request_id = response.headers.get("X-Request-Id")
+    said = [f"HTTP {status} {_phrase(status)}".rstrip(), detail]
+    if 300 <= status < 400:
+        said.append("the API does not redirect, so check the base URL")
+    message = ": ".join(part.rstrip(".") for part in said if part) + "."
+    if error_class.hint:
+        message += f" {error_class.hint}"
+    if request_id:
+        message += f" (request id {request_id})"
+    return error_class(
+        message,
+        status_code=status,
+        detail=detail,
+        request_id=request_id,
+        retry_after=_parse_retry_after(response.headers),
+        generation_id=generation_id,
+    )
+
+
+def classes(*names: str) -> tuple[type[BaseException], ...]:
+    """Those of httpx, httpx2 and the official SDK with these names, as far as imported."""
+    modules = [sys.modules.get(name) for name in ("httpx", "httpx2", "luma_agents")]
+    return tuple(
+        vars(module)[name] for module in modules if module for name in names if name in vars(module)
+    )
+
+
+def _forget_secrets(error: BaseException | None) -> None:
+    while error is not None:
+        error.args = redact_value(error.args)
+        if isinstance(error, OSError) and isinstance(error.strerror, str):
+            error.strerror = redact(error.strerror)
+        for name in ("_request", "request"):
+            headers = getattr(vars(error).get(name), "headers", None)
+            if isinstance(headers, MutableMapping):
+                headers.pop("Authorization", None)
+        error = error.__cause__ or error.__context__
+
+
+def _detail(response: Any) -> str | None:
+    """The text of `{"detail": text}`; None for any other body, such as a proxy's page."""
+    try:
+        detail = json.loads(response.content)["detail"]
+    except (ValueError, LookupError, TypeError, RuntimeError):  # the last: too deep, or not read
+        return None
+    text = detail if isinstance(detail, str) else json.dumps(detail)
+    return text[:1000] or None
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def _parse_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds from now, or None where the header is absent or makes no sense."""
+    value = headers.get("Retry-After")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = _seconds_until(value, headers.get("Date"))
+    return seconds if 0 <= seconds <= MAX_RETRY_AFTER else None
+
+
+def _seconds_until(date: str, now: str | None) -> float:
+    """From the server's own `Date` on, as clocks differ; NaN where `date` is not a date."""
+    try:
+        until = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return math.nan
+    start = datetime.now(UTC)
+    with contextlib.suppress(ValueError, OverflowError):
+        start = parsedate_to_datetime(now or "")
+    return (_aware(until) - _aware(start)).total_seconds()
+
+
+def _aware(date: datetime) -> datetime:
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
