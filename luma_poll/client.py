@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
+from urllib.request import getproxies
 from uuid import UUID
 
 import anyio
@@ -33,12 +34,13 @@ from luma_poll.errors import (
 )
 from luma_poll.models import Generation, parse
 from luma_poll.translation import classes, status_error, translate_error
+from luma_poll.transport import PooledTransport
 
 if TYPE_CHECKING:
     import httpx2
 
-CONNECT_TIMEOUT = 10.0
-"""Seconds to connect, within the client's `timeout`."""
+TIMEOUTS = {"connect": 10.0, "read": None, "write": None, "pool": None}
+"""Seconds, within the client's `timeout`, which bounds the whole request."""
 MAX_CONNECTIONS = 100
 """Connections, and so requests under way, of one client."""
 KEEPALIVE = 30.0
@@ -87,7 +89,8 @@ class LumaClient:
         self.timeout = check_positive("timeout", timeout)
         self.max_retries = check_retries(max_retries)
         self._owns_http_client = http_client is None
-        self._http: Any = _checked_http_client(http_client)
+        self._transport = None if http_client or _has_proxy() else PooledTransport(KEEPALIVE)
+        self._http: Any = _checked_http_client(http_client, self._transport)
         # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
         # 1099, 1111), and is slow at queueing many. So its pool has no limit, and they queue here.
         self._slots = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
@@ -140,18 +143,11 @@ class LumaClient:
         headers = self._headers
         if body is not None:
             headers = {**headers, "Content-Type": "application/json"}
-        request = self._http.build_request(
-            method,
-            self.base_url + path,
-            headers=headers,
-            content=body,
-            timeout=(CONNECT_TIMEOUT, None, None, None),  # the scope below bounds the whole
-        )
         response = None
         async with self._slots:
             try:
                 with anyio.move_on_after(self.timeout):
-                    response = await self._send(request)
+                    response = await self._send(method, self.base_url + path, headers, body)
             except Exception as error:
                 translated = translate_error(error, generation_id)
                 if translated is None:
@@ -165,7 +161,29 @@ class LumaClient:
             raise status_error(response, generation_id, secret=self._token)
         return parse(Generation.model_validate_json, response.content, generation_id)
 
-    async def _send(self, request: Any) -> Any:
+    async def _send(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None
+    ) -> Any:
+        if self._transport is None:
+            return await self._send_through_client(method, url, headers, body)
+        # Without the client's layers (cookies, redirects, authentication, hooks), none of which
+        # is in use here, a request costs a quarter less.
+        request = httpx.Request(
+            method, url, headers=headers, content=body, extensions={"timeout": TIMEOUTS}
+        )
+        response = await self._transport.handle_async_request(request)
+        try:
+            await response.aread()
+        finally:
+            await response.aclose()
+        return response
+
+    async def _send_through_client(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None
+    ) -> Any:
+        request = self._http.build_request(
+            method, url, headers=headers, content=body, timeout=tuple(TIMEOUTS.values())
+        )
         try:
             return await self._http.send(request, auth=None, follow_redirects=False)
         except anyio.get_cancelled_exc_class():
@@ -195,6 +213,8 @@ class Generations:
         """
         generation_id = check_generation_id(generation_id)
         path = f"/generations/{quote(generation_id, safe='')}"
+        if not self._client.max_retries:  # as in every poll
+            return await self._client._request("GET", path, generation_id=generation_id)
         retrying = self._retrying(lambda error: error.retryable)
         return await retrying(self._client._request, "GET", path, generation_id=generation_id)
 
@@ -263,14 +283,18 @@ def _retry_wait(state: tenacity.RetryCallState) -> float:
     return backoff if wanted is None else max(wanted, backoff)
 
 
-def _checked_http_client(http_client: object) -> object:
+def _has_proxy() -> bool:
+    return any(getproxies().get(scheme) for scheme in ("http", "https", "all"))
+
+
+def _checked_http_client(http_client: object, transport: httpx.AsyncBaseTransport | None) -> object:
     if http_client is None:
         limits = httpx.Limits(
             max_connections=None,
             max_keepalive_connections=MAX_CONNECTIONS,
             keepalive_expiry=KEEPALIVE,
         )
-        return httpx.AsyncClient(limits=limits)
+        return httpx.AsyncClient(limits=limits, transport=transport)
     if not isinstance(http_client, classes("AsyncClient")):
         raise ConfigurationError(
             f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}"

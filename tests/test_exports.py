@@ -37,6 +37,7 @@ ORDER = [
     "models",
     "arguments",
     "translation",
+    "transport",
     "client",
     "schedules",
     "decisions",

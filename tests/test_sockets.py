@@ -1,14 +1,16 @@
 """What really goes wrong on a network: real sockets, in real time."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, cast
 
+import httpx
 import luma_agents
 import pytest
 from tenacity import wait_fixed
@@ -322,6 +324,13 @@ async def test_cancelled_requests_leave_nothing_behind(count: int) -> None:
         assert asyncio.all_tasks() == before
 
 
+HttpClient = Callable[[], AbstractAsyncContextManager[httpx.AsyncClient | None]]
+HTTP_CLIENTS = [
+    pytest.param(contextlib.nullcontext, id="default"),
+    pytest.param(httpx.AsyncClient, id="http_client"),
+]
+
+
 async def cancel_at_every_moment(server: Server, client: LumaClient) -> None:
     """Cancel two requests after each number of steps that it takes to connect and to send."""
     for steps in range(40):
@@ -335,12 +344,17 @@ async def cancel_at_every_moment(server: Server, client: LumaClient) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.usefixtures("sockets_left_to_the_collector")
+@pytest.mark.parametrize("http_client", HTTP_CLIENTS)
 async def test_no_moment_to_cancel_makes_the_client_useless(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, http_client: HttpClient
 ) -> None:
     """While it connects, between connecting and sending, or later: no connection is used up."""
     monkeypatch.setattr("luma_poll.client.MAX_CONNECTIONS", 2)
-    async with serve(hang) as server, client_of(server.base_url) as client:
+    async with (
+        serve(hang) as server,
+        http_client() as http,
+        client_of(server.base_url, http_client=http) as client,
+    ):
         await cancel_at_every_moment(server, client)
         seen = server.accepted
         request = asyncio.create_task(client.generations.get(ID))
@@ -350,9 +364,14 @@ async def test_no_moment_to_cancel_makes_the_client_useless(
 
 @pytest.mark.asyncio
 @pytest.mark.usefixtures("sockets_left_to_the_collector")
-async def test_no_moment_to_cancel_leaves_a_connection_open() -> None:
+@pytest.mark.parametrize("http_client", HTTP_CLIENTS)
+async def test_no_moment_to_cancel_leaves_a_connection_open(http_client: HttpClient) -> None:
     """The server sees all of them end, although the client lives on."""
-    async with serve(hang) as server, client_of(server.base_url) as client:
+    async with (
+        serve(hang) as server,
+        http_client() as http,
+        client_of(server.base_url, http_client=http) as client,
+    ):
         await cancel_at_every_moment(server, client)
         await eventually(lambda: not server.open)
 
@@ -394,6 +413,96 @@ async def test_cancelled_waits_leave_nothing_behind() -> None:
         assert await poller.wait(ID, timeout=2)
         await eventually(lambda: not server.open)
         assert asyncio.all_tasks() == before
+
+
+# --- the connections of a client -----------------------------------------------------------------
+
+
+def patiently(latency: float = 0.0) -> Connection:
+    """Answer request after request, as long as the client likes."""
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            await asyncio.sleep(latency)
+            writer.write(http(QUEUED))
+            await writer.drain()
+
+    return connection
+
+
+@pytest.mark.asyncio
+async def test_one_connection_serves_one_request_after_the_other() -> None:
+    """It is kept alive, and no other is opened."""
+    async with serve(patiently()) as server, client_of(server.base_url) as client:
+        for _ in range(5):
+            await client.generations.get(ID)
+        assert server.accepted == 1
+    await eventually(lambda: not server.open)
+
+
+@pytest.mark.asyncio
+async def test_as_many_connections_as_requests_under_way() -> None:
+    """They are used again by the next ones."""
+    async with serve(patiently(0.05)) as server, client_of(server.base_url) as client:
+        for _ in range(3):
+            await asyncio.gather(*[client.generations.get(ID) for _ in range(20)])
+        assert server.accepted == len(server.open) == 20
+
+
+@pytest.mark.asyncio
+async def test_what_is_not_used_any_more_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a burst the client goes back to the few connections that it needs."""
+    monkeypatch.setattr("luma_poll.client.KEEPALIVE", 0.2)
+    async with serve(patiently(0.01)) as server, client_of(server.base_url) as client:
+        await asyncio.gather(*[client.generations.get(ID) for _ in range(20)])
+        for _ in range(10):
+            await asyncio.sleep(0.05)
+            await client.generations.get(ID)
+        await eventually(lambda: len(server.open) == 1)
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_the_server_closed_is_replaced() -> None:
+    """A server may end a connection that is kept alive: nobody notices."""
+    once = answer(http(QUEUED))
+    async with serve(once) as server, client_of(server.base_url) as client:
+        for _ in range(3):
+            await client.generations.get(ID)
+            await eventually(lambda: not server.open)
+        assert server.accepted == 3
+
+
+@pytest.mark.asyncio
+async def test_closing_a_client_with_a_request_under_way() -> None:
+    """The request ends as if nothing were; its connection is closed after it."""
+    async with serve(patiently(0.1)) as server:
+        client = client_of(server.base_url)
+        request = asyncio.create_task(client.generations.get(ID))
+        await eventually(lambda: len(server.open) == 1)
+        await asyncio.sleep(0.05)
+        await client.aclose()
+        assert (await request).state == "queued"
+        await eventually(lambda: not server.open)
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.generations.get(ID)
+
+
+@pytest.mark.asyncio
+async def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with any httpx client: the proxy is asked for the whole URL."""
+    asked = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await read_request(reader))
+        writer.write(http(QUEUED))
+        await writer.drain()
+
+    async with serve(proxy) as server:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
+        async with client_of("http://127.0.0.2:9/v1") as client:
+            assert (await client.generations.get(ID)).state == "queued"
+    assert asked[0].startswith(b"GET http://127.0.0.2:9/v1/generations/")
 
 
 # --- the official SDK ----------------------------------------------------------------------------

@@ -33,8 +33,10 @@ def base_url() -> Iterator[str]:
 
 
 def connections(client: LumaClient) -> list[Any]:
-    pool: Any = client._http._transport._pool
-    return list(pool.connections)
+    """The connections of the client that no request holds."""
+    assert client._transport is not None
+    pools: list[Any] = [idle.transport._pool for idle in client._transport._idle]
+    return [connection for pool in pools for connection in pool.connections]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

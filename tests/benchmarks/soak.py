@@ -13,6 +13,9 @@ Everything runs in one process, on loopback, and stops by itself.
 
 import argparse
 import asyncio
+import gc
+import os
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +31,7 @@ from luma_poll import (
     PollEvent,
     PollTimeoutError,
 )
+from luma_poll.client import MAX_CONNECTIONS
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.faults import HTTP_FAULTS, SOCKET_FAULTS
 
@@ -78,9 +82,24 @@ def count_polls(tally: Tally) -> Callable[[PollEvent], None]:
     return count
 
 
+def count_sockets() -> int:
+    """The open sockets of this process, closed ones that wait for the collector excepted."""
+    gc.collect()
+    modes = [os.fstat(int(name)).st_mode for name in os.listdir("/dev/fd") if is_open(int(name))]
+    return sum(map(stat.S_ISSOCK, modes))
+
+
+def is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:  # that of the listing itself
+        return False
+    return True
+
+
 async def soak(options: argparse.Namespace) -> None:
     tally = Tally()
-    tasks_before = len(asyncio.all_tasks())
+    tasks_before, sockets_before = len(asyncio.all_tasks()), count_sockets()
     sandbox = Sandbox(faults=options.faults, seed=options.seed)
     # A Retry-After that reaches past a deadline ends a wait early, so these get no 429.
     kinds = [kind for kind in (*HTTP_FAULTS, *SOCKET_FAULTS) if kind != "429"]
@@ -115,11 +134,10 @@ async def soak(options: argparse.Namespace) -> None:
                 tasks.start_soon(wait_in_vain, other_poller, generation_id, tally)
 
         now = await client.generations.create("the next request works at once")
-        pools = [each._http._transport._pool for each in (client, other_client)]
-        busy = sum(not connection.is_idle() for pool in pools for connection in pool.connections)
+        slots = sum(MAX_CONNECTIONS - each._slots.value for each in (client, other_client))
         streams = len(poller._streams) + len(other_poller._streams)
-    await asyncio.sleep(0)
-    connections = sum(len(pool.connections) for pool in pools)
+    await asyncio.sleep(0.1)
+    sockets_left = count_sockets() - sockets_before
     tasks_left = len(asyncio.all_tasks()) - tasks_before
 
     served = sandbox.faults_served.total()
@@ -130,8 +148,8 @@ async def soak(options: argparse.Namespace) -> None:
         f"{len(tally.overruns)} deadlines, overrun by {max(tally.overruns) * 1000:.1f} ms at most"
     )
     print(
-        f"left: streams {streams}, busy connections {busy}, tasks {tasks_left}, "
-        f"connections after closing {connections}; next request: {now.state}"
+        f"left: streams {streams}, slots {slots}, tasks {tasks_left}, sockets {sockets_left}; "
+        f"next request: {now.state}"
     )
 
 
