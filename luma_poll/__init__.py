@@ -1,6 +1,7 @@
 """Wait for Luma generations, done right."""
 
 from luma_poll._version import __version__
+from luma_poll.batch import PollResult
 from luma_poll.client import LumaClient
 from luma_poll.errors import (
     APIConnectionError,
@@ -64,6 +65,7 @@ __all__ = [
     "PayloadTooLargeError",
     "PermissionDeniedError",
     "PollEvent",
+    "PollResult",
     "PollTimeoutError",
     "Poller",
     "RateLimitError",

@@ -57,6 +57,19 @@ def check_positive(name: str, value: object) -> float | None:
         raise ConfigurationError(f"{name} is too large a number") from None
 
 
+def check_count(name: str, value: object) -> int | None:
+    """The argument called `name` as a whole number, or None for no limit.
+
+    Raises:
+        ConfigurationError: It is not a whole number from 1.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{name} must be a whole number from 1, or None, not {value!r}")
+    return value
+
+
 def check_token(token: object) -> str:
     """The API key: the argument, else that of the environment.
 

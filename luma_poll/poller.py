@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+)
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import iscoroutinefunction
 from types import EllipsisType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 from uuid import UUID
 
 import anyio
 
-from luma_poll.arguments import check_generation_id, check_positive
+from luma_poll.arguments import MAX_ID_LENGTH, check_count, check_generation_id, check_positive
+from luma_poll.batch import PollResult, run_each
 from luma_poll.client import LumaClient
 from luma_poll.decisions import Deadline, Poll, Progress, Quiet, Raise, Return, Sleep, decide
-from luma_poll.errors import APIError, APIStatusError, ConfigurationError, InvalidResponseError
+from luma_poll.errors import (
+    APIError,
+    APIStatusError,
+    ConfigurationError,
+    InvalidResponseError,
+    PollTimeoutError,
+)
 from luma_poll.limits import RequestLimits
 from luma_poll.models import Generation, GenerationLike, GenerationOutput, as_generation
 from luma_poll.schedules import DEFAULT_WAIT, Schedule
 from luma_poll.translation import translate_error
 
 logger = logging.getLogger("luma_poll")
+
+AnyGeneration: TypeAlias = str | UUID | GenerationLike
+"""What a wait takes: an id, or a snapshot such as that from `create`, ours or the SDK's."""
 
 KNOWN_STATES = frozenset({"queued", "processing", "completed", "failed"})
 
@@ -119,14 +138,12 @@ class Poller:
             raise ConfigurationError(f"wait must be a tenacity wait strategy, not {wait!r}")
         if on_poll is not None and (not callable(on_poll) or iscoroutinefunction(on_poll)):
             raise ConfigurationError(f"on_poll must be a function (not async), not {on_poll!r}")
-        if max_in_flight is not None and (not isinstance(max_in_flight, int) or max_in_flight < 1):
-            raise ConfigurationError(
-                f"max_in_flight must be a whole number from 1, or None, not {max_in_flight!r}"
-            )
         self._client = _without_retries(client)
         self._wait: Schedule = DEFAULT_WAIT if wait is None else wait
         self._timeout = check_positive("timeout", timeout)
-        self._limits = RequestLimits(max_in_flight, check_positive("max_rate", max_rate))
+        self._limits = RequestLimits(
+            check_count("max_in_flight", max_in_flight), check_positive("max_rate", max_rate)
+        )
         self._on_poll = on_poll
         self._quiet = Quiet()
         self._streams: dict[str, _Stream] = {}
@@ -134,7 +151,7 @@ class Poller:
 
     async def wait(
         self,
-        generation: str | UUID | GenerationLike,
+        generation: AnyGeneration,
         *,
         timeout: float | EllipsisType | None = ...,
     ) -> list[GenerationOutput]:
@@ -158,9 +175,97 @@ class Poller:
         assert last is not None, "watch ends with a terminal snapshot"
         return last.raise_for_failure().output
 
+    def as_completed(
+        self,
+        generations: Iterable[AnyGeneration] | AsyncIterable[AnyGeneration],
+        *,
+        timeout: float | EllipsisType | None = ...,
+        limit: int | None = 1000,
+    ) -> AbstractAsyncContextManager[AsyncIterator[PollResult]]:
+        """Wait for many generations, and give a result for each as it ends.
+
+        ::
+
+            async with poller.as_completed(ids) as results:
+                async for result in results:
+                    ...
+
+        Leaving the block cancels the waits that are under way. A failure of one is its result, and
+        disturbs no other. What the iterable itself raises comes after the results of those before.
+
+        Args:
+            generations: What `wait` takes, many of it: any iterable or async iterable. They are
+                taken one by one, as there is room, so there may be more than fit into memory. An
+                id that is there twice has two results. An async generator is closed at the end.
+            timeout: Seconds for each wait, from when it begins; None for no limit; by default
+                that of the poller.
+            limit: Waits that are under way, or that have ended and whose result has not been
+                taken; None for no limit.
+
+        Raises:
+            ConfigurationError: An argument is unusable.
+        """
+        wait = self._waiter(generations, timeout, limit)
+
+        async def wait_for(number: int, generation: AnyGeneration) -> PollResult:
+            return await wait(generation)
+
+        return run_each(wait_for, generations, limit)
+
+    async def wait_all(
+        self,
+        generations: Iterable[AnyGeneration] | AsyncIterable[AnyGeneration],
+        *,
+        timeout: float | EllipsisType | None = ...,
+        limit: int | None = 1000,
+    ) -> list[PollResult]:
+        """Wait for many generations, and return a result for each, in the order given.
+
+        A failure of one is its result, and disturbs no other. Takes the arguments of
+        `as_completed`, which is the better choice where an interruption must not lose results.
+        """
+        wait = self._waiter(generations, timeout, limit)
+
+        async def wait_for(number: int, generation: AnyGeneration) -> tuple[int, PollResult]:
+            return number, await wait(generation)
+
+        async with run_each(wait_for, generations, limit) as results:
+            by_number = {number: result async for number, result in results}
+        return [by_number[number] for number in range(len(by_number))]
+
+    def _waiter(
+        self, generations: object, timeout: float | EllipsisType | None, limit: object
+    ) -> Callable[[AnyGeneration], Awaitable[PollResult]]:
+        """Check the arguments of a batch; returns what waits for one of it."""
+        if isinstance(generations, (str, bytes)) or not isinstance(
+            generations, (Iterable, AsyncIterable)
+        ):
+            raise ConfigurationError(
+                "generations must be an iterable of ids or snapshots, "
+                f"not {type(generations).__name__}"
+            )
+        check_count("limit", limit)
+        seconds = self._timeout if timeout is ... else check_positive("timeout", timeout)
+        return partial(self._result, timeout=seconds)
+
+    async def _result(self, generation: AnyGeneration, timeout: float | None) -> PollResult:
+        """Wait for one; what goes wrong is part of the result."""
+        last = None
+        try:
+            async with aclosing(self.watch(generation, timeout=timeout)) as snapshots:
+                async for snapshot in snapshots:
+                    last = snapshot
+            assert last is not None, "watch ends with a terminal snapshot"
+            last.raise_for_failure()
+        except PollTimeoutError as error:
+            return PollResult(error.generation_id, error.last_generation, error)
+        except Exception as error:
+            return PollResult(_name(generation), last, error)
+        return PollResult(last.id, last)
+
     def watch(
         self,
-        generation: str | UUID | GenerationLike,
+        generation: AnyGeneration,
         *,
         timeout: float | EllipsisType | None = ...,
     ) -> AsyncGenerator[Generation]:
@@ -329,6 +434,11 @@ def _handed_in(value: object) -> Generation:
             "a generation is given by its id or by a snapshot with id and state, "
             f"not by {type(value).__name__}"
         ) from None
+
+
+def _name(generation: object) -> str:
+    """The id of what was given, or what it looks like."""
+    return str(getattr(generation, "id", generation))[:MAX_ID_LENGTH]
 
 
 def _without_retries(client: SupportsGenerations) -> SupportsGenerations:

@@ -35,6 +35,7 @@ ORDER = [
     "redaction",
     "errors",
     "models",
+    "batch",
     "arguments",
     "translation",
     "transport",

@@ -1,0 +1,133 @@
+"""Many waits at once: the results as they come, of items that are taken one by one."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, TypeVar
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from luma_poll.models import Generation, GenerationOutput
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class PollResult:
+    """What became of one wait of a batch.
+
+    Attributes:
+        generation_id: The generation; if what was given is no id, what it looks like.
+        generation: The last snapshot, or None if there was none.
+        error: What `Poller.wait` would have raised, or None.
+    """
+
+    generation_id: str
+    generation: Generation | None
+    error: Exception | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it completed, with outputs."""
+        return self.error is None
+
+    @property
+    def outputs(self) -> list[GenerationOutput]:
+        """What it made.
+
+        Raises:
+            GenerationError: It failed; or whatever else `Poller.wait` would have raised.
+        """
+        if self.error is not None:
+            raise self.error
+        return [] if self.generation is None else self.generation.output
+
+
+class _Results(AsyncIterator[R]):
+    """Gives the results, then raises what `items` raised, if it did."""
+
+    def __init__(self, stream: MemoryObjectReceiveStream[R], slots: anyio.Semaphore) -> None:
+        self._stream = stream
+        self._slots = slots
+        self.failure: Exception | None = None
+
+    async def __anext__(self) -> R:
+        try:
+            result = await self._stream.receive()
+        except anyio.EndOfStream:
+            raise self.failure or StopAsyncIteration from None
+        except anyio.ClosedResourceError:
+            raise RuntimeError("the results are there only inside the `async with` block") from None
+        self._slots.release()
+        return result
+
+
+@asynccontextmanager
+async def run_each(
+    work: Callable[[int, T], Awaitable[R]], items: Any, limit: int | None
+) -> AsyncGenerator[AsyncIterator[R]]:
+    """Run `work(number, item)` for each item; give what it returns, in the order that it ends.
+
+    An item is taken when there is room for it: no more than `limit` are under way, or have ended
+    and wait for somebody to take their result. Leaving the block cancels those under way.
+
+    Args:
+        work: Must not raise.
+        items: An iterable or async iterable. What it raises is raised after the results of the
+            items before. An async generator is closed at the end.
+        limit: How many; None for no limit.
+    """
+    send, receive = anyio.create_memory_object_stream[R](math.inf)
+    slots = anyio.Semaphore(sys.maxsize if limit is None else limit)
+    results = _Results(receive, slots)
+
+    async def run(number: int, item: T) -> None:
+        send.send_nowait(await work(number, item))
+
+    async def run_all() -> None:
+        with send:
+            async with anyio.create_task_group() as tasks, aclosing(_iterate(items)) as iterator:
+                for number in count():
+                    await slots.acquire()
+                    try:
+                        item = await anext(iterator)
+                    except StopAsyncIteration:
+                        break
+                    except Exception as error:
+                        results.failure = error
+                        break
+                    tasks.start_soon(run, number, item)
+
+    error_of_the_block: BaseException | None = None
+    with receive:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run_all)
+            try:
+                yield results
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # raised below, lest the task group wraps it
+                error_of_the_block = error
+            tasks.cancel_scope.cancel()
+    if error_of_the_block is not None:
+        raise error_of_the_block
+
+
+async def _iterate(items: Any) -> AsyncGenerator[Any]:
+    if isinstance(items, AsyncGenerator):
+        async with aclosing(items):
+            async for item in items:
+                yield item
+    elif isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
