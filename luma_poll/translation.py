@@ -50,19 +50,24 @@ def translate_error(error: BaseException, generation_id: str | None = None) -> A
         return InvalidResponseError(
             f"the answer is not readable ({type(error).__name__})", generation_id=generation_id
         )
-    not_sent = classes("ConnectError", "ConnectTimeout", "PoolTimeout")
-    sent = not isinstance(error, not_sent)
-    if isinstance(error, (TimeoutError, *classes("TimeoutException", "APITimeoutError"))):
-        return APITimeoutError(
-            f"no answer in time ({said})", generation_id=generation_id, request_sent=sent
-        )
-    if isinstance(error, (OSError, *classes("RequestError", "APIConnectionError"))):
-        return APIConnectionError(
-            f"the connection to the API failed ({said})",
-            generation_id=generation_id,
-            request_sent=sent,
-        )
+    where: Any = {"generation_id": generation_id, "request_sent": _may_have_been_sent(error)}
+    timeouts = (TimeoutError, *classes("TimeoutException", "APITimeoutError"))
+    if isinstance(error, timeouts) and not _is_broken_connection(error.__cause__):
+        return APITimeoutError(f"no answer in time ({said})", **where)
+    if isinstance(error, (OSError, *classes("RequestError", "APIConnectionError", "ClientError"))):
+        return APIConnectionError(f"the connection to the API failed ({said})", **where)
     return None
+
+
+def _is_broken_connection(cause: BaseException | None) -> bool:
+    """Whether it is one of aiohttp's, which httpx-aiohttp calls a ConnectTimeout at any moment."""
+    broken = isinstance(cause, classes("ClientConnectionError"))
+    return broken and not isinstance(cause, (TimeoutError, *classes("ClientConnectorError")))
+
+
+def _may_have_been_sent(error: BaseException) -> bool:
+    not_sent = classes("ConnectError", "ConnectTimeout", "PoolTimeout")
+    return not isinstance(error, not_sent) or _is_broken_connection(error.__cause__)
 
 
 def status_error(
@@ -98,8 +103,8 @@ def status_error(
 
 
 def classes(*names: str) -> tuple[type[BaseException], ...]:
-    """Those of httpx, httpx2 and the official SDK with these names, as far as imported."""
-    modules = [sys.modules.get(name) for name in ("httpx", "httpx2", "luma_agents")]
+    """Those of httpx, httpx2, the official SDK and aiohttp of these names, as far as imported."""
+    modules = [sys.modules.get(name) for name in ("httpx", "httpx2", "luma_agents", "aiohttp")]
     return tuple(
         vars(module)[name] for module in modules if module for name in names if name in vars(module)
     )

@@ -15,6 +15,7 @@ from typing import Any, cast
 import httpx
 import luma_agents
 import pytest
+from httpx_aiohttp import HttpxAiohttpClient
 from tenacity import wait_fixed
 
 from luma_poll import (
@@ -637,3 +638,66 @@ def test_a_client_outlives_its_event_loop() -> None:
             asyncio.run(get_twice(client))
         del client
         gc.collect()
+
+
+# --- httpx-aiohttp -------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "name", ["reset inside the body", "truncated body", "garbage", "page with status 502", "hang"]
+)
+async def test_a_wait_over_aiohttp_polls_through_each_fault(name: str) -> None:
+    """The transport of the extra `aiohttp` raises httpx's errors, and heeds the timeout."""
+    connection, error_class = FAULTS[name]
+    events: list[PollEvent] = []
+    async with (
+        serve(connection, completed) as server,
+        HttpxAiohttpClient() as http,
+        client_of(
+            server.base_url, timeout=short_if_it_hangs(error_class), http_client=http
+        ) as client,
+    ):
+        poller = Poller(client, wait=SOON, on_poll=events.append)
+        assert await poller.wait(ID, timeout=5)
+    assert [type(event.error) for event in events] == [error_class, type(None)]
+
+
+@pytest.mark.asyncio
+async def test_a_deadline_over_aiohttp() -> None:
+    """It bounds a request that hangs, and closes its connection."""
+    async with (
+        serve(hang) as server,
+        HttpxAiohttpClient() as http,
+        client_of(server.base_url, http_client=http) as client,
+    ):
+        with pytest.raises(PollTimeoutError):
+            await Poller(client, wait=SOON).wait(ID, timeout=0.2)
+        await eventually(lambda: not server.open)
+
+
+@pytest.mark.asyncio
+async def test_a_submission_over_aiohttp_is_not_repeated_where_it_may_have_arrived() -> None:
+    """httpx-aiohttp says "connect timeout" of a connection that broke after the request too."""
+    connection, _ = FAULTS["closed after the request"]
+    async with (
+        serve(connection) as server,
+        HttpxAiohttpClient() as http,
+        client_of(server.base_url, http_client=http, max_retries=2) as client,
+    ):
+        with pytest.raises(APIConnectionError) as caught:
+            await client.generations.create("a fox")
+    assert caught.value.request_sent
+    assert server.accepted == 1
+
+
+@pytest.mark.asyncio
+async def test_a_submission_over_aiohttp_is_repeated_where_nobody_listened() -> None:
+    """Then nobody can have accepted it."""
+    async with (
+        HttpxAiohttpClient() as http,
+        client_of("http://127.0.0.1:9/v1", http_client=http) as client,
+    ):
+        with pytest.raises(APIConnectionError) as caught:
+            await client.generations.create("a fox")
+    assert not caught.value.request_sent
