@@ -51,8 +51,8 @@ def translate_error(error: BaseException, generation_id: str | None = None) -> A
             f"the answer is not readable ({type(error).__name__})", generation_id=generation_id
         )
     where: Any = {"generation_id": generation_id, "request_sent": _may_have_been_sent(error)}
-    timeouts = (TimeoutError, *classes("TimeoutException", "APITimeoutError"))
-    if isinstance(error, timeouts) and not _is_broken_connection(error.__cause__):
+    timed_out = isinstance(error, (TimeoutError, *classes("TimeoutException", "APITimeoutError")))
+    if timed_out and not _is_broken_connection(error.__cause__):
         return APITimeoutError(f"no answer in time ({said})", **where)
     if isinstance(error, (OSError, *classes("RequestError", "APIConnectionError", "ClientError"))):
         return APIConnectionError(f"the connection to the API failed ({said})", **where)
