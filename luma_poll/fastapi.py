@@ -88,7 +88,7 @@ def luma_lifespan(
     return lifespan
 
 
-def get_client(connection: HTTPConnection) -> LumaClient:
+async def get_client(connection: HTTPConnection) -> LumaClient:
     """The app's client: the dependency behind `ClientDep`."""
     client: LumaClient = _state(connection, "luma_client")
     return client
@@ -194,7 +194,7 @@ class _RequestPoller(Poller):
                 yield found
 
 
-def get_poller(
+async def get_poller(
     connection: HTTPConnection,
     caller: Annotated[_Caller, Depends(_get_caller, scope="function")],
 ) -> Poller:

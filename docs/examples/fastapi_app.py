@@ -98,8 +98,8 @@ async def events(generation_id: UUID, poller: PollerDep) -> AsyncIterable[Server
     """Tell its states as they change. The current one comes first, so a reconnect needs no more."""
     try:
         async for generation in poller.watch(generation_id):
-            generation.raise_for_failure()
             yield ServerSentEvent(event="state", id=generation.state, data=describe(generation))
+        generation.raise_for_failure()
     except LumaError as error:  # the stream has begun: too late for a status
         yield ServerSentEvent(event="problem", data=to_problem(error))
 
