@@ -40,8 +40,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-# --- one client and one poller for the app -------------------------------------------------------
-
 
 class PollerOptions(TypedDict, total=False):
     """The options of `Poller`; those left out have its defaults."""
@@ -104,9 +102,6 @@ def _state(connection: HTTPConnection, name: str) -> Any:
             "lifespan of your own yield what luma_lifespan gives. In a test, enter the lifespan "
             "(with TestClient(app) as client) or use app.dependency_overrides"
         ) from None
-
-
-# --- a client that hangs up ends its waits -------------------------------------------------------
 
 
 class _Caller:
@@ -210,8 +205,6 @@ ClientDep = Annotated[LumaClient, Depends(get_client)]
 """The app's `LumaClient`."""
 PollerDep = Annotated[Poller, Depends(get_poller)]
 """The app's `Poller`. A wait in a handler ends when the client hangs up."""
-
-# --- errors as answers ---------------------------------------------------------------------------
 
 
 def add_error_handlers(app: Starlette) -> None:

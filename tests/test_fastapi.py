@@ -344,6 +344,20 @@ def test_the_handlers_poller_does_what_the_poller_does() -> None:
     assert seen == ["queued", "processing", "failed"]
 
 
+def test_a_poller_of_ones_own_keeps_its_attributes() -> None:
+    """The handler's poller has what the shared one has."""
+    app, shared = fake_app(FakeClient("completed"))
+    shared.name = "mine"  # type: ignore[attr-defined]
+
+    @app.get("/")
+    async def handler(poller: PollerDep) -> str:
+        name: str = poller.name  # type: ignore[attr-defined]
+        return name
+
+    with TestClient(app) as http:
+        assert http.get("/").json() == "mine"
+
+
 @pytest.mark.parametrize("length", [0, 10, 100_000])
 def test_the_handler_can_still_read_the_body(length: int) -> None:
     """Listening for the end of the connection does not take the body from it."""
