@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from types import EllipsisType
 from typing import Annotated, Any, TypedDict, TypeVar, Unpack
-from uuid import UUID
 
 import anyio
 from fastapi import Depends, Request, Response
@@ -20,8 +19,8 @@ from starlette.requests import ClientDisconnect
 
 from luma_poll.client import LumaClient
 from luma_poll.errors import ConfigurationError, LumaError
-from luma_poll.models import Generation, GenerationLike
-from luma_poll.poller import Poller, PollEvent
+from luma_poll.models import Generation
+from luma_poll.poller import AnyGeneration, Poller, PollEvent
 from luma_poll.problems import Problem, retry_after, to_problem
 from luma_poll.schedules import Schedule
 
@@ -175,7 +174,7 @@ class _RequestPoller(Poller):
 
     def watch(
         self,
-        generation: str | UUID | GenerationLike,
+        generation: AnyGeneration,
         *,
         timeout: float | EllipsisType | None = ...,
     ) -> AsyncGenerator[Generation]:

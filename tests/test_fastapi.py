@@ -344,18 +344,19 @@ def test_the_handlers_poller_does_what_the_poller_does() -> None:
     assert seen == ["queued", "processing", "failed"]
 
 
-def test_a_poller_of_ones_own_keeps_its_attributes() -> None:
-    """The handler's poller has what the shared one has."""
-    app, shared = fake_app(FakeClient("completed"))
-    shared.name = "mine"  # type: ignore[attr-defined]
+def test_the_handlers_poller_waits_for_many() -> None:
+    """`wait_all` and `as_completed` work on the shared poller's streams too."""
+    fake = FakeClient("queued", "completed")
+    app, _ = fake_app(fake)
 
     @app.get("/")
-    async def handler(poller: PollerDep) -> str:
-        name: str = poller.name  # type: ignore[attr-defined]
-        return name
+    async def handler(poller: PollerDep) -> list[bool]:
+        async with poller.as_completed([ID]) as results:
+            found = [result.ok async for result in results]
+        return found + [result.ok for result in await poller.wait_all([ID])]
 
     with TestClient(app) as http:
-        assert http.get("/").json() == "mine"
+        assert http.get("/").json() == [True, True]
 
 
 @pytest.mark.parametrize("length", [0, 10, 100_000])
