@@ -44,6 +44,8 @@ ORDER = [
     "decisions",
     "limits",
     "poller",
+    "problems",
+    "fastapi",
     "display",
     "sandbox",
     "demo",

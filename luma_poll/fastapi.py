@@ -1,0 +1,231 @@
+"""luma-poll in a FastAPI app: one client and one poller, as dependencies; errors as answers.
+
+Needs the extra `luma-poll[fastapi]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from types import EllipsisType
+from typing import Annotated, Any, TypedDict, TypeVar, Unpack
+
+import anyio
+from fastapi import Depends, Request, Response
+from fastapi.requests import HTTPConnection
+from fastapi.responses import JSONResponse
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
+
+from luma_poll.client import LumaClient
+from luma_poll.errors import ConfigurationError, LumaError
+from luma_poll.models import Generation
+from luma_poll.poller import AnyGeneration, Poller, PollEvent
+from luma_poll.problems import Problem, retry_after, to_problem
+from luma_poll.schedules import Schedule
+
+__all__ = [
+    "ClientDep",
+    "LumaState",
+    "PollerDep",
+    "PollerOptions",
+    "Problem",
+    "add_error_handlers",
+    "get_client",
+    "get_poller",
+    "luma_lifespan",
+    "to_problem",
+]
+
+T = TypeVar("T")
+
+
+class PollerOptions(TypedDict, total=False):
+    """The options of `Poller`; those left out have its defaults."""
+
+    wait: Schedule | None
+    timeout: float | None
+    max_in_flight: int | None
+    max_rate: float | None
+    on_poll: Callable[[PollEvent], object] | None
+
+
+class LumaState(TypedDict):
+    """What `luma_lifespan` gives, for the state of the app's lifespan."""
+
+    luma_client: LumaClient
+    luma_poller: Poller
+
+
+def luma_lifespan(
+    open_client: Callable[[], LumaClient] = LumaClient, **poller_options: Unpack[PollerOptions]
+) -> Callable[[Any], AbstractAsyncContextManager[LumaState]]:
+    """A lifespan that opens one client and one poller for the whole app, and closes them.
+
+    Alone: `FastAPI(lifespan=luma_lifespan())`. In a lifespan of your own, yield what it gives::
+
+        async with luma_lifespan()(app) as luma:
+            yield {**luma, "mine": ...}
+
+    Args:
+        open_client: Makes the client, at startup; by default from the environment
+            (LUMA_AGENTS_API_KEY, LUMA_BASE_URL).
+        poller_options: Those of `Poller`: `wait`, `timeout` (seconds), `max_in_flight`,
+            `max_rate` (requests per second), `on_poll`.
+
+    Raises:
+        ConfigurationError: At startup: there is no API key, or an option is unusable.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: object) -> AsyncIterator[LumaState]:
+        async with open_client() as client:
+            yield {"luma_client": client, "luma_poller": Poller(client, **poller_options)}
+
+    return lifespan
+
+
+async def get_client(connection: HTTPConnection) -> LumaClient:
+    """The app's client: the dependency behind `ClientDep`."""
+    client: LumaClient = _state(connection, "luma_client")
+    return client
+
+
+def _state(connection: HTTPConnection, name: str) -> Any:
+    # The state of the lifespan, not app.state: a mounted app sees it too.
+    try:
+        return connection.scope["state"][name]
+    except KeyError:
+        raise ConfigurationError(
+            f"the app has no {name}: make it with FastAPI(lifespan=luma_lifespan()), and let a "
+            "lifespan of your own yield what luma_lifespan gives. In a test, enter the lifespan "
+            "(with TestClient(app) as client) or use app.dependency_overrides"
+        ) from None
+
+
+class _Caller:
+    """Who waits for the answer to one request, while its handler runs."""
+
+    def __init__(self, connection: HTTPConnection) -> None:
+        self.request = connection if isinstance(connection, Request) else None
+        self._gone = False
+        self._body_read = False
+        self._receiving = anyio.Lock()  # a server may tell only one listener that they have gone
+
+    async def unless_gone(self, awaitable: Awaitable[T]) -> T:
+        """Await it; cancel it when the client hangs up.
+
+        Raises:
+            ClientDisconnect: It did.
+        """
+        if self.request is None:
+            return await awaitable
+        await self._read_body(self.request)
+        results: list[T] = []
+        error = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._cancel_when_gone, self.request, tasks.cancel_scope)
+            try:
+                results.append(await awaitable)
+            except Exception as raised:
+                error = raised  # the task group would wrap it
+            tasks.cancel_scope.cancel()
+        if error is not None:
+            raise error
+        if not results:
+            raise ClientDisconnect
+        return results[0]
+
+    async def _read_body(self, request: Request) -> None:
+        """Keep the body for the handler: what comes after it is news of the client."""
+        if self._body_read:
+            return
+        async with self._receiving:
+            with suppress(RuntimeError):  # the handler, or FastAPI, has read it as a stream
+                await request.body()
+            self._body_read = True
+
+    async def _cancel_when_gone(self, request: Request, scope: anyio.CancelScope) -> None:
+        async with self._receiving:
+            while not self._gone:
+                self._gone = (await request.receive())["type"] == "http.disconnect"
+        scope.cancel()
+
+
+async def _get_caller(connection: HTTPConnection) -> AsyncIterator[_Caller]:
+    caller = _Caller(connection)
+    yield caller
+    # From here on Starlette listens (to streams), or the client has its answer (background tasks).
+    caller.request = None
+
+
+class _RequestPoller(Poller):
+    """The app's poller as one handler sees it. `watch` is what all other methods stand on."""
+
+    def __init__(self, shared: Poller, caller: _Caller) -> None:
+        self._shared = shared
+        self._caller = caller
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shared, name)
+
+    def __repr__(self) -> str:
+        return repr(self._shared)
+
+    def watch(
+        self,
+        generation: AnyGeneration,
+        *,
+        timeout: float | EllipsisType | None = ...,
+    ) -> AsyncGenerator[Generation]:
+        return self._unless_gone(self._shared.watch(generation, timeout=timeout))
+
+    async def _unless_gone(
+        self, snapshots: AsyncGenerator[Generation]
+    ) -> AsyncGenerator[Generation]:
+        async with aclosing(snapshots):
+            while (found := await self._caller.unless_gone(anext(snapshots, None))) is not None:
+                yield found
+
+
+async def get_poller(
+    connection: HTTPConnection,
+    caller: Annotated[_Caller, Depends(_get_caller, scope="function")],
+) -> Poller:
+    """The app's poller: the dependency behind `PollerDep`.
+
+    When the client hangs up, a wait in the handler ends with Starlette's `ClientDisconnect`.
+    Other waits go on, and so does what the handler does besides: nothing else is cancelled.
+    """
+    return _RequestPoller(_state(connection, "luma_poller"), caller)
+
+
+ClientDep = Annotated[LumaClient, Depends(get_client)]
+"""The app's `LumaClient`."""
+PollerDep = Annotated[Poller, Depends(get_poller)]
+"""The app's `Poller`. A wait in a handler ends when the client hangs up."""
+
+
+def add_error_handlers(app: Starlette) -> None:
+    """Answer every `LumaError` with problem+json, and let a client that hung up go in silence.
+
+    A mounted app has handlers of its own: call it for each.
+    """
+    app.add_exception_handler(LumaError, _answer)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LumaError)
+    problem = to_problem(error)
+    seconds = retry_after(error)
+    return JSONResponse(
+        problem.model_dump(),
+        problem.status,
+        headers=None if seconds is None else {"Retry-After": str(seconds)},
+        media_type="application/problem+json",
+    )
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's "client closed request": only a log sees it

@@ -1,0 +1,211 @@
+"""What the public may know of an error: RFC 9457's problem details, for any web framework.
+
+https://www.rfc-editor.org/rfc/rfc9457
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from luma_poll.errors import (
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    AuthenticationError,
+    BadRequestError,
+    BudgetExhaustedError,
+    ConfigurationError,
+    ContentModeratedError,
+    CorruptInputError,
+    GenerationError,
+    GenerationFailedError,
+    GenerationRateLimitedError,
+    ImageTooLargeError,
+    InsufficientBalanceError,
+    InvalidRequestError,
+    LumaError,
+    NotFoundError,
+    OutputNotFoundError,
+    PayloadTooLargeError,
+    PermissionDeniedError,
+    PollTimeoutError,
+    RateLimitError,
+    UnprocessableEntityError,
+    UnsupportedFormatError,
+)
+
+logger = logging.getLogger("luma_poll")
+
+
+class Problem(BaseModel):
+    """An error as the public may see it: `application/problem+json` (RFC 9457).
+
+    Attributes:
+        type: `urn:luma-poll:` and the code.
+        title: What the code means. Always the same for a code.
+        status: The HTTP status.
+        detail: What to do, or what is wrong with the input.
+        code: For programs, such as `content_moderated`.
+        generation_id: The generation, if there is one: after `timed_out` ask again with it.
+        retryable: Whether the same request may succeed later. Where a generation has failed,
+            that means to submit it again, as a new one.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    generation_id: str | None
+    retryable: bool
+
+
+class _Kind(NamedTuple):
+    status: int
+    code: str
+    title: str
+    detail: str
+
+
+_OPERATORS = _Kind(503, "unavailable", "The service is not available", "Try again later.")
+_KINDS: dict[type[LumaError], _Kind] = {
+    LumaError: _Kind(500, "internal", "The server made a mistake", "It has been logged."),
+    # The operator's own: the public learns no more than that.
+    ConfigurationError: _OPERATORS,
+    AuthenticationError: _OPERATORS,
+    InsufficientBalanceError: _OPERATORS,
+    PermissionDeniedError: _OPERATORS,
+    BudgetExhaustedError: _OPERATORS,
+    # The caller's.
+    BadRequestError: _Kind(
+        400, "bad_request", "The parameters are not accepted", "Change the parameters."
+    ),
+    NotFoundError: _Kind(404, "not_found", "There is no such generation", "Check the id."),
+    PayloadTooLargeError: _Kind(
+        413, "payload_too_large", "The request is too large", "Use smaller images or videos."
+    ),
+    UnprocessableEntityError: _Kind(
+        422, "unprocessable_input", "An input cannot be read", "Check the inputs of the request."
+    ),
+    ContentModeratedError: _Kind(
+        422,
+        "content_moderated",
+        "The content was refused by the moderation",
+        "Change the prompt or the references: the same request will be refused again.",
+    ),
+    ImageTooLargeError: _Kind(
+        413, "image_too_large", "An input is too large", "Resize or compress the input."
+    ),
+    UnsupportedFormatError: _Kind(
+        415,
+        "unsupported_format",
+        "The format of an input is not supported",
+        "Convert the input to a supported format.",
+    ),
+    CorruptInputError: _Kind(
+        422, "corrupt_input", "An input is corrupt", "Encode the input again, or replace it."
+    ),
+    InvalidRequestError: _Kind(
+        422, "invalid_request", "The request is not valid", "Change the parameters."
+    ),
+    # Luma's, and the network's.
+    APIError: _Kind(
+        502, "upstream_error", "The generation service does not answer well", "Try again later."
+    ),
+    RateLimitError: _Kind(
+        503, "rate_limited", "The generation service is busy", "Try again a little later."
+    ),
+    GenerationError: _Kind(
+        502, "unknown_failure", "The generation failed", "The reason is not known."
+    ),
+    GenerationFailedError: _Kind(
+        502, "generation_failed", "The generation failed", "Submit it again."
+    ),
+    OutputNotFoundError: _Kind(
+        502, "output_not_found", "The result of the generation is lost", "Submit it again."
+    ),
+    GenerationRateLimitedError: _Kind(
+        503, "generation_rate_limited", "The generation service is busy", "Submit it again later."
+    ),
+    PollTimeoutError: _Kind(
+        504,
+        "timed_out",
+        "The generation has not ended yet",
+        "It goes on: ask again with the same id, rather than submit it again.",
+    ),
+}
+_PERHAPS_SUBMITTED = (
+    "It is not known whether the generation was submitted. It may be running: "
+    "look for it before you submit it again."
+)
+_LINK = re.compile(r"\S*://\S*")
+_LONGEST_DETAIL = 500  # characters
+
+
+def to_problem(error: LumaError) -> Problem:
+    """What the public may know of an error. What it may not know is logged.
+
+    The faults of the operator (key, balance, budget, configuration) all look the same, and are
+    logged as errors with their traceback; other trouble with a status from 500 as warnings.
+    """
+    kind = _kind(error)
+    if kind is _OPERATORS or kind.status == 500:
+        logger.error("answered %d: %s", kind.status, error, exc_info=error)
+    elif kind.status in (502, 503):
+        logger.warning("answered %d: %s", kind.status, error)
+    return Problem(
+        type=f"urn:luma-poll:{kind.code}",
+        title=kind.title,
+        status=kind.status,
+        detail=_detail(error, kind),
+        code=kind.code,
+        generation_id=_generation_id(error),
+        retryable=_retryable(error, kind),
+    )
+
+
+def retry_after(error: LumaError) -> int | None:
+    """Whole seconds for a `Retry-After`, or None where nothing is known."""
+    for found in (error, error.__cause__):  # the cause: why a wait timed out in a quiet time
+        if isinstance(found, APIStatusError) and found.retry_after is not None:
+            return None if _kind(found) is _OPERATORS else math.ceil(found.retry_after)
+    return None
+
+
+def _kind(error: LumaError) -> _Kind:
+    return next(_KINDS[base] for base in type(error).__mro__ if base in _KINDS)
+
+
+def _detail(error: LumaError, kind: _Kind) -> str:
+    if isinstance(error, APIError) and error.retryable and not _retryable(error, kind):
+        return _PERHAPS_SUBMITTED
+    words = None
+    if kind.status < 500:  # Luma's words about the caller's input
+        words = getattr(error, "failure_reason", None) or getattr(error, "detail", None)
+    if not words or isinstance(error, NotFoundError):
+        return kind.detail
+    return _LINK.sub("(link)", words)[:_LONGEST_DETAIL]
+
+
+def _generation_id(error: LumaError) -> str | None:
+    if isinstance(error, GenerationError):
+        return error.generation.id
+    found: str | None = getattr(error, "generation_id", None)
+    return found
+
+
+def _retryable(error: LumaError, kind: _Kind) -> bool:
+    if kind is _OPERATORS:
+        return False
+    if isinstance(error, PollTimeoutError):
+        return True
+    if isinstance(error, APIError) and error.generation_id is None:
+        # A submission: a second one may be billed too, unless the first certainly went nowhere.
+        not_sent = isinstance(error, APIConnectionError) and not error.request_sent
+        return not_sent or isinstance(error, RateLimitError)
+    return isinstance(error, (APIError, GenerationError)) and error.retryable
