@@ -94,7 +94,7 @@ def status_error(
         status_code=status,
         detail=detail,
         request_id=request_id,
-        retry_after=_parse_retry_after(response.headers),
+        retry_after=retry_after(response.headers),
         generation_id=generation_id,
     )
 
@@ -136,7 +136,7 @@ def _phrase(status: int) -> str:
         return ""
 
 
-def _parse_retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds from now, or None where the header is absent or makes no sense."""
     value = headers.get("Retry-After")
     if value is None:
