@@ -93,7 +93,7 @@ class DownloadProgress:
         return self.path is not None
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     """One try has failed, and another may not."""
 
     def __init__(self, why: str, *, expired: bool = False, retry_after: float = 0.0) -> None:
@@ -212,7 +212,7 @@ class _Job:
                 most = self._most
                 try:
                     return await self._try()
-                except _Interrupted as error:
+                except _InterruptedError as error:
                     trouble = error
                 fruitless = 1 if self._most > most else fruitless + 1
                 if fruitless >= MAX_TRIES:
@@ -295,17 +295,17 @@ class _Job:
         if status == 416:
             await self._start_over("the storage has no such range (HTTP 416)")
         if status == 403:
-            raise _Interrupted("the storage refuses the URL (HTTP 403)", expired=True)
+            raise _InterruptedError("the storage refuses the URL (HTTP 403)", expired=True)
         if status in (408, 425, 429) or status >= 500:
             wait = min(retry_after(response.headers) or 0.0, LONGEST_RETRY_AFTER)
-            raise _Interrupted(f"the storage answers HTTP {status}", retry_after=wait)
+            raise _InterruptedError(f"the storage answers HTTP {status}", retry_after=wait)
         if status not in (200, 206):
             raise self._error(f"the storage answers HTTP {status}")
 
     def _read_version(self, response: Any) -> _Version:
         headers = response.headers
         if response.status_code != 200:
-            raise _Interrupted("the storage sends a part that was not asked for")
+            raise _InterruptedError("the storage sends a part that was not asked for")
         content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if NO_MEDIA.match(content_type):
             raise self._error(f"the storage sends {content_type}, not an image or video")
@@ -335,7 +335,7 @@ class _Job:
         if self._version is not None:
             await self._disk(self._part(self._version).unlink, missing_ok=True)
         self._version = None
-        raise _Interrupted(why)
+        raise _InterruptedError(why)
 
     async def _receive(self, response: Any, version: _Version, start: int) -> None:
         """Write the body from `start` on. What has arrived is kept, however it ends."""
@@ -359,7 +359,7 @@ class _Job:
             with anyio.CancelScope(shield=True):
                 await self._disk(_write_and_close, file, bytes(buffer))
         if version.total is not None and position < version.total:
-            raise _Interrupted("the file is shorter than announced")
+            raise _InterruptedError("the file is shorter than announced")
 
     async def _next(self, chunks: AsyncIterator[bytes]) -> bytes | None:
         with self._network():
@@ -373,10 +373,12 @@ class _Job:
         try:
             yield
             return
-        except (OSError, anyio.BrokenResourceError, *classes("RequestError")) as error:
+        except (OSError, anyio.BrokenResourceError) as error:
+            why = type(error).__name__
+        except classes("RequestError") as error:
             why = type(error).__name__
         # Outside the `except`: their errors keep the request, and with it the signed URL.
-        raise _Interrupted(f"the connection to the storage failed ({why})")
+        raise _InterruptedError(f"the connection to the storage failed ({why})")
 
     async def _renew_url(self) -> None:
         snapshot = _checked(await self.get(self.generation_id))
@@ -582,7 +584,7 @@ def _open_at(path: Path, start: int, keep: bool) -> BinaryIO:
     descriptor = os.open(path, flags if keep else flags | os.O_TRUNC, 0o666)
     file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
     file.seek(start)
-    return file  # type: ignore[return-value]
+    return file
 
 
 def _write_and_close(file: BinaryIO, data: bytes) -> None:
