@@ -117,12 +117,13 @@ def check_base_url(base_url: str | httpx.URL | None) -> str:
         raise ConfigurationError("base_url must not have a user name or password")
     if "?" in url or "#" in url:
         raise ConfigurationError("base_url must not have a query or fragment")
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         warnings.warn(f"the API key will be sent to {host} unencrypted: use https://", stacklevel=3)
     return url.rstrip("/")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether this machine is meant."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

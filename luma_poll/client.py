@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -9,9 +10,9 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from types import EllipsisType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
-from urllib.request import getproxies
+from typing import TYPE_CHECKING, Any, Self, cast
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 from uuid import UUID
 
 import anyio
@@ -25,6 +26,7 @@ from luma_poll.arguments import (
     check_positive,
     check_retries,
     check_token,
+    is_loopback,
 )
 from luma_poll.download import MAX_BYTES, DownloadProgress, download
 from luma_poll.errors import (
@@ -35,7 +37,12 @@ from luma_poll.errors import (
     ConfigurationError,
     RateLimitError,
 )
+<<<<<<< HEAD
 from luma_poll.models import Generation, GenerationLike, parse
+=======
+from luma_poll.models import Generation, parse
+from luma_poll.redaction import redact
+>>>>>>> origin/main
 from luma_poll.translation import classes, status_error, translate_error
 from luma_poll.transport import PooledTransport
 
@@ -85,17 +92,23 @@ class LumaClient:
         http_client: httpx.AsyncClient | httpx2.AsyncClient | None = None,
     ) -> None:
         self._token = check_token(auth_token)
-        self._headers = {
-            "Authorization": f"Bearer {self._token}",
-            "Accept": "application/json",
-            "User-Agent": f"luma-poll/{__version__}",
-        }
+        # Not a dict: httpx leaves the key out of the repr of these.
+        self._headers = httpx.Headers(
+            {
+                "Authorization": f"Bearer {self._token}",
+                "Accept": "application/json",
+                "User-Agent": f"luma-poll/{__version__}",
+            }
+        )
         self.base_url = check_base_url(base_url)
         self.timeout = check_positive("timeout", timeout)
         self.max_retries = check_retries(max_retries)
         self._owns_http_client = http_client is None
-        self._transport = None if http_client or _has_proxy() else PooledTransport(KEEPALIVE)
-        self._http: Any = _checked_http_client(http_client, self._transport)
+        self._transport: PooledTransport | None = None
+        if http_client is None:
+            self._http, self._transport = _default_http_client(self.base_url)
+        else:
+            self._http = _checked_http_client(http_client)
         # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
         # 1099, 1111), and is slow at queueing many. So its pool has no limit, and they queue here.
         self._slots = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
@@ -195,7 +208,8 @@ class LumaClient:
         """Send one request, and read the generation in the answer."""
         headers = self._headers
         if body is not None:
-            headers = {**headers, "Content-Type": "application/json"}
+            headers = httpx.Headers(headers)
+            headers["Content-Type"] = "application/json"
         response = None
         async with self._slots:
             try:
@@ -214,9 +228,7 @@ class LumaClient:
             raise status_error(response, generation_id, secret=self._token)
         return parse(Generation.model_validate_json, response.content, generation_id)
 
-    async def _send(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | None
-    ) -> Any:
+    async def _send(self, method: str, url: str, headers: httpx.Headers, body: bytes | None) -> Any:
         if self._transport is None:
             return await self._send_through_client(method, url, headers, body)
         # Without the client's layers (cookies, redirects, authentication, hooks), none of which
@@ -232,7 +244,7 @@ class LumaClient:
         return response
 
     async def _send_through_client(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | None
+        self, method: str, url: str, headers: httpx.Headers, body: bytes | None
     ) -> Any:
         request = self._http.build_request(
             method, url, headers=headers, content=body, timeout=tuple(TIMEOUTS.values())
@@ -336,18 +348,34 @@ def _retry_wait(state: tenacity.RetryCallState) -> float:
     return backoff if wanted is None else max(wanted, backoff)
 
 
-def _has_proxy() -> bool:
-    return any(getproxies().get(scheme) for scheme in ("http", "https", "all"))
-
-
-def _checked_http_client(http_client: object, transport: httpx.AsyncBaseTransport | None) -> object:
-    if http_client is None:
+def _default_http_client(base_url: str) -> tuple[Any, PooledTransport | None]:
+    """The client, and the transport that it has if there is no proxy in between."""
+    try:
+        if not _has_proxy(base_url):
+            transport = PooledTransport(KEEPALIVE)
+            return httpx.AsyncClient(transport=transport), transport
         limits = httpx.Limits(
             max_connections=None,
             max_keepalive_connections=MAX_CONNECTIONS,
             keepalive_expiry=KEEPALIVE,
         )
-        return httpx.AsyncClient(limits=limits, transport=transport)
+        return httpx.AsyncClient(limits=limits), None
+    except (ImportError, ValueError, OSError) as error:
+        raise ConfigurationError(
+            "the environment's settings of a proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) or of "
+            f"certificates (SSL_CERT_FILE, SSL_CERT_DIR) are not usable: {redact(str(error))}"
+        ) from None
+
+
+def _has_proxy(base_url: str) -> bool:
+    parts = urlsplit(base_url)
+    host, proxies = parts.hostname or "", getproxies()
+    if is_loopback(host) or proxy_bypass(host):
+        return False
+    return bool(proxies.get(parts.scheme) or proxies.get("all"))
+
+
+def _checked_http_client(http_client: object) -> Any:
     if not isinstance(http_client, classes("AsyncClient")):
         raise ConfigurationError(
             f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}"
@@ -362,8 +390,11 @@ async def _close_orphans(http: Any) -> None:
     connection open in the pool, where nothing will ever use or close it (encode/httpcore 1099).
     """
     for transport in (http._transport, *http._mounts.values()):
-        pool = getattr(transport, "_pool", None)
-        used = {id(request.connection) for request in getattr(pool, "_requests", ())}
-        for connection in getattr(pool, "connections", ()):
-            if id(connection) not in used and not connection.is_idle():
-                await connection.aclose()
+        if not isinstance(transport, classes("AsyncHTTPTransport")):
+            continue
+        with contextlib.suppress(AttributeError):  # in another version of httpcore
+            pool = cast(Any, transport)._pool
+            used = {id(request.connection) for request in pool._requests}
+            for connection in pool.connections:
+                if id(connection) not in used and not connection.is_idle():
+                    await connection.aclose()

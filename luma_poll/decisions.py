@@ -71,6 +71,11 @@ class Quiet:
     until: float = -math.inf
     error: APIStatusError | None = None
 
+    def holds(self, now: float) -> bool:
+        """Whether it is of this clock: in another event loop the time may be a different one."""
+        wanted = 0.0 if self.error is None else self.error.retry_after or 0.0
+        return self.until <= now + wanted
+
 
 @dataclass(frozen=True)
 class Deadline:
@@ -126,12 +131,15 @@ class Progress:
         self._last_poll = now
 
     def hand_in(self, snapshot: Generation, schedule: Schedule, now: float) -> None:
-        """Take a snapshot that somebody else fetched as the first answer."""
+        """Take a snapshot that somebody else fetched: as the first answer, or as the end."""
         self._snapshot_at = now
-        self.record(snapshot, schedule, now)
+        if self.latest is None or _is_end(snapshot):
+            self.record(snapshot, schedule, now)
 
     def record(self, answer: Generation | APIError, schedule: Schedule, now: float) -> None:
         """Take an answer: it ends the generation, or the schedule says when to ask again."""
+        if self.result is not None:
+            return  # a late answer changes nothing
         self.answers += 1
         if isinstance(answer, Generation):
             self.latest, self.trouble = answer, None
@@ -147,10 +155,10 @@ class Progress:
             self.due = now + delay
 
     def _end_of(self, answer: Generation) -> Generation | OutputNotFoundError | None:
+        if _is_end(answer):
+            return answer
         if not answer.is_terminal:
             return None
-        if answer.state == "failed" or answer.output:
-            return answer
         self._without_output += 1
         return None if self._without_output < OUTPUT_POLLS else OutputNotFoundError(answer)
 
@@ -165,6 +173,11 @@ class Progress:
             at = last
         at = max(at, quiet.until)
         return at if at < deadline.at else None
+
+
+def _is_end(snapshot: Generation) -> bool:
+    """A completed one without outputs may be ahead of its outputs."""
+    return snapshot.state == "failed" or (snapshot.is_terminal and bool(snapshot.output))
 
 
 def decide(

@@ -36,6 +36,7 @@ class RequestLimits:
         self._next_start = -math.inf
         self._numbers = count()
         self._queue: list[tuple[float, int, _Ticket]] = []
+        self._gone = 0  # tickets in the queue whose owner has left
 
     async def acquire(self, due: float) -> bool:
         """Wait for a turn. True: the request may start, and `release` must follow it.
@@ -53,6 +54,8 @@ class RequestLimits:
             while not ticket.put_off:
                 first = self._queue[0][2] is ticket and self._free >= 1
                 now = anyio.current_time()
+                # In another event loop, with another clock, the old time may be far ahead.
+                self._next_start = min(self._next_start, now + self._interval)
                 if first and self._next_start <= now:
                     start = max(self._next_start, asked, now - _LATENESS)
                     self._next_start = start + self._interval
@@ -64,6 +67,7 @@ class RequestLimits:
             return False
         finally:
             ticket.gone = True
+            self._gone += 1
             self._wake_first()
 
     def release(self) -> None:
@@ -80,5 +84,10 @@ class RequestLimits:
     def _wake_first(self) -> None:
         while self._queue and self._queue[0][2].gone:
             heapq.heappop(self._queue)
+            self._gone -= 1
+        if self._gone > len(self._queue) / 2:  # behind one that waits for long
+            self._queue = [entry for entry in self._queue if not entry[2].gone]
+            heapq.heapify(self._queue)
+            self._gone = 0
         if self._queue:
             self._queue[0][2].woken.set()

@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeAlias, cast
 from uuid import UUID
 
 import anyio
+from pydantic import BaseModel
 
 from luma_poll.arguments import MAX_ID_LENGTH, check_count, check_generation_id, check_positive
 from luma_poll.batch import PollResult, run_each
@@ -90,7 +91,7 @@ class _Stream:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.waits = 0
-        self.asking = False
+        self.request: anyio.CancelScope | None = None  # of the wait that asks
         self._changed = anyio.Event()
 
     def notify(self) -> None:
@@ -136,7 +137,7 @@ class Poller:
             raise ConfigurationError(f"{type(client).__name__} has no generations.get")
         if wait is not None and not callable(wait):
             raise ConfigurationError(f"wait must be a tenacity wait strategy, not {wait!r}")
-        if on_poll is not None and (not callable(on_poll) or iscoroutinefunction(on_poll)):
+        if on_poll is not None and (not callable(on_poll) or _is_async(on_poll)):
             raise ConfigurationError(f"on_poll must be a function (not async), not {on_poll!r}")
         self._client = _without_retries(client)
         self._wait: Schedule = DEFAULT_WAIT if wait is None else wait
@@ -237,7 +238,7 @@ class Poller:
         self, generations: object, timeout: float | EllipsisType | None, limit: object
     ) -> Callable[[AnyGeneration], Awaitable[PollResult]]:
         """Check the arguments of a batch; returns what waits for one of it."""
-        if isinstance(generations, (str, bytes)) or not isinstance(
+        if isinstance(generations, (str, bytes, BaseModel)) or not isinstance(
             generations, (Iterable, AsyncIterable)
         ):
             raise ConfigurationError(
@@ -296,7 +297,7 @@ class Poller:
                     state = latest.state
                     yield latest
                 now = anyio.current_time()
-                if stream.asking and now < deadline.at:
+                if stream.request and progress.result is None and now < deadline.at:
                     await stream.wait_for_change(until=deadline.at)
                     continue
                 polls = progress.polls - earlier_polls
@@ -305,7 +306,7 @@ class Poller:
                     case Sleep(until):
                         await stream.wait_for_change(until)
                     case Poll(due):
-                        with anyio.CancelScope(deadline=deadline.at):
+                        with anyio.CancelScope(deadline=deadline.at) as stream.request:
                             await self._ask(stream, due, deadline)
                     case Raise(error):
                         raise error
@@ -315,14 +316,17 @@ class Poller:
 
     @contextmanager
     def _joined(self, generation_id: str, snapshot: Generation | None) -> Iterator[_Stream]:
+        now = anyio.current_time()
+        if not self._quiet.holds(now):
+            self._quiet = Quiet()
         stream = self._streams.get(generation_id)
         if stream is None:
-            stream = _Stream(Progress(generation_id, started=anyio.current_time()))
+            stream = _Stream(Progress(generation_id, started=now))
             self._streams[generation_id] = stream
         stream.waits += 1
         try:
-            if snapshot is not None and (snapshot.is_terminal or not stream.progress.answers):
-                stream.progress.hand_in(snapshot, self._wait, anyio.current_time())
+            if snapshot is not None:
+                stream.progress.hand_in(snapshot, self._wait, now)
                 self._settle(stream)
             yield stream
         finally:
@@ -333,7 +337,6 @@ class Poller:
     async def _ask(self, stream: _Stream, due: float, deadline: Deadline) -> None:
         """Send one request, when its turn has come, and take its answer."""
         progress = stream.progress
-        stream.asking = True
         try:
             if not await self._limits.acquire(due):
                 return
@@ -350,7 +353,7 @@ class Poller:
             progress.record(answer, self._wait, now)
             self._report(progress, answer, deadline, now)
         finally:
-            stream.asking = False
+            stream.request = None
             self._settle(stream)
 
     async def _get(self, generation_id: str) -> Generation | APIError:
@@ -383,6 +386,8 @@ class Poller:
         """After a change: an ended generation is polled anew by the next wait for it."""
         if stream.progress.result is not None:
             self._forget(stream)
+            if stream.request is not None:
+                stream.request.cancel()  # what it asks is known
         stream.notify()
 
     def _forget(self, stream: _Stream) -> None:
@@ -434,6 +439,10 @@ def _handed_in(value: object) -> Generation:
             "a generation is given by its id or by a snapshot with id and state, "
             f"not by {type(value).__name__}"
         ) from None
+
+
+def _is_async(function: Any) -> bool:
+    return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
 
 
 def _name(generation: object) -> str:

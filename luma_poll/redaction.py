@@ -5,7 +5,7 @@ from typing import Any
 
 _SECRETS = re.compile(
     r"""(?ix)
-    (\b[a-z][a-z0-9+.-]*://[^\s?<>]+\?) [^\s<>]*  # the query of any URL: it may be a signature
+    (\b[a-z][a-z0-9+.-]{,20}://[^\s?<>]{1,1000}\?) [^\s<>]*  # a URL's query: may be a signature
     | (x-amz-(?:signature|credential|security-token)=) [^\s&"'<>]+
     | (\bbearer\s+) [^\s"'<>,]+
     | (luma-api-) [\w-]+                     # the API's keys

@@ -27,10 +27,8 @@ from luma_poll.redaction import redact, redact_value
 
 MAX_RETRY_AFTER = 3600.0
 """A `Retry-After` above this many seconds is taken for a mistake."""
-LONGEST_RETRY_SLEEP = 60.0
-"""Seconds that `get` and `create` sleep at the most between two tries (as in the official SDK)."""
-MAX_ID_LENGTH = 1000
-"""Characters; a UUID has 36."""
+MIN_SECRET_LENGTH = 8
+"""Characters; what is shorter may be part of any word."""
 
 
 def translate_error(error: BaseException, generation_id: str | None = None) -> APIError | None:
@@ -78,7 +76,7 @@ def status_error(
     fallback = ServerError if status >= 500 else APIStatusError
     error_class = STATUS_ERRORS.get(status, fallback)
     detail = _detail(response)
-    if detail is not None and secret is not None:
+    if detail is not None and secret is not None and len(secret) >= MIN_SECRET_LENGTH:
         detail = detail.replace(secret, "...")
     request_id = response.headers.get("X-Request-Id")
     said = [f"HTTP {status} {_phrase(status)}".rstrip(), detail]
@@ -108,7 +106,9 @@ def classes(*names: str) -> tuple[type[BaseException], ...]:
 
 
 def _forget_secrets(error: BaseException | None) -> None:
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # a chain may be a ring
+        seen.add(id(error))
         error.args = redact_value(error.args)
         if isinstance(error, OSError) and isinstance(error.strerror, str):
             error.strerror = redact(error.strerror)

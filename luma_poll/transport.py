@@ -14,14 +14,16 @@ from dataclasses import dataclass
 
 import anyio
 import httpx
+from anyio.lowlevel import current_token
 
 
 @dataclass(frozen=True)
 class _Idle:
-    """A transport whose connection is unused, and since when."""
+    """A transport whose connection is unused, since when, and the event loop that it lives in."""
 
     transport: httpx.AsyncHTTPTransport
     since: float
+    loop: object
 
 
 class PooledTransport(httpx.AsyncBaseTransport):
@@ -44,6 +46,8 @@ class PooledTransport(httpx.AsyncBaseTransport):
         """Send a request; the connection is free again when the response is closed."""
         if self._closed:
             raise RuntimeError("the client has been closed")
+        if self._idle and self._idle[-1].loop != current_token():
+            self._idle.clear()  # those of an event loop that has ended cannot even be closed
         await self._close_idle(until=anyio.current_time() - self._keepalive)
         transport = self._idle.pop().transport if self._idle else self._connectable()
         try:
@@ -65,7 +69,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         if self._closed:
             await _close(transport)
         else:
-            self._idle.append(_Idle(transport, anyio.current_time()))
+            self._idle.append(_Idle(transport, anyio.current_time(), current_token()))
 
     def _connectable(self) -> httpx.AsyncHTTPTransport:
         return httpx.AsyncHTTPTransport(verify=self._ssl_context, limits=self._limits)

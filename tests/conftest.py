@@ -1,4 +1,5 @@
 import gc
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -32,5 +33,6 @@ def sockets_left_to_the_collector() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LUMA_AGENTS_API_KEY", "LUMA_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ:
+        if name.startswith("LUMA_") or name.upper().endswith("_PROXY"):
+            monkeypatch.delenv(name)

@@ -198,4 +198,4 @@ async def test_no_log_holds_a_secret(caplog: pytest.LogCaptureFixture) -> None:
             assert len(signature) == 64
             assert signature not in caplog.text
     assert "s3cr3t" not in caplog.text
-    assert {"luma_poll", "httpx", "httpcore.http11"} <= {record.name for record in caplog.records}
+    assert {"luma_poll", "httpcore.http11"} <= {record.name for record in caplog.records}

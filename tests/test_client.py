@@ -1,6 +1,7 @@
 """The client's contract with HTTP, in virtual time, on asyncio and trio."""
 
 import json
+import traceback
 import warnings
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -72,7 +73,7 @@ class Api:
 def connected(handler: Handler, **options: Any) -> LumaClient:
     """A client whose requests go to `handler`."""
     http_client = httpx.AsyncClient(transport=httpx.MockTransport(handler))
-    return LumaClient(TOKEN, http_client=http_client, **options)
+    return LumaClient(**{"auth_token": TOKEN, "http_client": http_client, **options})
 
 
 async def error_for(*answers: httpx.Response | Exception, **options: Any) -> Any:
@@ -903,3 +904,40 @@ async def test_a_bad_generation_in_an_answer_names_no_url() -> None:
     error = await error_for(httpx.Response(200, json={"id": ID, "state": 7, "output": URL}))
     assert type(error) is InvalidResponseError
     assert "5ec4e7" not in str(error) + repr(vars(cast(Any, error)))
+
+
+@pytest.mark.anyio
+async def test_a_short_key_garbles_no_message() -> None:
+    """The sandbox takes any key, even a letter that is in every word."""
+    client = connected(Api(httpx.Response(400, json={"detail": "Unknown model"})), auth_token="k")
+    with pytest.raises(BadRequestError, match="Unknown model"):
+        await client.generations.create("a fox")
+
+
+@pytest.mark.anyio
+async def test_no_local_variable_shows_the_key() -> None:
+    """Some tools print the variables of each frame of a traceback."""
+    with respx.mock:
+        respx.get(f"{API}/generations/{ID}").respond(404, json={"detail": "not found"})
+        async with LumaClient("luma-api-s3cr3t") as client:
+            with pytest.raises(NotFoundError) as caught:
+                await client.generations.get(ID)
+    told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert "s3cr3t" not in "".join(told.format())
+
+
+@pytest.mark.anyio
+async def test_a_transport_of_somebody_elses_may_look_like_httpcores() -> None:
+    """A cancelled request stays a cancelled request."""
+
+    class Odd(httpx.AsyncBaseTransport):
+        _pool = 5
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await anyio.sleep(1000)
+            raise AssertionError
+
+    async with LumaClient(TOKEN, http_client=httpx.AsyncClient(transport=Odd())) as client:
+        with anyio.move_on_after(1) as scope:
+            await client.generations.get(ID)
+        assert scope.cancelled_caught

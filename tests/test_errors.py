@@ -42,6 +42,8 @@ from luma_poll import (
     UnprocessableEntityError,
     UnsupportedFormatError,
 )
+from luma_poll.redaction import redact
+from luma_poll.translation import translate_error
 from tests.fakes import ID, URL, FakeClient, snapshot
 
 TREE: dict[type[LumaError], tuple[type[BaseException], ...]] = {
@@ -420,3 +422,16 @@ def test_the_key_is_not_shown_by_the_client() -> None:
     with pytest.raises(ConfigurationError) as caught:
         LumaClient("key", base_url=base_url)
     assert_shows_no_secret(caught.value)
+
+
+def test_a_ring_of_causes_is_no_trap() -> None:
+    """Somebody's client may raise an error that is its own cause's cause."""
+    first, second = OSError("no route"), OSError("refused")
+    first.__cause__, second.__cause__ = second, first
+    assert isinstance(translate_error(first), APIConnectionError)
+
+
+@pytest.mark.parametrize("piece", ["a-", "http://", "http://a?", "x-amz-signature=", "bearer "])
+def test_long_texts_are_redacted_in_no_time(piece: str) -> None:
+    """A text of a megabyte must not hold up the event loop; the time limit of the tests says so."""
+    assert redact(piece * (1_000_000 // len(piece)))

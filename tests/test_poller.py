@@ -4,11 +4,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import anyio
 import pytest
+import trio.testing
 from anyio.lowlevel import checkpoint
 from tenacity import RetryCallState, wait_chain, wait_fixed
 
@@ -35,6 +37,7 @@ from luma_poll import (
     UnprocessableEntityError,
 )
 from tests.fakes import ID, URL, FakeClient, snapshot
+from tests.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio
 
@@ -785,3 +788,80 @@ async def test_a_client_that_cannot_get_is_refused() -> None:
     """The mistake shows where it is made."""
     with pytest.raises(ConfigurationError, match=r"str has no generations\.get"):
         Poller("client")  # type: ignore[arg-type]
+
+
+# --- what was handed in while a request is under way ---------------------------------------------
+
+
+async def test_a_terminal_snapshot_ends_the_waits_at_once() -> None:
+    """Also the one whose request hangs, and whatever that would have brought later."""
+    client = FakeClient((90, "processing"))
+    poller = Poller(client, timeout=100)
+
+    async def hand_in_later() -> list[Any]:
+        await anyio.sleep(5)
+        return await poller.wait(snapshot("completed"))
+
+    results = await together(lambda: poller.wait(ID), hand_in_later)
+    assert [(at, outputs[0].url) for at, outputs in results] == [(5.0, URL)] * 2
+    assert client.times == [0]
+    assert client.under_way[ID] == 0
+
+
+async def test_one_snapshot_handed_in_often_is_one_answer() -> None:
+    """A completed one without outputs yet is asked about, not given up."""
+    client = FakeClient("completed")
+    early = snapshot("completed", output=[])
+    poller = Poller(client, wait=wait_fixed(2))
+    results = await together(*[lambda: poller.wait(early)] * 6)
+    assert [(at, outputs[0].url) for at, outputs in results] == [(2.0, URL)] * 6
+    assert client.times == [0]
+
+
+async def test_a_snapshot_counts_where_there_were_only_errors() -> None:
+    """It is proof that the id exists, and it is the last that is known."""
+    client = FakeClient(BUSY, NotFoundError("HTTP 404", status_code=404), BUSY)
+    poller = Poller(client, wait=wait_fixed(2), timeout=30)
+
+    async def hand_in_later() -> Any:
+        await anyio.sleep(1)
+        return await poller.wait(snapshot("queued"))
+
+    for _, error in await together(lambda: poller.wait(ID), hand_in_later):
+        assert isinstance(error, PollTimeoutError)
+        assert error.last_generation == snapshot("queued")
+
+
+# --- one poller, several event loops --------------------------------------------------------------
+
+
+def test_a_poller_outlives_its_event_loop() -> None:
+    """The next one may have an earlier clock: no limit of the old one holds anybody up."""
+    poller = Poller(FakeClient(throttled(600), "completed"), wait=wait_fixed(2), max_rate=0.1)
+
+    async def wait_in_vain() -> None:
+        await anyio.sleep(10_000)
+        with pytest.raises(PollTimeoutError, match="600 s of quiet"):
+            await poller.wait(ID, timeout=5)
+
+    async def wait() -> float:
+        took, outputs = await timed(poller.wait(ID, timeout=700))
+        assert outputs[0].url == URL
+        return took
+
+    anyio.run(wait_in_vain, backend_options={"loop_factory": VirtualTimeLoop})
+    assert anyio.run(wait, backend_options={"loop_factory": VirtualTimeLoop}) <= 10
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    assert anyio.run(wait, backend="trio", backend_options={"clock": clock}) <= 10
+
+
+async def test_waits_that_have_left_the_queue_take_no_memory() -> None:
+    """Behind a request that hangs, thousands may queue and time out."""
+    poller = Poller(FakeClient((1000, "completed")), max_in_flight=1, timeout=900)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(timed, poller.wait(ID))
+        await anyio.sleep(1)
+        for round_ in range(20):
+            await together(*[partial(poller.wait, f"{round_}-{n}", timeout=1) for n in range(20)])
+        assert len(poller._limits._queue) < 50
+        tasks.cancel_scope.cancel()

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import json
 import socket
 import struct
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, cast
@@ -500,9 +502,31 @@ async def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPa
 
     async with serve(proxy) as server:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
-        async with client_of("http://127.0.0.2:9/v1") as client:
+        with pytest.warns(UserWarning, match="unencrypted"):
+            client = client_of("http://api.example.com/v1")
+        async with client:
             assert (await client.generations.get(ID)).state == "queued"
-    assert asked[0].startswith(b"GET http://127.0.0.2:9/v1/generations/")
+    assert asked[0].startswith(b"GET http://api.example.com/v1/generations/")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("no_proxy", ["", "127.0.0.0/8"])
+async def test_no_proxy_stands_between_us_and_this_machine(
+    monkeypatch: pytest.MonkeyPatch, no_proxy: str
+) -> None:
+    """The sandbox works behind a proxy too, whatever NO_PROXY says."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    async with serve(patiently()) as server, client_of(server.base_url) as client:
+        assert (await client.generations.get(ID)).state == "queued"
+
+
+def test_an_unusable_proxy_is_told_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as an error of a library that the user has never heard of."""
+    monkeypatch.setenv("HTTPS_PROXY", "foo://127.0.0.1:9?key=5ec4e7")
+    with pytest.raises(ConfigurationError, match="HTTPS_PROXY") as caught:
+        LumaClient(TOKEN)
+    assert "5ec4e7" not in str(caught.value)
 
 
 # --- the official SDK ----------------------------------------------------------------------------
@@ -593,3 +617,23 @@ def test_the_synchronous_sdk_is_refused() -> None:
     client: Any = luma_agents.Luma(auth_token=TOKEN)
     with client, pytest.raises(ConfigurationError, match=r"use luma_agents\.AsyncLuma"):
         Poller(client)
+
+
+def test_a_client_outlives_its_event_loop() -> None:
+    """Connections of the old one are not used in the new one."""
+
+    async def get_twice(client: LumaClient) -> None:
+        async with serve(patiently(), port=ports[-1]) as server:
+            ports.append(server.port)
+            client.base_url = server.base_url
+            for _ in range(2):
+                assert (await client.generations.get(ID)).state == "queued"
+
+    ports = [0]
+    client = client_of("http://127.0.0.1:1/v1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for _ in range(3):
+            asyncio.run(get_twice(client))
+        del client
+        gc.collect()

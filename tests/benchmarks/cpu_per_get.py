@@ -87,7 +87,7 @@ async def measure(base_url: str, requests: int, under_way: int, rounds: int) -> 
         gets = {
             name: await stack.enter_async_context(peer(base_url)) for name, peer in PEERS.items()
         }
-        for name, get in gets.items():  # connect, and warm up
+        for get in gets.values():  # connect, and warm up
             await run(get, max(50, 2 * under_way), under_way)
         for _ in range(rounds):
             for name, get in gets.items():
