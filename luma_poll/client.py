@@ -37,12 +37,8 @@ from luma_poll.errors import (
     ConfigurationError,
     RateLimitError,
 )
-<<<<<<< HEAD
 from luma_poll.models import Generation, GenerationLike, parse
-=======
-from luma_poll.models import Generation, parse
 from luma_poll.redaction import redact
->>>>>>> origin/main
 from luma_poll.translation import classes, status_error, translate_error
 from luma_poll.transport import PooledTransport
 

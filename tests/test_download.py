@@ -299,11 +299,11 @@ async def test_the_deadline_and_the_next_call(tmp_path: Path) -> None:
     """A call that ran out of time leaves what it has, and the next one goes on from there."""
     storage = Storage(serve(PNG * 100))
     async with opened(storage) as client:
-        with pytest.raises(DownloadError, match="within 0.3 s"):
+        with pytest.raises(DownloadError, match="not complete within"):
             await client.download(generation(), tmp_path, timeout=0.3)
         assert all(name.endswith(".part") for name in names(tmp_path))
         storage.answers = [serve(PNG * 100, cut=0), serve(PNG * 100, cut=2000)]
-        with pytest.raises(DownloadError, match="within 0.2 s"):
+        with pytest.raises(DownloadError, match="not complete within"):
             await client.download(generation(), tmp_path, timeout=0.2)
     assert int(storage.requests[-1].headers["Range"][6:-1]) > 0
 
@@ -340,8 +340,10 @@ def test_cancelled_anywhere(times: list[float]) -> None:
             for seconds in times:
                 with anyio.move_on_after(seconds):
                     await client.download(generation(), directory)
-                for path in directory.glob("*.png"):
-                    assert path.read_bytes() == PNG
+                assert [p for p in names(directory) if p.endswith(".png")] in ([], [f"{ID}.png"])
+                for name in names(directory):
+                    whole = (directory / name).read_bytes() == PNG
+                    assert whole or name.endswith(".part")
             (path,) = await client.download(generation(), directory)
         assert path.read_bytes() == PNG
         assert names(directory) == [path.name]
@@ -355,7 +357,9 @@ def test_no_id_leads_out_of_the_directory(generation_id: str, number: int) -> No
     """Whatever the API calls a generation, its file is in the directory."""
     name = module._file_stem(generation_id, number)
     assert Path("out", name).parent == Path("out")
-    assert name.strip(".") and "\0" not in name and len(os.fsencode(name)) < 120
+    assert name.strip(".")
+    assert "\0" not in name
+    assert len(os.fsencode(name)) < 120
 
 
 @pytest.mark.asyncio
@@ -378,9 +382,10 @@ async def test_faults_on_a_real_socket(tmp_path: Path, fault: str) -> None:
 @pytest.mark.asyncio
 async def test_an_expired_url_is_signed_afresh(tmp_path: Path) -> None:
     """A snapshot from yesterday is good enough."""
-    async with Sandbox(url_expires=1).serve() as base_url:
-        async with LumaClient(TOKEN, base_url=base_url) as client:
-            submitted = await client.generations.create("x sandbox:duration=0")
-            old = await client.generations.get(submitted.id)
-            await asyncio.sleep(1.1)
-            assert await client.download(old, tmp_path)
+    sandbox = Sandbox(url_expires=1)
+    async with sandbox.serve() as base_url, LumaClient(TOKEN, base_url=base_url) as client:
+        submitted = await client.generations.create("x sandbox:duration=0")
+        old = await client.generations.get(submitted.id)
+        await asyncio.sleep(1.1)
+        assert await client.download(old, tmp_path)
+    assert sandbox.calls["GET /generations/{id}"] >= 2
