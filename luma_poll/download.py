@@ -238,7 +238,7 @@ class _Job:
                 if (kept := await self._kept(version)) is not None:
                     return kept
                 known, self._version = self._version, version
-                if version != known and await self._bytes_of(version):
+                if known is None and await self._bytes_of(version):
                     start = -1  # an earlier call left some of it
             if start >= 0:
                 await self._receive(response, version, start)

@@ -34,6 +34,7 @@ from tests.fakes import ID, snapshot
 TOKEN = "luma-api-download-secret"
 SECRET = "X-Amz-Signature=5ec4e7"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
+OLD = PNG[:8] + PNG[:7:-1]
 BASE_URL = "https://api.example.com/v1"
 STORE = "https://storage.example.com/a"
 GET = {"Content-Type": "image/png", "ETag": '"one"'}
@@ -63,7 +64,7 @@ class Body(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for start in range(0, len(self.data), self.piece):
-            await anyio.sleep(0.01)
+            await anyio.sleep(0.001)
             yield self.data[start : start + self.piece]
         if self.error is not None:
             raise self.error
@@ -300,7 +301,7 @@ async def test_the_deadline_and_the_next_call(tmp_path: Path) -> None:
     storage = Storage(serve(PNG * 100))
     async with opened(storage) as client:
         with pytest.raises(DownloadError, match="not complete within"):
-            await client.download(generation(), tmp_path, timeout=0.3)
+            await client.download(generation(), tmp_path, timeout=0.2)
         assert all(name.endswith(".part") for name in names(tmp_path))
         storage.answers = [serve(PNG * 100, cut=0), serve(PNG * 100, cut=2000)]
         with pytest.raises(DownloadError, match="not complete within"):
@@ -311,18 +312,18 @@ async def test_the_deadline_and_the_next_call(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9000), st.booleans(), st.booleans()), max_size=4))
 def test_cut_anywhere(cuts: list[tuple[int, bool, bool]]) -> None:
-    """Wherever it is cut, ranges or not, changed in between or not: the bytes are equal."""
+    """Wherever it is cut, ranges or not, changed in between or not: the bytes are those of one version."""
 
     async def run(directory: Path) -> None:
         answers = [
-            serve(PNG[::-1], cut=cut, ranges=ranges, ETag='"old"')
+            serve(OLD, cut=cut, ranges=ranges, ETag='"old"')
             if changed
             else serve(cut=cut, ranges=ranges)
             for cut, ranges, changed in cuts
         ]
         async with opened(Storage(*answers, serve())) as client:
             (path,) = await client.download(generation(), directory)
-        assert path.read_bytes() == PNG
+        assert path.read_bytes() in (PNG, OLD)
         assert names(directory) == [path.name]
 
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
@@ -331,7 +332,7 @@ def test_cut_anywhere(cuts: list[tuple[int, bool, bool]]) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.floats(0, 0.12), max_size=4))
+@given(st.lists(st.floats(0, 0.03), max_size=4))
 def test_cancelled_anywhere(times: list[float]) -> None:
     """Cancelled at any time, the file is whole or not there, and the last call makes it whole."""
 
