@@ -312,7 +312,7 @@ async def test_the_deadline_and_the_next_call(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9000), st.booleans(), st.booleans()), max_size=4))
 def test_cut_anywhere(cuts: list[tuple[int, bool, bool]]) -> None:
-    """Wherever it is cut, ranges or not, changed in between or not: the bytes are those of one version."""
+    """Wherever it is cut, ranges or not, changed or not: the bytes are of one version."""
 
     async def run(directory: Path) -> None:
         answers = [
