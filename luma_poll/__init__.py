@@ -3,6 +3,7 @@
 from luma_poll._version import __version__
 from luma_poll.batch import PollResult
 from luma_poll.client import LumaClient
+from luma_poll.download import DownloadProgress
 from luma_poll.errors import (
     APIConnectionError,
     APIError,
@@ -14,6 +15,7 @@ from luma_poll.errors import (
     ConfigurationError,
     ContentModeratedError,
     CorruptInputError,
+    DownloadError,
     GenerationError,
     GenerationFailedError,
     GenerationRateLimitedError,
@@ -48,6 +50,8 @@ __all__ = [
     "ConfigurationError",
     "ContentModeratedError",
     "CorruptInputError",
+    "DownloadError",
+    "DownloadProgress",
     "Generation",
     "GenerationError",
     "GenerationFailedError",

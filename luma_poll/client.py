@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import quote, urlsplit
@@ -26,6 +28,7 @@ from luma_poll.arguments import (
     check_token,
     is_loopback,
 )
+from luma_poll.download import MAX_BYTES, DownloadProgress, download
 from luma_poll.errors import (
     APIConnectionError,
     APIError,
@@ -34,7 +37,7 @@ from luma_poll.errors import (
     ConfigurationError,
     RateLimitError,
 )
-from luma_poll.models import Generation, parse
+from luma_poll.models import Generation, GenerationLike, parse
 from luma_poll.redaction import redact
 from luma_poll.translation import classes, status_error, translate_error
 from luma_poll.transport import PooledTransport
@@ -46,6 +49,8 @@ TIMEOUTS = {"connect": 10.0, "read": None, "write": None, "pool": None}
 """Seconds, within the client's `timeout`, which bounds the whole request."""
 MAX_CONNECTIONS = 100
 """Connections, and so requests under way, of one client."""
+MAX_DOWNLOADS = 4
+"""Files that one client fetches at once; the others wait for their turn."""
 KEEPALIVE = 30.0
 """Seconds that an idle connection is kept: longer than the usual time between two polls."""
 LONGEST_RETRY_SLEEP = 60.0
@@ -103,6 +108,7 @@ class LumaClient:
         # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
         # 1099, 1111), and is slow at queueing many. So its pool has no limit, and they queue here.
         self._slots = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
+        self._downloads = anyio.Semaphore(MAX_DOWNLOADS)
         self.generations = Generations(self)
 
     def __repr__(self) -> str:
@@ -144,6 +150,53 @@ class LumaClient:
         if max_retries is not None:
             view.max_retries = check_retries(max_retries)
         return view
+
+    async def download(
+        self,
+        generation: GenerationLike | str | UUID,
+        directory: str | os.PathLike[str],
+        *,
+        timeout: float | None = None,
+        max_bytes: int | None = MAX_BYTES,
+        overwrite: bool = False,
+        on_progress: Callable[[DownloadProgress], object] | None = None,
+    ) -> list[Path]:
+        """Fetch the outputs of a completed generation into files.
+
+        The files are `{id}.png`, `{id}-2.png` and so on, with the extension of the media that
+        arrive. Each has its final name only when it is whole. After a fault or a cancellation
+        the next call goes on where this one ended. The API key is not sent to the storage.
+
+        Args:
+            generation: A completed generation, or the id of one.
+            directory: Where to; it is made if it is not there.
+            timeout: Seconds for all of it; None for no limit.
+            max_bytes: How large one file may be; None for no limit.
+            overwrite: Fetch a file again even if one of the right size is there.
+            on_progress: Called with a `DownloadProgress` after each piece that arrives. What it
+                raises is logged and dropped.
+
+        Returns:
+            The files, in the order of the outputs; layers in the order of their index.
+
+        Raises:
+            ConfigurationError: The generation has not ended, or an argument is unusable.
+            GenerationError: It failed, or completed without output.
+            DownloadError: A file could not be fetched or written, or not in time. The other
+                files of the generation were fetched all the same.
+            APIError: The API refused a GET of the generation, or was out of reach.
+        """
+        return await download(
+            generation,
+            directory,
+            http=self._http,
+            get=self.generations.get,
+            slots=self._downloads,
+            timeout=timeout,
+            max_bytes=max_bytes,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
 
     async def _request(
         self, method: str, path: str, *, body: bytes | None = None, generation_id: str | None = None

@@ -14,6 +14,7 @@
     │   ├── ContentModeratedError · GenerationFailedError · BudgetExhaustedError
     │   ├── OutputNotFoundError · ImageTooLargeError · UnsupportedFormatError
     │   └── CorruptInputError · InvalidRequestError · GenerationRateLimitedError
+    ├── DownloadError
     └── PollTimeoutError (also a TimeoutError)
 
 Every error pickles, and none contains the API key or the query of a presigned URL.
@@ -27,6 +28,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from luma_poll.redaction import redact
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from luma_poll.models import Generation
 
 _RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
@@ -292,6 +295,26 @@ FAILURE_ERRORS: dict[str, type[GenerationError]] = {
     "invalid_request": InvalidRequestError,
     "rate_limited": GenerationRateLimitedError,
 }
+
+
+class DownloadError(LumaError):
+    """A file could not be fetched or written. There is none under its final name.
+
+    `__cause__` is the OSError where the disk was at fault.
+
+    Attributes:
+        generation_id: The generation whose output it is.
+        path: The file or directory, without the extension where that is not known yet.
+        retryable: Whether the same call may succeed later; it goes on where this one ended.
+    """
+
+    def __init__(
+        self, message: str, *, generation_id: str, path: Path, retryable: bool = False
+    ) -> None:
+        super().__init__(f"download of generation {generation_id} to {path}: {message}.")
+        self.generation_id = generation_id
+        self.path = path
+        self.retryable = retryable
 
 
 class PollTimeoutError(LumaError, TimeoutError):

@@ -97,7 +97,7 @@ def status_error(
         status_code=status,
         detail=detail,
         request_id=request_id,
-        retry_after=_parse_retry_after(response.headers),
+        retry_after=retry_after(response.headers),
         generation_id=generation_id,
     )
 
@@ -141,7 +141,7 @@ def _phrase(status: int) -> str:
         return ""
 
 
-def _parse_retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds from now, or None where the header is absent or makes no sense."""
     value = headers.get("Retry-After")
     if value is None:

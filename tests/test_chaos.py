@@ -76,8 +76,8 @@ class OneBadAnswer(Sandbox):
 
     def __init__(self, kind: str) -> None:
         super().__init__(faults={kind: 1.0}, speed=1e6)
-        draw = self._faults._draw
-        self._faults._draw = lambda: None if self.faults_served else draw()  # type: ignore[method-assign]
+        draw = self._faults.draw
+        self._faults.draw = lambda: None if self.faults_served else draw()  # type: ignore[method-assign]
 
 
 def our_client(base_url: str) -> LumaClient:

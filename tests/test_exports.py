@@ -39,6 +39,7 @@ ORDER = [
     "arguments",
     "translation",
     "transport",
+    "download",
     "client",
     "schedules",
     "decisions",

@@ -285,7 +285,7 @@ async def test_scripted_state() -> None:
         ("state=<b>", "state must be a word of letters, digits, - and _"),
         (
             "speed=3",
-            "Valid: sandbox:fail=, sandbox:duration=, sandbox:outputs=, sandbox:state=",
+            "Valid: sandbox:fail=, sandbox:duration=, sandbox:outputs=, sandbox:size=, sandbox:state=",
         ),
     ],
 )

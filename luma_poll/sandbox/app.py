@@ -22,9 +22,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from luma_poll.sandbox import jobs, limits, media
+from luma_poll.sandbox import jobs, limits, media, storage
 from luma_poll.sandbox.clock import SandboxClock
-from luma_poll.sandbox.faults import Faults
+from luma_poll.sandbox.faults import HEADER, Faults
 from luma_poll.sandbox.jobs import Job, Script, parse_script
 from luma_poll.sandbox.server import serve_app
 from luma_poll.sandbox.submission import Submission, parse_submission
@@ -65,6 +65,7 @@ class Sandbox:
     - `sandbox:fail=generation_failed`: it fails with that code, which may be an unknown one.
       Without a scripted duration `content_moderated` fails early.
     - `sandbox:outputs=2`: it has two outputs; with 0 it completes without any.
+    - `sandbox:size=100000000`: each output has so many bytes, which are made as they are sent.
     - `sandbox:state=throttled`: that state is shown in place of `processing`.
 
     So do four keys: `luma-api-invalid`, `luma-api-revoked` and `luma-api-expired` are answered
@@ -82,6 +83,8 @@ class Sandbox:
             statuses, bodies that are no generation, and, where a socket is served, resets,
             truncation, garbage, a trickle of bytes and silence. A mapping gives the share of
             each kind, such as `{"503": 0.2, "reset": 0.1}`. Submissions are left alone.
+        storage_faults: The same for downloads: refusals, a web page in place of the file, ranges
+            ignored, slow bodies and, where a socket is served, bodies cut in their middle.
         requests_per_minute: How many `POST /generations` a client may send in 60 seconds.
             Those that are then refused for another reason count too.
         max_concurrent: How many unfinished generations a client may have.
@@ -91,6 +94,7 @@ class Sandbox:
         calls: How many requests came in, refused ones included, by method and route:
             `POST /generations`, `GET /generations/{id}` and `GET /storage/{id}/{index}`.
         faults_served: How many faults were served, by kind.
+        storage_faults_served: The same for downloads.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -99,6 +103,7 @@ class Sandbox:
     app: ASGIApp
     calls: Counter[str]
     faults_served: Counter[str]
+    storage_faults_served: Counter[str]
 
     def __init__(
         self,
@@ -108,6 +113,7 @@ class Sandbox:
         auth_tokens: Collection[str] | None = None,
         url_expires: float = 3600,
         faults: float | Mapping[str, float] = 0.0,
+        storage_faults: float | Mapping[str, float] = 0.0,
         requests_per_minute: int = 10_000,
         max_concurrent: int = 10_000,
     ) -> None:
@@ -128,6 +134,10 @@ class Sandbox:
 
         self._faults = Faults(faults, seed)
         self.faults_served = self._faults.served
+        self._storage_faults = Faults(
+            storage_faults, seed, storage.STORAGE_FAULTS, "storage_faults"
+        )
+        self.storage_faults_served = self._storage_faults.served
 
         self._clock = SandboxClock()
         self._jobs: dict[tuple[str, str], Job] = {}  # by client and id: strangers get a 404
@@ -219,7 +229,24 @@ class Sandbox:
             return _answer_xml(403, "SignatureDoesNotMatch", message)
         if self._clock.timestamp(self._clock.now()) >= media.expiry_time(query):
             return _answer_xml(403, "AccessDenied", "Request has expired")
-        return Response(media.make_png(path), media_type="image/png")
+        fault = self._storage_faults.draw()
+        on_socket = _ON_SOCKET in request.scope
+        if fault is not None and fault.startswith("cut-") and not on_socket:
+            fault = None
+        if fault is not None:
+            self._storage_faults.served[fault] += 1
+            if (refused := storage.refusal(fault)) is not None:
+                return refused
+        answer = storage.answer(self._blob(path), request, fault)
+        if fault is not None and fault.startswith("cut-"):
+            half = int(answer.headers.get("Content-Length", 0)) // 2
+            answer.headers[HEADER] = f"{fault}_{half}"
+        return answer
+
+    def _blob(self, path: str) -> storage.Blob:
+        job_id = path.split("/")[2]
+        sizes = (job.script.size for job in self._jobs.values() if job.id == job_id)
+        return storage.Blob(path, next(sizes, None))
 
     def _authenticate(self, request: Request) -> str:
         """The key is the client: two keys are two clients."""

@@ -23,6 +23,7 @@ class BadTransport:
         self._transport = transport
         self._fault: str | None = None
         self._trickling = bytearray()
+        self._left = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -39,9 +40,15 @@ class BadTransport:
             self._begin(data)
         elif self._fault == "trickle":
             self._trickling += data
+        elif self._fault.startswith("cut-"):
+            self._pass_on(data)
 
     def _begin(self, head: bytes) -> None:
-        match self._fault:
+        kind, _, left = (self._fault or "").partition("_")
+        match kind:
+            case "cut-reset" | "cut-truncated":
+                self._left = int(left) + head.index(b"\r\n\r\n") + 4
+                self._pass_on(head)
             case "reset":
                 self._reset()
             case "reset-body":
@@ -59,6 +66,19 @@ class BadTransport:
                 self._drip()
             case _:  # hang: nothing at all, until the client has had enough
                 pass
+
+    def _pass_on(self, data: bytes) -> None:
+        """Send what is left to send, and then break off."""
+        if not self._left:
+            return
+        self._transport.write(data[: self._left])
+        self._left = max(self._left - len(data), 0)
+        if self._left:
+            return
+        if (self._fault or "").startswith("cut-truncated"):
+            self._transport.close()
+        else:
+            asyncio.get_running_loop().call_later(0.02, self._reset)
 
     def _reset(self) -> None:
         """Close with RST in place of FIN."""

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from random import Random
 from typing import Final
 
@@ -48,22 +48,27 @@ class Faults:
         ValueError: A share is not from 0 to 1, their sum is above 1, or a kind is unknown.
     """
 
-    def __init__(self, faults: float | Mapping[str, float], seed: int | None) -> None:
-        kinds = (*HTTP_FAULTS, *SOCKET_FAULTS)
+    def __init__(
+        self,
+        faults: float | Mapping[str, float],
+        seed: int | None,
+        kinds: Collection[str] = (*HTTP_FAULTS, *SOCKET_FAULTS),
+        name: str = "faults",
+    ) -> None:
         if not isinstance(faults, Mapping):
             faults = dict.fromkeys(kinds, faults / len(kinds))
         if unknown := set(faults) - set(kinds):
-            raise ValueError(f"faults: unknown {sorted(unknown)}, valid: {', '.join(kinds)}")
+            raise ValueError(f"{name}: unknown {sorted(unknown)}, valid: {', '.join(kinds)}")
         total = math.fsum(faults.values())
         if not all(0 <= share <= 1 for share in faults.values()) or not total <= 1 + 1e-9:
-            raise ValueError("faults must be shares from 0 to 1, of at most 1 in all")
+            raise ValueError(f"{name} must be shares from 0 to 1, of at most 1 in all")
         self._shares = faults
-        self._random = Random(None if seed is None else f"faults {seed}")
+        self._random = Random(None if seed is None else f"{name} {seed}")
         self.served: Counter[str] = Counter()
 
     async def spoil(self, answer: Response, *, on_socket: bool) -> Response:
         """The answer, or what the client gets in its place."""
-        kind = self._draw()
+        kind = self.draw()
         if kind in SOCKET_FAULTS and not on_socket and kind != "hang":
             kind = None
         if kind is None:
@@ -78,7 +83,8 @@ class Faults:
         answer.headers[HEADER] = kind
         return answer
 
-    def _draw(self) -> str | None:
+    def draw(self) -> str | None:
+        """The kind of the next fault, or None."""
         point = self._random.random()
         for kind, share in self._shares.items():
             point -= share

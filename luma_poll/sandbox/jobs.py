@@ -18,6 +18,7 @@ QUEUED_SHARE = 0.125  # of the duration
 MODERATED_SHARE = 0.2  # of the duration: moderation is an early end
 LAYERS = 3
 MAX_OUTPUTS = 100
+MAX_SIZE = 100 * 1024**3  # bytes
 
 # The texts of the error-handling guide; it shows none for the other codes.
 FAILURE_REASONS = {
@@ -38,12 +39,14 @@ class Script:
         fail: The failure code to end with; None ends in `completed`.
         duration: Seconds from submission to the end, before `speed`; None draws them.
         outputs: How many outputs there are; None leaves it to the type.
+        size: How many bytes each output has; None for a small PNG as it is.
         state: The state between `queued` and the end.
     """
 
     fail: str | None = None
     duration: float | None = None
     outputs: int | None = None
+    size: int | None = None
     state: str = "processing"
 
 
@@ -169,9 +172,16 @@ def _parse_outputs(text: str) -> int:
     return int(text)
 
 
+def _parse_size(text: str) -> int:
+    if not 1 <= int(text) <= MAX_SIZE:
+        raise ValueError
+    return int(text)
+
+
 _VALUES: dict[str, tuple[Callable[[str], Any], str]] = {
     "fail": (_parse_word, "a failure code of letters, digits, - and _"),
     "duration": (_parse_duration, "a number of seconds, 0 or more"),
     "outputs": (_parse_outputs, f"a whole number from 0 to {MAX_OUTPUTS}"),
+    "size": (_parse_size, f"a whole number of bytes from 1 to {MAX_SIZE}"),
     "state": (_parse_word, "a word of letters, digits, - and _"),
 }

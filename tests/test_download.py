@@ -1,0 +1,392 @@
+"""Downloads: whole files or none, whatever the storage and the network do."""
+
+import asyncio
+import errno
+import logging
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import tenacity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luma_poll import (
+    ConfigurationError,
+    DownloadError,
+    DownloadProgress,
+    Generation,
+    GenerationFailedError,
+    LumaClient,
+    OutputNotFoundError,
+)
+from luma_poll import download as module
+from luma_poll.sandbox import Sandbox
+from luma_poll.sandbox.storage import Blob
+from tests.fakes import ID, snapshot
+
+TOKEN = "luma-api-download-secret"
+SECRET = "X-Amz-Signature=5ec4e7"
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
+OLD = PNG[:8] + PNG[:7:-1]
+BASE_URL = "https://api.example.com/v1"
+STORE = "https://storage.example.com/a"
+GET = {"Content-Type": "image/png", "ETag": '"one"'}
+
+
+class Storage(httpx.AsyncBaseTransport):
+    """The API and the storage: each answer of the latter is written down, the last one stands."""
+
+    def __init__(self, *answers: Callable[[httpx.Request], httpx.Response]) -> None:
+        self.answers = list(answers)
+        self.requests: list[httpx.Request] = []
+        self.gets = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.host == "api.example.com":
+            self.gets += 1
+            return httpx.Response(200, json=completed(f"{STORE}?{SECRET}&n={self.gets}"))
+        self.requests.append(request)
+        return (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])(request)
+
+
+class Body(httpx.AsyncByteStream):
+    """Bytes in pieces, and then an error if there is one."""
+
+    def __init__(self, data: bytes, error: Exception | None = None, piece: int = 1000) -> None:
+        self.data, self.error, self.piece = data, error, piece
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self.data), self.piece):
+            await anyio.sleep(0.001)
+            yield self.data[start : start + self.piece]
+        if self.error is not None:
+            raise self.error
+
+
+def completed(*urls: str) -> dict[str, Any]:
+    output = [{"type": "image", "url": url} for url in urls]
+    return {"id": ID, "state": "completed", "output": output}
+
+
+def generation(*urls: str) -> Generation:
+    return Generation.model_validate(completed(*(urls or (f"{STORE}?{SECRET}",))))
+
+
+def serve(
+    data: bytes = PNG,
+    *,
+    cut: int | None = None,
+    ranges: bool = True,
+    announced: int | None = None,
+    **headers: str,
+) -> Callable[[httpx.Request], httpx.Response]:
+    """An answer with these bytes; `cut` breaks the connection after so many of them."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        given = GET | {name.replace("_", "-"): value for name, value in headers.items()}
+        start, status = 0, 200
+        wanted = request.headers.get("Range")
+        if wanted and ranges and request.headers["If-Range"] == given["ETag"]:
+            start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
+            given["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        given["Content-Length"] = str(announced or len(data) - start)
+        error = None if cut is None else httpx.ReadError("reset")
+        return httpx.Response(status, headers=given, stream=Body(data[start:][:cut], error))
+
+    return answer
+
+
+def status(code: int, **headers: str) -> Callable[[httpx.Request], httpx.Response]:
+    return lambda request: httpx.Response(code, headers=headers, content=b"<Error/>")
+
+
+@asynccontextmanager
+async def opened(storage: Storage, **options: Any) -> AsyncIterator[LumaClient]:
+    async with httpx.AsyncClient(transport=storage, **options) as http:
+        yield LumaClient(TOKEN, base_url=BASE_URL, http_client=http)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT", tenacity.wait_fixed(0.01))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("answers", "requests"),
+    [
+        ([serve()], 1),
+        ([serve(cut=3000), serve()], 2),
+        ([serve(cut=3000, ranges=False), serve(ranges=False)], 2),
+        ([serve(cut=3000), status(416), serve()], 3),
+        ([serve(cut=3000), serve(PNG[:-1] + b"!", cut=10, ETag='"two"'), serve()], 3),
+        ([serve(cut=3000), status(403), serve()], 3),
+        ([status(503), status(429, Retry_After="2"), status(500), serve()], 4),
+        ([serve(cut=0), serve(cut=0), serve()], 3),
+        ([serve(cut=3000, ETag='W/"weak"'), serve(ETag='W/"weak"')], 2),
+    ],
+    ids=["plain", "cut", "no ranges", "416", "changed", "403", "5xx", "at once", "weak etag"],
+)
+async def test_a_transient_fault_is_got_over(
+    tmp_path: Path, answers: list[Any], requests: int
+) -> None:
+    """The file is whole in the end, and there is nothing else."""
+    storage = Storage(*answers)
+    async with opened(storage) as client:
+        (path,) = await client.download(generation(), tmp_path)
+    assert path.read_bytes() == PNG
+    assert names(tmp_path) == [f"{ID}.png"]
+    assert len(storage.requests) == requests
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("answer", "words", "retryable"),
+    [
+        (status(404), "HTTP 404", False),
+        (status(503), "HTTP 503, 5 times in a row", True),
+        (status(403), "HTTP 403", True),
+        (serve(announced=len(PNG) + 1, ranges=False), "shorter than announced", True),
+        (serve(announced=len(PNG) - 1), "longer than announced", False),
+        (serve(b"<Error>no</Error>"), "not image/png", False),
+        (serve(b"{}", Content_Type="application/json"), "application/json", False),
+        (serve(b"<html>", Content_Type="binary/octet-stream"), "not binary/octet", False),
+        (serve(Content_Encoding="gzip"), "encoded", False),
+        (status(302, Location="http://storage.example.com/b"), "not https", False),
+        (status(302, Location="https://u:p@storage.example.com/"), "password", False),
+        (status(302, Location="/again"), "more than 3 redirects", False),
+    ],
+)
+async def test_what_cannot_be_a_file_is_none(
+    tmp_path: Path, answer: Any, words: str, retryable: bool
+) -> None:
+    """It ends in an error that tells why, without the signature, and no file is there."""
+    async with opened(Storage(answer)) as client:
+        with pytest.raises(DownloadError, match=words) as caught:
+            await client.download(generation(), tmp_path)
+    assert caught.value.retryable is retryable
+    assert "5ec4e7" not in f"{caught.value!r} {caught.value.__cause__!r}"
+    assert [name for name in names(tmp_path) if not name.startswith(".")] == []
+
+
+@pytest.mark.anyio
+async def test_the_key_stays_with_the_api(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even the client's own headers, cookies and auth reach the storage or its redirects."""
+    caplog.set_level(logging.DEBUG)
+    storage = Storage(
+        status(302, Location="https://other.example.com/?X-Amz-Signature=5ec4e7"), serve()
+    )
+    headers = {"Authorization": f"Bearer {TOKEN}", "X-Api-Key": TOKEN}
+    async with opened(
+        storage, headers=headers, cookies={"a": TOKEN}, auth=("u", TOKEN), params={"k": TOKEN}
+    ) as client:
+        await client.download(generation(), tmp_path)
+    assert [request.url.host for request in storage.requests] == [
+        "storage.example.com",
+        "other.example.com",
+    ]
+    for request in storage.requests:
+        assert TOKEN not in f"{request.headers.raw} {request.url}"
+        assert "Authorization" not in request.headers
+        assert "Cookie" not in request.headers
+    assert "5ec4e7" not in caplog.text
+
+
+@pytest.mark.anyio
+async def test_a_finished_file_is_kept(tmp_path: Path) -> None:
+    """Its size is compared and its body not read, unless it is to be overwritten."""
+    (tmp_path / f"{ID}.png").write_bytes(b"!" * len(PNG))
+    async with opened(Storage(serve())) as client:
+        (path,) = await client.download(generation(), tmp_path)
+        assert path.read_bytes() == b"!" * len(PNG)
+        await client.download(generation(), tmp_path, overwrite=True)
+    assert path.read_bytes() == PNG
+
+
+@pytest.mark.anyio
+async def test_max_bytes(tmp_path: Path) -> None:
+    """The limit holds for what is announced and for what comes."""
+    async with opened(Storage(serve())) as client:
+        with pytest.raises(DownloadError, match="max_bytes"):
+            await client.download(generation(), tmp_path, max_bytes=100)
+        assert await client.download(generation(), tmp_path, max_bytes=len(PNG))
+
+
+@pytest.mark.anyio
+async def test_progress(tmp_path: Path) -> None:
+    """It grows up to the total, and ends with the path; what it raises is dropped."""
+    seen: list[DownloadProgress] = []
+
+    def watch(progress: DownloadProgress) -> None:
+        seen.append(progress)
+        raise ZeroDivisionError
+
+    async with opened(Storage(serve(cut=3000), serve())) as client:
+        paths = await client.download(generation(), tmp_path, on_progress=watch)
+    received = [progress.received for progress in seen]
+    assert received == sorted(received)
+    assert received[-1] == len(PNG) == seen[-1].total
+    assert [progress.path for progress in seen if progress.done] == paths
+
+
+@pytest.mark.anyio
+async def test_several_outputs(tmp_path: Path) -> None:
+    """They are numbered, and one that fails does not keep the others away."""
+    answer = {"/a": serve(), "/b": status(404)}
+    storage = Storage(lambda request: answer[request.url.path](request))
+    async with opened(storage) as client:
+        host = "https://storage.example.com"
+        paths = await client.download(generation(f"{host}/a", f"{host}/a"), tmp_path)
+        assert [path.name for path in paths] == [f"{ID}.png", f"{ID}-2.png"]
+        with pytest.raises(DownloadError):
+            await client.download(generation(f"{host}/b", f"{host}/a"), tmp_path / "new")
+    assert names(tmp_path / "new") == [f"{ID}-2.png"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (snapshot("processing"), ConfigurationError),
+        (snapshot("failed", failure_code="generation_failed"), GenerationFailedError),
+        (snapshot("completed", output=[]), OutputNotFoundError),
+        (17, ConfigurationError),
+    ],
+)
+async def test_what_has_no_outputs(tmp_path: Path, given: Any, error: type[Exception]) -> None:
+    """There is nothing to fetch, and the error says why."""
+    async with opened(Storage(serve())) as client:
+        with pytest.raises(error):
+            await client.download(given, tmp_path)
+
+
+@pytest.mark.anyio
+async def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has the path and the system's own error."""
+
+    def write(file: object, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_write", write)
+    async with opened(Storage(serve())) as client:
+        with pytest.raises(DownloadError, match="No space left") as caught:
+            await client.download(generation(), tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.asyncio
+async def test_a_directory_that_is_a_file(tmp_path: Path) -> None:
+    """The error names it."""
+    (tmp_path / "out").touch()
+    async with opened(Storage(serve())) as client:
+        with pytest.raises(DownloadError, match="out"):
+            await client.download(ID, tmp_path / "out")
+
+
+@pytest.mark.asyncio
+async def test_the_deadline_and_the_next_call(tmp_path: Path) -> None:
+    """A call that ran out of time leaves what it has, and the next one goes on from there."""
+    storage = Storage(serve(PNG * 100))
+    async with opened(storage) as client:
+        with pytest.raises(DownloadError, match="not complete within"):
+            await client.download(generation(), tmp_path, timeout=0.2)
+        assert all(name.endswith(".part") for name in names(tmp_path))
+        storage.answers = [serve(PNG * 100, cut=0), serve(PNG * 100, cut=2000)]
+        with pytest.raises(DownloadError, match="not complete within"):
+            await client.download(generation(), tmp_path, timeout=0.2)
+    assert int(storage.requests[-1].headers["Range"][6:-1]) > 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9000), st.booleans(), st.booleans()), max_size=4))
+def test_cut_anywhere(cuts: list[tuple[int, bool, bool]]) -> None:
+    """Wherever it is cut, ranges or not, changed or not: the bytes are of one version."""
+
+    async def run(directory: Path) -> None:
+        answers = [
+            serve(OLD, cut=cut, ranges=ranges, ETag='"old"')
+            if changed
+            else serve(cut=cut, ranges=ranges)
+            for cut, ranges, changed in cuts
+        ]
+        async with opened(Storage(*answers, serve())) as client:
+            (path,) = await client.download(generation(), directory)
+        assert path.read_bytes() in (PNG, OLD)
+        assert names(directory) == [path.name]
+
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WAIT", tenacity.wait_none())
+        anyio.run(run, Path(directory))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0, 0.03), max_size=4))
+def test_cancelled_anywhere(times: list[float]) -> None:
+    """Cancelled at any time, the file is whole or not there, and the last call makes it whole."""
+
+    async def run(directory: Path) -> None:
+        async with opened(Storage(serve())) as client:
+            for seconds in times:
+                with anyio.move_on_after(seconds):
+                    await client.download(generation(), directory)
+                assert [p for p in names(directory) if p.endswith(".png")] in ([], [f"{ID}.png"])
+                for name in names(directory):
+                    whole = (directory / name).read_bytes() == PNG
+                    assert whole or name.endswith(".part")
+            (path,) = await client.download(generation(), directory)
+        assert path.read_bytes() == PNG
+        assert names(directory) == [path.name]
+
+    with tempfile.TemporaryDirectory() as directory:
+        anyio.run(run, Path(directory))
+
+
+@given(st.text(min_size=1), st.integers(1, 100))
+def test_no_id_leads_out_of_the_directory(generation_id: str, number: int) -> None:
+    """Whatever the API calls a generation, its file is in the directory."""
+    name = module._file_stem(generation_id, number)
+    assert Path("out", name).parent == Path("out")
+    assert name.strip(".")
+    assert "\0" not in name
+    assert len(os.fsencode(name)) < 120
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("fault", ["cut-reset", "cut-truncated", "no-range", "503", "403"])
+async def test_faults_on_a_real_socket(tmp_path: Path, fault: str) -> None:
+    """Against the sandbox every third download goes wrong, and the files are whole."""
+    sandbox = Sandbox(seed=5, storage_faults={fault: 0.3})
+    async with sandbox.serve() as base_url, LumaClient(TOKEN, base_url=base_url) as client:
+        prompt = "x sandbox:duration=0 sandbox:outputs=6 sandbox:size=300000"
+        submitted = await client.generations.create(prompt)
+        paths = await client.download(submitted.id, tmp_path)
+    assert sandbox.storage_faults_served[fault]
+    assert [path.stat().st_size for path in paths] == [300_000] * 6
+    for index, path in enumerate(paths):
+        blob = Blob(f"/storage/{submitted.id}/{index}", 300_000)
+        assert path.read_bytes() == blob.read(0, blob.size)
+    assert len(names(tmp_path)) == 6
+
+
+@pytest.mark.asyncio
+async def test_an_expired_url_is_signed_afresh(tmp_path: Path) -> None:
+    """A snapshot from yesterday is good enough."""
+    sandbox = Sandbox(url_expires=1)
+    async with sandbox.serve() as base_url, LumaClient(TOKEN, base_url=base_url) as client:
+        submitted = await client.generations.create("x sandbox:duration=0")
+        old = await client.generations.get(submitted.id)
+        await asyncio.sleep(1.1)
+        assert await client.download(old, tmp_path)
+    assert sandbox.calls["GET /generations/{id}"] >= 2
