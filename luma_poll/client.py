@@ -7,7 +7,8 @@ import copy
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -274,10 +275,8 @@ class Generations:
         """
         generation_id = check_generation_id(generation_id)
         path = f"/generations/{quote(generation_id, safe='')}"
-        if not self._client.max_retries:  # as in every poll
-            return await self._client._request("GET", path, generation_id=generation_id)
-        retrying = self._retrying(lambda error: error.retryable)
-        return await retrying(self._client._request, "GET", path, generation_id=generation_id)
+        request = partial(self._client._request, "GET", path, generation_id=generation_id)
+        return await self._retried(request, lambda error: error.retryable)
 
     async def create(self, prompt: str, **params: Any) -> Generation:
         """Submit a generation; the answer is its first snapshot, with its id.
@@ -302,9 +301,9 @@ class Generations:
             body = json.dumps(fields, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigurationError(f"the parameters are not JSON: {error}") from None
-        retrying = self._retrying(_certainly_not_accepted)
+        request = partial(self._client._request, "POST", "/generations", body=body)
         try:
-            return await retrying(self._client._request, "POST", "/generations", body=body)
+            return await self._retried(request, _certainly_not_accepted)
         except APIError as error:
             if error.retryable and not _certainly_not_accepted(error):
                 error.add_note(
@@ -313,19 +312,39 @@ class Generations:
                 )
             raise
 
-    def _retrying(self, retryable: Callable[[APIError], bool]) -> tenacity.AsyncRetrying:
+    async def _retried(
+        self,
+        request: Callable[[], Awaitable[Generation]],
+        retryable: Callable[[APIError], bool],
+    ) -> Generation:
+        """Send a request, again after failures that may pass."""
+
         def again(error: BaseException) -> bool:
             if not isinstance(error, APIError) or not retryable(error):
                 return False
             return (_retry_after(error) or 0.0) <= LONGEST_RETRY_SLEEP
 
-        return tenacity.AsyncRetrying(
+        # Most requests succeed, and polls are never repeated here: tenacity begins with a failure.
+        try:
+            return await request()
+        except APIError as error:
+            if not self._client.max_retries or not again(error):
+                raise
+            failures = [error]
+
+        async def next_try() -> Generation:
+            if failures:
+                raise failures.pop()
+            return await request()
+
+        retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self._client.max_retries + 1),
             retry=tenacity.retry_if_exception(again),
             wait=_retry_wait,
             sleep=anyio.sleep,
             reraise=True,
         )
+        return await retrying(next_try)
 
 
 def _certainly_not_accepted(error: APIError) -> bool:

@@ -20,7 +20,9 @@ from luma_poll.sandbox import Sandbox
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 HERO_ID = "182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e"
-REAL_TIME = re.compile(r"\.serve\(\)|luma_agents|aiohttp")  # sockets and threads know no virtual time
+REAL_TIME = re.compile(
+    r"\.serve\(\)|luma_agents|aiohttp"
+)  # sockets and threads know no virtual time
 
 
 def snippets(page: Path, language: str = "python") -> list[str]:

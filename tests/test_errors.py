@@ -4,6 +4,7 @@ import copy
 import pickle
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -22,6 +23,7 @@ from luma_poll import (
     ConfigurationError,
     ContentModeratedError,
     CorruptInputError,
+    DownloadError,
     GenerationError,
     GenerationFailedError,
     GenerationRateLimitedError,
@@ -72,6 +74,7 @@ TREE: dict[type[LumaError], tuple[type[BaseException], ...]] = {
     CorruptInputError: (GenerationError,),
     InvalidRequestError: (GenerationError,),
     GenerationRateLimitedError: (GenerationError,),
+    DownloadError: (LumaError,),
     PollTimeoutError: (LumaError, TimeoutError),
 }
 CLASSES: list[type[LumaError]] = [LumaError, *TREE]
@@ -83,6 +86,8 @@ LEAKY = f"refused the key {TOKEN} (Bearer s3cr3t) for {URL}, sorry"
 
 def make(error_class: type[LumaError], text: str = "told") -> LumaError:
     """An error with every attribute set, and `text` wherever a text may stand."""
+    if issubclass(error_class, DownloadError):
+        return error_class(text, generation_id=ID, path=Path("out") / ID, retryable=True)
     if issubclass(error_class, APIStatusError):
         return error_class(
             text,
