@@ -285,7 +285,8 @@ async def test_scripted_state() -> None:
         ("state=<b>", "state must be a word of letters, digits, - and _"),
         (
             "speed=3",
-            "Valid: sandbox:fail=, sandbox:duration=, sandbox:outputs=, sandbox:size=, sandbox:state=",
+            "Valid: sandbox:fail=, sandbox:duration=, sandbox:outputs=, sandbox:size=, "
+            "sandbox:state=",
         ),
     ],
 )
