@@ -1,6 +1,7 @@
 """Wait for Luma generations, done right."""
 
 from luma_poll._version import __version__
+from luma_poll.adaptive import AdaptiveWait
 from luma_poll.batch import PollResult
 from luma_poll.client import LumaClient
 from luma_poll.download import DownloadProgress
@@ -44,6 +45,7 @@ __all__ = [
     "APIError",
     "APIStatusError",
     "APITimeoutError",
+    "AdaptiveWait",
     "AuthenticationError",
     "BadRequestError",
     "BudgetExhaustedError",

@@ -223,7 +223,8 @@ class LumaClient:
             )
         if not 200 <= response.status_code < 300:
             raise status_error(response, generation_id, secret=self._token)
-        return parse(Generation.model_validate_json, response.content, generation_id)
+        snapshot = parse(Generation.model_validate_json, response.content, generation_id)
+        return snapshot.answered_at(response.headers.get("Date"))
 
     async def _send(self, method: str, url: str, headers: httpx.Headers, body: bytes | None) -> Any:
         if self._transport is None:

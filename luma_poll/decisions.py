@@ -21,7 +21,7 @@ from luma_poll.errors import (
     PollTimeoutError,
 )
 from luma_poll.models import Generation
-from luma_poll.schedules import Schedule, next_delay
+from luma_poll.schedules import Schedule, next_delay, tell_end
 
 NOT_FOUND_GRACE = 10.0
 """Seconds after a snapshot was handed in in which a 404 is not believed: the id exists."""
@@ -102,6 +102,7 @@ class Progress:
     Attributes:
         generation_id: The generation.
         started: When it was first seen.
+        born: When it was submitted, as far as known; else when it was first seen.
         due: When the schedule wants the next poll.
         polls: Requests begun.
         answers: Answers, those of the API and the snapshot that was handed in.
@@ -112,6 +113,7 @@ class Progress:
 
     generation_id: str
     started: float
+    born: float = field(init=False)
     due: float = field(init=False)
     polls: int = 0
     answers: int = 0
@@ -120,10 +122,11 @@ class Progress:
     result: Generation | LumaError | None = None
     _last_poll: float = -math.inf
     _snapshot_at: float = -math.inf
+    _unfinished_at: float | None = None
     _without_output: int = 0
 
     def __post_init__(self) -> None:
-        self.due = self.started
+        self.born = self.due = self.started
 
     def begin_poll(self, now: float) -> None:
         """Note that a request is sent."""
@@ -134,24 +137,33 @@ class Progress:
         """Take a snapshot that somebody else fetched: as the first answer, or as the end."""
         self._snapshot_at = now
         if self.latest is None or _is_end(snapshot):
-            self.record(snapshot, schedule, now)
+            self.record(snapshot, schedule, now, asked=now)
 
-    def record(self, answer: Generation | APIError, schedule: Schedule, now: float) -> None:
-        """Take an answer: it ends the generation, or the schedule says when to ask again."""
+    def record(
+        self,
+        answer: Generation | APIError,
+        schedule: Schedule,
+        now: float,
+        *,
+        asked: float | None = None,
+    ) -> None:
+        """Take an answer: it ends the generation, or the schedule says when to ask again.
+
+        What it says was so at the time `asked`, by default that of the last poll.
+        """
         if self.result is not None:
             return  # a late answer changes nothing
         self.answers += 1
         if isinstance(answer, Generation):
             self.latest, self.trouble = answer, None
             self.result = self._end_of(answer)
+            self._note_age(answer, schedule, now, self._last_poll if asked is None else asked)
         elif answer.retryable or self._is_too_early(answer, now):
             self.trouble = answer
         else:
             self.result = answer
         if self.result is None:
-            delay = next_delay(
-                schedule, answer, attempt=self.answers, started=self.started, now=now
-            )
+            delay = next_delay(schedule, answer, attempt=self.answers, born=self.born, now=now)
             self.due = now + delay
 
     def _end_of(self, answer: Generation) -> Generation | OutputNotFoundError | None:
@@ -161,6 +173,15 @@ class Progress:
             return None
         self._without_output += 1
         return None if self._without_output < OUTPUT_POLLS else OutputNotFoundError(answer)
+
+    def _note_age(self, answer: Generation, schedule: Schedule, now: float, asked: float) -> None:
+        if answer.age is not None:
+            self.born = min(self.born, now - answer.age)
+        if not answer.is_terminal:
+            self._unfinished_at = asked
+        elif self._unfinished_at is not None and self.result is answer:
+            after, by = self._unfinished_at - self.born, now - self.born
+            tell_end(schedule, answer, after=after, by=by)
 
     def _is_too_early(self, answer: APIError, now: float) -> bool:
         return isinstance(answer, NotFoundError) and now - self._snapshot_at < NOT_FOUND_GRACE

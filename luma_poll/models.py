@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Protocol, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,6 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Wr
 from luma_poll.errors import FAILURE_ERRORS, GenerationError, InvalidResponseError
 from luma_poll.redaction import redact, redact_value
 
+MAX_CLOCK_ERROR = 60.0
+"""Seconds by which a generation may seem to come from the future."""
 TERMINAL_STATES = frozenset({"completed", "failed"})
 
 
@@ -135,6 +138,26 @@ class Generation(_Snapshot):
     failure_code: OptionalText = None
     failure_reason: RedactedText = None
     output: Annotated[list[GenerationOutput], BeforeValidator(_usable_outputs)] = []
+
+    @property
+    def age(self) -> float | None:
+        """Seconds from `created_at` to the answer that this came in, by the server's clock.
+
+        None where it does not say, as in snapshots of other clients. To the second at best.
+        """
+        try:
+            created = datetime.fromisoformat(self.created_at or "")
+            answered = parsedate_to_datetime(self.__dict__["_date"])
+            age = (answered - created).total_seconds()
+        except (KeyError, ValueError, TypeError, OverflowError):
+            return None
+        return max(0.0, age) if age > -MAX_CLOCK_ERROR else None
+
+    def answered_at(self, date: str | None) -> Self:
+        """Note the `Date` of the answer, for `age`. It is no part of what the snapshot equals."""
+        if date is not None:
+            self.__dict__["_date"] = date
+        return self
 
     @property
     def is_terminal(self) -> bool:

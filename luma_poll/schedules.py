@@ -11,7 +11,7 @@ Any callable that takes a `tenacity.RetryCallState` and returns seconds will do:
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import tenacity
 from tenacity.wait import WaitBaseT
@@ -33,8 +33,23 @@ DEFAULT_WAIT: Schedule = tenacity.wait_exponential(
 """Exponential backoff with a cap, and jitter both ways: 4.5 s x 1.02 to 8 s, each +- 0.5 s."""
 
 
+class Observer(Protocol):
+    """A schedule that learns may have this method: the poller tells it of each end."""
+
+    def observe(self, generation: Generation, /, *, after: float, by: float) -> None:
+        """The generation ended at an age between `after` and `by` seconds."""
+        ...
+
+
+def tell_end(schedule: Schedule, generation: Generation, *, after: float, by: float) -> None:
+    """Tell `schedule` of the end of a generation, if it wants to know."""
+    if hasattr(schedule, "observe"):
+        observer: Observer = cast(Any, schedule)
+        observer.observe(generation, after=after, by=by)
+
+
 def next_delay(
-    schedule: Schedule, answer: Generation | Exception, *, attempt: int, started: float, now: float
+    schedule: Schedule, answer: Generation | Exception, *, attempt: int, born: float, now: float
 ) -> float:
     """Ask `schedule` how many seconds to wait after `answer`.
 
@@ -42,7 +57,7 @@ def next_delay(
         schedule: The wait strategy.
         answer: The latest answer, or the transient error in its place.
         attempt: How many answers there have been.
-        started: When the generation was first seen, in seconds on the clock of `now`.
+        born: When the generation was submitted, or else first seen, on the clock of `now`.
         now: The time of the answer.
 
     Raises:
@@ -58,7 +73,7 @@ def next_delay(
     state.attempt_number = attempt
     state.outcome = outcome
     # tenacity stamps its states with time.monotonic(); the library's time is anyio's.
-    state.start_time, state.outcome_timestamp = started, now
+    state.start_time, state.outcome_timestamp = born, now
     delay: Any = schedule(state)
     if not isinstance(delay, (int, float)) or math.isnan(delay):
         raise ConfigurationError(f"the schedule {schedule!r} returned {delay!r}, not seconds")

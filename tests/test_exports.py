@@ -42,6 +42,7 @@ ORDER = [
     "download",
     "client",
     "schedules",
+    "adaptive",
     "decisions",
     "limits",
     "poller",

@@ -421,3 +421,44 @@ def test_a_generation_survives_dump_and_parse(document: dict[str, Any]) -> None:
     assert Generation.model_validate_json(generation.model_dump_json()) == generation
     assert pickle.loads(pickle.dumps(generation)) == generation
     assert repr(generation)
+
+
+# --- age -----------------------------------------------------------------------------------------
+
+CREATED = "2026-04-08T12:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("created_at", "date", "age"),
+    [
+        (CREATED, "Wed, 08 Apr 2026 12:01:30 GMT", 90),
+        ("2026-04-08T14:00:00.5+02:00", "Wed, 08 Apr 2026 12:01:30 GMT", 89.5),
+        (CREATED, "Wed, 08 Apr 2026 11:59:59 GMT", 0),  # to the second at best
+        (CREATED, "Wed, 08 Apr 2026 11:00:00 GMT", None),  # from the future
+        (CREATED, None, None),
+        (CREATED, "soon", None),
+        (CREATED, "Wed, 99 Apr 99999 11:00:00 GMT", None),
+        ("created_at", "Wed, 08 Apr 2026 12:01:30 GMT", None),
+        (None, "Wed, 08 Apr 2026 12:01:30 GMT", None),
+        ("2026-04-08T12:00:00", "Wed, 08 Apr 2026 12:01:30 GMT", None),  # of which place?
+    ],
+)
+def test_the_age_is_by_the_clock_of_the_server(
+    created_at: str | None, date: str | None, age: float | None
+) -> None:
+    """From `created_at` to the `Date` of the answer; None where either makes no sense."""
+    generation = snapshot("processing", created_at=created_at).answered_at(date)
+    assert generation.age == age
+
+
+def test_the_age_is_no_part_of_what_a_snapshot_says() -> None:
+    """Two that say the same are equal; copies keep their age; dumps and reprs do not show it."""
+    young = snapshot("queued", created_at=CREATED).answered_at("Wed, 08 Apr 2026 12:00:01 GMT")
+    old = snapshot("queued", created_at=CREATED).answered_at("Wed, 08 Apr 2026 13:00:00 GMT")
+    assert young == old == snapshot("queued", created_at=CREATED)
+    assert [copied.age for copied in (pickle.loads(pickle.dumps(old)), old.model_copy())] == [
+        3600
+    ] * 2
+    assert "_date" not in old.model_dump()
+    assert "13:00" not in repr(old)
+    assert snapshot("queued", created_at=CREATED).age is None
