@@ -48,9 +48,10 @@ async def run(code: str, names: dict[str, Any], page: Path) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-async def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What a reader copies works, from the first snippet of a page to the last."""
     monkeypatch.setenv("LUMA_AGENTS_API_KEY", "luma-api-docs")
+    monkeypatch.chdir(tmp_path)
     sandbox = Sandbox(seed=1)
     transport = httpx.ASGITransport(app=sandbox.app)
     headers = {"Authorization": "Bearer luma-api-docs"}
@@ -68,12 +69,15 @@ async def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-async def test_snippets_in_real_time_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_snippets_in_real_time_run(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """So do those with a socket, or with the official SDK and its threads."""
     names: dict[str, Any] = {}
     await run("import httpx\nfrom luma_poll import *\nfrom luma_poll.sandbox import *", names, page)
     monkeypatch.setattr("luma_poll.poller.DEFAULT_WAIT", wait_fixed(0.05))
     monkeypatch.setenv("LUMA_AGENTS_API_KEY", "luma-api-docs")
+    monkeypatch.chdir(tmp_path)
     async with Sandbox(seed=1, speed=1000).serve() as base_url:
         monkeypatch.setenv("LUMA_BASE_URL", base_url)
         for code in filter(REAL_TIME.search, snippets(page)):

@@ -110,10 +110,16 @@ LONGEST = max(durations[-1] for durations in DISTRIBUTIONS.values())
 
 def optimum(durations: Durations) -> float:
     """The least cost of any schedule that polls at multiples of GRID, the poll at 0 included."""
+    return cost_of([optimal_times(durations)], durations).total
+
+
+def optimal_times(durations: Durations, request_cost: float = REQUEST_COST) -> list[float]:
+    """The polls of the schedule that costs least."""
     last = ceil(durations[-1] / GRID)
     done = [bisect_right(durations, i * GRID) for i in range(last + 1)]
     sums = [0.0, *accumulate(durations)]
     cost = [0.0] * (last + 1)  # of all that is not done at i, if the latest poll was at i
+    then = [last] * (last + 1)  # the next poll after one at i
     best = last
     for i in reversed(range(last)):
         # With more done the best next poll is never earlier: look no further than the one after i.
@@ -122,8 +128,11 @@ def optimum(durations: Durations) -> float:
             late = (done[j] - now) * j * GRID - (sums[done[j]] - sums[now])
             if late + cost[j] < least:
                 least, best = late + cost[j], j
-        cost[i] = least + REQUEST_COST * (len(durations) - now)
-    return cost[0] / len(durations) + REQUEST_COST
+        cost[i], then[i] = least + request_cost * (len(durations) - now), best
+    times = [0]
+    while times[-1] < last:
+        times.append(then[times[-1]])
+    return [time * GRID for time in times]
 
 
 def poll_times(wait: Wait) -> list[float]:

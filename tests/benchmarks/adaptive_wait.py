@@ -1,0 +1,359 @@
+"""AdaptiveWait beside the optimum and beside what others do, in simulated time.
+
+A job is polled at once, then as the schedule says, until the first poll at or after its end. What
+that costs: the seconds from the end to that poll, plus 0.2 s for each poll, the first included.
+Costs are divided by the least possible for the same durations (see default_wait.py). AdaptiveWait
+has first watched 0, 10, 50 or 200 jobs of the same durations, through its own polls only.
+
+    python -m tests.benchmarks.adaptive_wait                                 the tables
+    python -m tests.benchmarks.adaptive_wait --picture docs/adaptive-wait.svg
+
+The distributions named "held out" were not looked at when its constants were chosen.
+"""
+
+import argparse
+import math
+import random
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+from tenacity import (
+    Future,
+    RetryCallState,
+    Retrying,
+    wait_chain,
+    wait_exponential,
+    wait_fixed,
+    wait_random,
+)
+
+from luma_poll import DEFAULT_WAIT, AdaptiveWait, Generation
+from tests.benchmarks.default_wait import (
+    DISTRIBUTIONS,
+    REQUEST_COST,
+    SAMPLES,
+    Durations,
+    Wait,
+    centres,
+    cost_of,
+    log_normal,
+    optimal_times,
+    optimum,
+)
+
+RUNS = 24
+SEEDS = 6
+JOB = Generation(id="a job", state="processing", model="a model", type="a type")
+PEERS: dict[str, Wait] = {
+    "0.1 s": wait_fixed(0.1),
+    "0.5 s": wait_fixed(0.5),
+    "1 s": wait_fixed(1),
+    "2 s": wait_fixed(2),
+    "6 ± 1.5 s": wait_random(4.5, 7.5),
+    "30 s": wait_fixed(30),
+    "20 s, then 2 s": wait_chain(wait_fixed(20), wait_fixed(2)),
+    "1 s x 1.5 to 20 s": wait_exponential(multiplier=1, exp_base=1.5, max=20),
+    "1 s x 2 to 60 s": wait_exponential(multiplier=1, exp_base=2, max=60),
+    "DEFAULT_WAIT": DEFAULT_WAIT,
+}
+WATCHED = (0, 10, 50, 200)
+
+
+class Outcome(NamedTuple):
+    """What a schedule did with a distribution."""
+
+    polls: float
+    late: float
+    late_95: float
+    ratio: float
+
+
+# --- durations -----------------------------------------------------------------------------------
+
+
+def plain(median: float, sigma: float) -> Durations:
+    return log_normal(median, sigma, SAMPLES)
+
+
+def mixed(*parts: tuple[float, Durations]) -> Durations:
+    """Shares of several distributions."""
+    drawn: list[float] = []
+    for share, durations in parts:
+        count = round(SAMPLES * share)
+        drawn += [durations[int(p * len(durations))] for p in centres(count)]
+    return sorted(drawn)
+
+
+def queued(median: float, sigma: float, share: float, mean: float) -> Durations:
+    """Some jobs wait in a queue first, exponentially."""
+    draw = random.Random(7)
+    return sorted(
+        job + (draw.expovariate(1 / mean) if draw.random() < share else 0.0)
+        for job in plain(median, sigma)
+    )
+
+
+def early(median: float, sigma: float, share: float, latest: float) -> Durations:
+    """Some jobs fail in their first seconds."""
+    return mixed(
+        (share, [1 + (latest - 1) * p for p in centres(1000)]), (1 - share, plain(median, sigma))
+    )
+
+
+def weibull(scale: float, shape: float) -> Durations:
+    return [scale * (-math.log1p(-p)) ** (1 / shape) for p in centres(SAMPLES)]
+
+
+PUBLISHED = {
+    "image": plain(30, 0.35),
+    "image, 9 % moderated": early(30, 0.35, 0.09, 5),
+    "video": plain(60, 0.45),
+    "large image": plain(69, 0.4),
+}
+HELD_OUT = {
+    "log-normal 15 s": plain(15, 0.3),
+    "log-normal 20 s": plain(20, 0.45),
+    "log-normal 45 s, narrow": plain(45, 0.25),
+    "log-normal 45 s, wide": plain(45, 0.6),
+    "log-normal 100 s": plain(100, 0.35),
+    "log-normal 150 s": plain(150, 0.5),
+    "log-normal 300 s, narrow": plain(300, 0.3),
+    "log-normal 300 s, wide": plain(300, 0.6),
+    "Weibull 60 s": weibull(60, 2),
+    "Weibull 120 s": weibull(120, 3),
+    "queue, 20 s": queued(20, 0.3, 0.3, 30),
+    "queue, 80 s": queued(80, 0.4, 0.2, 120),
+    "queue, 200 s": queued(200, 0.3, 0.25, 200),
+    "8 % fail early, 30 s": early(30, 0.3, 0.08, 4),
+    "10 % fail early, 90 s": early(90, 0.35, 0.1, 6),
+    "10 % fail early, 200 s": early(200, 0.4, 0.1, 5),
+    "two humps, 20 and 60 s": mixed((0.6, plain(20, 0.25)), (0.4, plain(60, 0.3))),
+    "two humps, 40 and 150 s": mixed((0.5, plain(40, 0.3)), (0.5, plain(150, 0.3))),
+    "two humps, 30 and 240 s": mixed((0.7, plain(30, 0.3)), (0.3, plain(240, 0.3))),
+}
+WRONG = {
+    f"prior wrong: {median} s, {width}": plain(median, sigma)
+    for median in (3, 4, 6, 12, 300, 600)
+    for width, sigma in (("narrow", 0.3), ("wide", 0.6))
+}
+
+
+# --- the simulator -------------------------------------------------------------------------------
+
+
+def delay(wait: Wait, age: float, polls: int) -> float:
+    state = RetryCallState(Retrying(), None, (), {})
+    state.outcome = Future(polls)
+    state.outcome.set_result(JOB)
+    state.start_time, state.outcome_timestamp, state.attempt_number = 0.0, age, polls
+    return float(wait(state))
+
+
+def poll_times(wait: Wait, until: float) -> list[float]:
+    """The polls of one job, the first at or after `until` included."""
+    times = [0.0]
+    while times[-1] < until:
+        times.append(times[-1] + delay(wait, times[-1], len(times)))
+    return times
+
+
+def watch(wait: AdaptiveWait, durations: Sequence[float]) -> None:
+    """Let it learn from jobs that it polls itself."""
+    for duration in durations:
+        *_, after, by = poll_times(wait, duration)
+        wait.observe(JOB, after=after, by=by)
+
+
+def simulate(make: Callable[[int], Wait], durations: Durations) -> Outcome:
+    """The mean over all durations, and over some schedules that `make(seed)` gives."""
+    late: list[float] = []
+    polls = 0
+    for seed in range(SEEDS):
+        random.seed(seed)
+        wait = make(seed)
+        for _ in range(RUNS // SEEDS):
+            times = poll_times(wait, durations[-1])
+            for duration in durations[:: SAMPLES // 500]:
+                number = bisect_left(times, duration)
+                polls += number + 1
+                late.append(times[number] - duration)
+    late.sort()
+    cost = fmean(late) + REQUEST_COST * polls / len(late)
+    return Outcome(
+        polls / len(late), fmean(late), late[len(late) * 95 // 100], cost / optimum(durations)
+    )
+
+
+def after_watching(jobs: int, durations: Durations) -> Callable[[int], Wait]:
+    def make(seed: int) -> Wait:
+        wait = AdaptiveWait(REQUEST_COST)
+        watch(wait, random.Random(1000 + seed).choices(durations, k=jobs))
+        return wait
+
+    return make
+
+
+def drift(before: Durations, after: Durations) -> list[float]:
+    """Cost over optimum in the 1st, 2nd, ... fifty jobs after a sudden change."""
+    least = optimum(after)
+    costs: list[list[float]] = [[], [], [], []]
+    for seed in range(4 * SEEDS):
+        random.seed(seed)
+        draw = random.Random(2000 + seed)
+        wait = AdaptiveWait(REQUEST_COST)
+        watch(wait, draw.choices(before, k=200))
+        for number, duration in enumerate(draw.choices(after, k=200)):
+            *_, last, by = times = poll_times(wait, duration)
+            wait.observe(JOB, after=last, by=by)
+            costs[number // 50].append(by - duration + REQUEST_COST * len(times))
+    return [fmean(part) / least for part in costs]
+
+
+# --- what it prints ------------------------------------------------------------------------------
+
+
+def show_learning(title: str, distributions: dict[str, Durations]) -> None:
+    """Cost over optimum after some jobs, and that of the default."""
+    print(f"\n| {title} |" + "".join(f" {n} jobs |" for n in WATCHED) + " DEFAULT_WAIT |")
+    print("|---|" + "---|" * (len(WATCHED) + 1))
+    rows = []
+    for name, durations in distributions.items():
+        rows.append(
+            [simulate(after_watching(jobs, durations), durations).ratio for jobs in WATCHED]
+            + [simulate(lambda seed: DEFAULT_WAIT, durations).ratio]
+        )
+        print(f"| {name} |" + "".join(f" {ratio:.2f} |" for ratio in rows[-1]))
+    columns = list(zip(*rows, strict=True))
+    print("| **average** |" + "".join(f" **{fmean(column):.2f}** |" for column in columns))
+    print("| **worst** |" + "".join(f" **{max(column):.2f}** |" for column in columns))
+
+
+def compare(distributions: dict[str, Durations]) -> dict[str, Outcome]:
+    """Each schedule, averaged over the distributions."""
+    found: dict[str, list[Outcome]] = {}
+    for durations in distributions.values():
+        for name, wait in PEERS.items():
+            found.setdefault(name, []).append(simulate(lambda seed, wait=wait: wait, durations))  # type: ignore[misc]
+        for jobs in WATCHED:
+            outcome = simulate(after_watching(jobs, durations), durations)
+            found.setdefault(f"AdaptiveWait, {jobs} jobs", []).append(outcome)
+    return {
+        name: Outcome(*map(fmean, zip(*outcomes, strict=True))) for name, outcomes in found.items()
+    }
+
+
+def show_peers(found: dict[str, Outcome]) -> None:
+    print(
+        "\n| schedule | polls | mean delay | 95 % within | cost / optimum |\n|---|---|---|---|---|"
+    )
+    for name, outcome in sorted(found.items(), key=lambda entry: entry[1].ratio):
+        polls, late, late_95, ratio = outcome
+        print(f"| {name} | {polls:.1f} | {late:.2f} s | {late_95:.1f} s | {ratio:.2f} |")
+
+
+def frontier(distributions: dict[str, Durations]) -> list[tuple[float, float]]:
+    """Mean polls and mean delay of the optimum, for requests from dear to cheap."""
+    points = []
+    for number in range(13):
+        price = 25.6 / 2**number
+        costs = [
+            cost_of([optimal_times(durations, price)], durations)
+            for durations in distributions.values()
+        ]
+        points.append((fmean(cost.polls for cost in costs), fmean(cost.late for cost in costs)))
+    return points
+
+
+# --- the picture ---------------------------------------------------------------------------------
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 470, 64, 56, 34, 24
+POLLS, LATE = (1.5, 2000.0), (0.03, 60.0)
+STYLE = """
+  text { font: 13px system-ui, sans-serif; fill: #333 }
+  .grid { stroke: #ddd } .axis { fill: #777 }
+  .frontier { fill: none; stroke: #2a78d6; stroke-width: 2.5 } .best { fill: #2a78d6 }
+  .peer { fill: #999 } .ours { fill: #e0662f } .ours-text { font-weight: 600; fill: #c2501c }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #ddd } .grid { stroke: #3a3a3a } .axis { fill: #999 }
+    .ours-text { fill: #ff9a66 } .best { fill: #6aa9f0 } .frontier { stroke: #6aa9f0 }
+  }
+"""
+LABELS = dict.fromkeys(PEERS, (9, 4, "start")) | {
+    "AdaptiveWait, 200 jobs": (-8, 16, "end"),
+    "AdaptiveWait, 0 jobs": (9, -12, "start"),
+    "DEFAULT_WAIT": (9, 20, "start"),
+}
+"""Where a label stands from its point; some points are too close to have one."""
+
+
+def place(polls: float, late: float) -> tuple[float, float]:
+    """Logarithmic on both axes."""
+
+    def share(value: float, bounds: tuple[float, float]) -> float:
+        return math.log(value / bounds[0]) / math.log(bounds[1] / bounds[0])
+
+    x = LEFT + share(polls, POLLS) * (WIDTH - LEFT - RIGHT)
+    return round(x, 1), round(HEIGHT - BOTTOM - share(late, LATE) * (HEIGHT - BOTTOM - TOP), 1)
+
+
+def label(x: float, y: float, text: object, *, to: str = "start", style: str = "") -> str:
+    return f'<text class="{style}" x="{x}" y="{y}" text-anchor="{to}">{text}</text>'
+
+
+def draw(found: dict[str, Outcome], best: list[tuple[float, float]]) -> str:
+    """An SVG, for light and dark pages."""
+    floor = HEIGHT - BOTTOM
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
+        "<title>Mean delay against mean number of polls, for each schedule</title>",
+        f"<style>{STYLE}</style>",
+        label((WIDTH + LEFT) / 2, HEIGHT - 12, "polls per generation", to="middle"),
+        label(LEFT - 48, TOP - 14, "seconds from the end to the poll that sees it"),
+    ]
+    for polls in (2, 5, 10, 20, 50, 100, 200, 500, 1000):
+        x, _ = place(polls, 1)
+        lines.append(f'<path class="grid" d="M{x} {TOP}V{floor}"/>')
+        lines.append(label(x, floor + 18, polls, to="middle", style="axis"))
+    for late in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50):
+        _, y = place(2, late)
+        lines.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
+        lines.append(label(LEFT - 8, y + 4, late, to="end", style="axis"))
+    points = "L".join("{} {}".format(*place(*point)) for point in best)
+    lines.append(f'<path class="frontier" d="M{points}"/>')
+    x, y = place(*best[-3])
+    lines.append(label(x - 10, y + 16, "the optimum", to="end", style="best"))
+    for name, outcome in found.items():
+        x, y = place(outcome.polls, outcome.late)
+        ours = "AdaptiveWait" in name
+        lines.append(f'<circle class="{"ours" if ours else "peer"}" cx="{x}" cy="{y}" r="5"/>')
+        if name in LABELS:
+            dx, dy, to = LABELS[name]
+            text = name.replace(" x ", " × ")  # noqa: RUF001
+            lines.append(label(x + dx, y + dy, text, to=to, style="ours-text" if ours else ""))
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--picture", type=Path, help="draw the comparison into this file instead")
+    options = parser.parse_args()
+    if options.picture:
+        options.picture.write_text(draw(compare(HELD_OUT), frontier(HELD_OUT)))
+        return
+    show_learning("published timings", PUBLISHED)
+    show_learning("those it was tuned on", DISTRIBUTIONS)
+    show_learning("held out", HELD_OUT)
+    show_learning("far from the prior", WRONG)
+    show_peers(compare(HELD_OUT))
+    print("\n| after 200 jobs the durations change | jobs 1-50 | 51-100 | 101-150 | 151-200 |")
+    print("|---|---|---|---|---|")
+    for first, then in ((30, 60), (60, 30), (30, 150), (150, 30)):
+        parts = drift(plain(first, 0.3), plain(then, 0.3))
+        print(f"| {first} s to {then} s |" + "".join(f" {ratio:.2f} |" for ratio in parts))
+
+
+if __name__ == "__main__":
+    main()
