@@ -44,6 +44,8 @@ ORDER = [
     "decisions",
     "limits",
     "poller",
+    "ids",
+    "results",
     "display",
     "sandbox",
     "demo",
