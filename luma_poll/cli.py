@@ -16,14 +16,11 @@ from __future__ import annotations
 import io
 import logging
 import os
-import shlex
 import signal
 import sys
 import warnings
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Annotated
 
@@ -33,28 +30,29 @@ from rich.console import Console
 from rich.text import Text
 
 from luma_poll._version import __version__
-from luma_poll.arguments import check_generation_id
 from luma_poll.batch import PollResult
 from luma_poll.client import LumaClient
-from luma_poll.display import LiveTable, live_table
-from luma_poll.errors import ConfigurationError, GenerationError, LumaError, PollTimeoutError
-from luma_poll.ids import read_ids, read_ids_from_stdin
+from luma_poll.display import live_table
+from luma_poll.errors import ConfigurationError, LumaError
 from luma_poll.models import Generation
 from luma_poll.poller import Poller
 from luma_poll.redaction import redact
 from luma_poll.results import (
     EarlierResults,
-    is_done,
     lacks_newline,
     read_results,
     to_json,
     verdict,
 )
-
-FEW = 10
-"""Of so many ids a command line can be made that somebody copies."""
-
-FAILED, USAGE, TIMED_OUT, TROUBLE, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 3, 4, 130, 141
+from luma_poll.waits import (
+    INTERRUPTED,
+    OUTPUT_CLOSED,
+    TROUBLE,
+    Batch,
+    Source,
+    exit_code,
+    how_to_resume,
+)
 
 Put = Callable[[PollResult], None]
 """What is done with each result as it comes."""
@@ -176,7 +174,8 @@ def create(
 ) -> None:
     """Submit a generation, which is billed, and print its id."""
     submitted = False
-    batch = _Batch()
+    batch = Batch()
+    put: Put = _put_json if as_json else _put_text
 
     async def submit() -> int:
         nonlocal submitted, batch
@@ -188,16 +187,15 @@ def create(
             if not wait:
                 _put(generation.model_dump_json() if as_json else generation.id)
                 return 0
-            batch = _Batch([generation])
+            batch = Batch([generation])
             _say(f"Submitted {generation.id}.")
-            put = _put_json if as_json else _put_text
             await _wait_for(batch, client, timeout, 30.0, put)
             return batch.code
 
     def interrupted() -> None:
         if not submitted:
             _say("Interrupted while submitting: it may have been accepted, and be billed.")
-        _say_how_to_resume(batch.pending)
+        _say_lines(how_to_resume(batch.pending))
 
     with _exit_codes(interrupted):
         raise typer.Exit(anyio.run(submit))
@@ -228,30 +226,29 @@ def wait(
 
     Why one failed is said on standard error; with --json, in its object.
     """
-    batch = _Batch()
-    how = _HowToGoOn(ids or [], file or [], as_json, output, resume)
+    source = Source(tuple(ids or ()), tuple(file or ()), as_json, output, resume)
+    batch = Batch()
 
     async def wait_for_all(put: Put) -> None:
         async with _client() as client:
             await _wait_for(batch, client, timeout, max_rate, put)
 
-    with _exit_codes(lambda: how.say_after_interrupt(batch)), ExitStack() as stack:
-        if resume is not None and not as_json and output is None:
-            raise ConfigurationError("--resume goes with --json or --output: it reads their lines")
-        batch = _batch(ids or [], file or [], resume)
-        if resume is not None and batch.skipped:
-            _say(f"Skipped: {batch.skipped}, done in {resume}.")
-        if resume is not None and output is None:
-            _end_cut_off_line(resume)
-        put = _put_json if as_json else _put_text
+    with _exit_codes(lambda: _say_lines(source.after_interrupt(batch))), ExitStack() as stack:
+        earlier = _read_earlier(source)
+        batch = Batch(source.read_ids(), source.has_stdin, earlier)
+        if batch.skipped:
+            _say(f"{batch.skipped} done in {resume}, skipped.")
+        put: Put = _put_json if as_json else _put_text
         if output is not None:
             put = stack.enter_context(_appending(output))
+        elif resume is not None:
+            _end_cut_off_line(resume)
         try:
             if batch.generations or batch.stdin:
                 anyio.run(wait_for_all, put)
         finally:
-            _say_summary(batch)
-        how.say_after_end(batch)
+            _say_lines(batch.summary())
+        _say_lines(source.after_end(batch))
         raise typer.Exit(batch.code)
 
 
@@ -270,7 +267,7 @@ def watch(generation_id: Id, timeout: Timeout = 600.0, as_json: Json = False) ->
                     _put_urls(generation)
                 generation.raise_for_failure()
 
-    with _exit_codes(partial(_say_how_to_resume, [generation_id])):
+    with _exit_codes(lambda: _say_lines(how_to_resume([generation_id]))):
         anyio.run(print_changes)
 
 
@@ -306,10 +303,8 @@ def sandbox(
                 raise ConfigurationError(f"cannot listen on {host}, port {port}: {why}") from None
             _say(f"The sandbox listens at {base_url}. Ctrl-C ends it. To use it:")
             # An address that stands for all of this machine is none to connect to.
-            reachable = base_url.replace("//0.0.0.0:", "//127.0.0.1:").replace(
-                "//[::]:", "//[::1]:"
-            )
-            _put(f"export LUMA_BASE_URL={reachable}")
+            own = base_url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+            _put(f"export LUMA_BASE_URL={own}")
             _put("export LUMA_AGENTS_API_KEY=luma-api-sandbox")
             await anyio.sleep_forever()
 
@@ -317,133 +312,8 @@ def sandbox(
         anyio.run(serve)
 
 
-@dataclass(frozen=True)
-class _HowToGoOn:
-    """The arguments of `wait`, for the command that waits again."""
-
-    ids: list[str]
-    files: list[str]
-    as_json: bool
-    output: str | None
-    resume: str | None
-
-    def say_after_interrupt(self, batch: _Batch) -> None:
-        """Name the command that goes on after Ctrl-C."""
-        again = [*batch.again, *batch.pending]
-        if not batch.is_large:
-            again = list(batch.pending)
-        if again or batch.stdin:
-            self._say(f"Interrupted; {_are(len(batch.pending))} still running. To wait on", again)
-
-    def say_after_end(self, batch: _Batch) -> None:
-        """Name the command that waits again for what timed out or met trouble."""
-        if batch.again and batch.is_large:
-            self._say(f"To wait again for the {len(batch.again)} that may still end", batch.again)
-
-    def _say(self, why: str, ids: list[str]) -> None:
-        if len(ids) <= FEW:
-            words, into = [*ids, *self._options()], ""
-        else:
-            words, into = self._many(), "" if self.output else " >> results.jsonl"
-            if self.output is None:
-                name = self.resume or "results.jsonl"
-                into = f" >> {shlex.quote(name)}"
-                kept = "if this output is in" if self.as_json else "with results kept in"
-                why = f"{why}, {kept} {name}"
-        _say(f"{why}:")
-        err.print(f"  luma-poll wait {shlex.join(words)}{into}", soft_wrap=True)
-
-    def _options(self) -> list[str]:
-        if self.output is not None:
-            return ["--output", self.output]
-        return ["--json"] if self.as_json else []
-
-    def _many(self) -> list[str]:
-        """The same sources, without what is done."""
-        ids = [each for each in self.ids if each != "-"]
-        words = ids if len(ids) <= FEW else ["ID..."]
-        words += ["-"] * ("-" in self.ids)
-        for path in self.files:
-            words += ["--file", path]
-        into = self.output or self.resume or "results.jsonl"
-        return [*words, *(self._options() or ["--json"]), "--resume", into]
-
-
-@dataclass
-class _Batch:
-    """What `wait` was asked for, and what has become of it.
-
-    Attributes:
-        generations: Those that are known from the start, each once.
-        stdin: Whether more ids are on standard input.
-        earlier: What the file of `--resume` says.
-        pending: Those known and not ended, by id, in their order.
-        again: Those that have ended without a result for good: timed out, trouble with the API.
-        outcomes: How many ended how.
-    """
-
-    generations: Sequence[str | Generation] = ()
-    stdin: bool = False
-    earlier: EarlierResults = field(default_factory=EarlierResults)
-    pending: dict[str, None] = field(default_factory=dict)
-    again: list[str] = field(default_factory=list)
-    outcomes: Counter[str] = field(default_factory=Counter)
-    skipped: int = 0
-    code: int = 0
-
-    def __post_init__(self) -> None:
-        self.generations = [each for each in self.generations if not self._skip(each)]
-        self.pending.update(dict.fromkeys(map(_id_of, self.generations)))
-
-    def _skip(self, generation: str | Generation) -> bool:
-        """Whether an earlier run has its result."""
-        completed = self.earlier.done.get(_id_of(generation))
-        if completed is None:
-            return False
-        self.skipped += 1
-        self.code = max(self.code, 0 if completed else FAILED)
-        return True
-
-    @property
-    def is_large(self) -> bool:
-        """Whether there are too many for a command line that somebody copies."""
-        return self.outcomes.total() + len(self.pending) > FEW
-
-    async def take(self, table: LiveTable) -> AsyncGenerator[str | Generation]:
-        """Give one after the other, those of standard input as they come."""
-        table.expected, table.more = len(self.generations), self.stdin
-        for generation in self.generations:
-            table.add(_id_of(generation), _id_of(generation))
-            yield generation
-        if self.stdin:
-            seen = set(self.pending) | set(table.rows)
-            async with aclosing(read_ids_from_stdin()) as ids:
-                async for generation_id in ids:
-                    if generation_id in seen:
-                        continue
-                    seen.add(generation_id)
-                    if not self._skip(generation_id):
-                        self.pending[generation_id] = None
-                        table.add(generation_id, generation_id)
-                        yield generation_id
-            table.more = False
-
-    def end(self, result: PollResult) -> None:
-        """Note what became of one."""
-        del self.pending[result.generation_id]
-        error = result.error
-        self.outcomes["completed" if error is None else type(error).__name__] += 1
-        self.code = max(self.code, 0 if error is None else _exit_code(error))
-        if not is_done(error):
-            self.again.append(result.generation_id)
-
-
-def _id_of(generation: str | Generation) -> str:
-    return generation if isinstance(generation, str) else generation.id
-
-
 async def _wait_for(
-    batch: _Batch, client: LumaClient, timeout: float, max_rate: float, put: Put
+    batch: Batch, client: LumaClient, timeout: float, max_rate: float, put: Put
 ) -> None:
     """Wait for all, and `put` each result as it comes."""
     with live_table("generation", console=err) as table:
@@ -453,15 +323,6 @@ async def _wait_for(
                 put(result)
                 batch.end(result)
                 table.end(result.generation_id, verdict(result.error), result.error)
-
-
-def _say_summary(batch: _Batch) -> None:
-    """Count what became of many."""
-    if not batch.is_large:
-        return
-    _say(f"{batch.outcomes.total()} ended:")
-    for name, count in sorted(batch.outcomes.items(), key=lambda item: -item[1]):
-        _say(f"{count:>7} {name}")
 
 
 def _put_json(result: PollResult) -> None:
@@ -525,27 +386,15 @@ def _client() -> LumaClient:
         raise ConfigurationError(str(error).replace("base_url", "LUMA_BASE_URL")) from None
 
 
-def _batch(arguments: list[str], files: list[str], resume: str | None) -> _Batch:
-    """What is to be waited for, once each."""
-    ids = [check_generation_id(argument) for argument in arguments if argument != "-"]
-    for path in files:
-        ids += [] if path == "-" else read_ids(path)
-    stdin = "-" in arguments or "-" in files
-    if not ids and not stdin:
-        raise ConfigurationError("there is nothing to wait for: give ids, - or --file PATH")
-    earlier = EarlierResults() if resume is None else _read_earlier(resume)
-    return _Batch(list(dict.fromkeys(ids)), stdin, earlier)
-
-
-def _read_earlier(path: str) -> EarlierResults:
+def _read_earlier(source: Source) -> EarlierResults:
     """Read the file of `--resume`, and say what is wrong with it."""
-    earlier = read_results(path)
-    unreadable = earlier.unreadable[:-1] if earlier.cut_off else earlier.unreadable
-    if earlier.cut_off:
-        _say(f"warning: the last line of {path} was cut off: its generation is waited for again")
-    if unreadable:
-        lines = "1 line" if len(unreadable) == 1 else f"{len(unreadable)} lines"
-        _say(f"warning: {lines} of {path} no result, first line {unreadable[0]}: ignored")
+    if source.resume is None:
+        return EarlierResults()
+    if not source.as_json and source.output is None:
+        raise ConfigurationError("--resume goes with --json or --output: it reads their lines")
+    earlier = read_results(source.resume)
+    for problem in earlier.problems():
+        _say(f"warning: {source.resume}: {problem}")
     return earlier
 
 
@@ -564,7 +413,7 @@ def _exit_codes(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[Non
         yield
     except LumaError as error:
         _say_error(error)
-        raise typer.Exit(_exit_code(error)) from None
+        raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
         on_interrupt()
         raise typer.Exit(INTERRUPTED) from None
@@ -575,14 +424,6 @@ def _exit_codes(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[Non
         _let_go_of_stdout()
         _say(f"Error: {error}")
         raise typer.Exit(TROUBLE) from None
-
-
-def _exit_code(error: Exception) -> int:
-    if isinstance(error, ConfigurationError):
-        return USAGE
-    if isinstance(error, PollTimeoutError):
-        return TIMED_OUT
-    return FAILED if isinstance(error, GenerationError) else TROUBLE
 
 
 def _let_go_of_stdout() -> None:
@@ -610,18 +451,13 @@ def _say(text: str) -> None:
     err.print(text, soft_wrap=not err.is_terminal)
 
 
+def _say_lines(lines: Iterable[str]) -> None:
+    """Print to stderr what may be copied: a line is never broken."""
+    for line in lines:
+        err.print(line, soft_wrap=True)
+
+
 def _say_error(error: Exception) -> None:
     name = "Error" if isinstance(error, ConfigurationError) else type(error).__name__
     notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
     _say(f"{name}: {redact(str(error))}{notes}")
-
-
-def _say_how_to_resume(ids: Iterable[str]) -> None:
-    ids = list(ids)
-    if ids:
-        _say(f"Interrupted; {_are(len(ids))} still running. To wait on:")
-        err.print(f"  luma-poll wait {shlex.join(ids)}", soft_wrap=True)
-
-
-def _are(count: int) -> str:
-    return "1 is" if count == 1 else f"{count} are"

@@ -47,9 +47,9 @@ class Result:
     state: str = ""
     lines: list[str] = field(default_factory=list)
 
-    def take(self, state: str, result: PollResult) -> None:
+    def take(self, result: PollResult) -> None:
         """Keep what a wait brought."""
-        self.state = state
+        self.state = verdict(result.error)
         if result.error is None:
             self.lines = [redact(output.url) for output in result.outputs]
         else:
@@ -81,10 +81,9 @@ async def run_demo(out: Console, err: Console, *, chaos: bool = False) -> None:
                 poller = Poller(client, wait=ten_times_as_often, timeout=60, on_poll=table.on_poll)
                 submitted = _submit(client, table, results)
                 async with poller.as_completed(submitted) as ended:
-                    async for result in ended:
-                        state = verdict(result.error)
-                        table.end(result.generation_id, state, result.error)
-                        results[result.generation_id].take(state, result)
+                    async for each in ended:
+                        table.end(each.generation_id, verdict(each.error), each.error)
+                        results[each.generation_id].take(each)
     say("\nWhat came out (the secret part of each URL is left out)\n", style="bold")
     for result in results.values():
         say(Text.assemble((f"{result.state:<10} ", STYLES.get(result.state, "red")), result.prompt))

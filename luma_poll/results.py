@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from luma_poll.batch import PollResult
 from luma_poll.errors import FAILURE_ERRORS, ConfigurationError, GenerationError, PollTimeoutError
 from luma_poll.redaction import redact
 
-_FAILURES = {error.__name__ for error in (GenerationError, *FAILURE_ERRORS.values())}
+_FAILURES = {"GenerationError", *(error.__name__ for error in FAILURE_ERRORS.values())}
 
 
 @dataclass
@@ -29,6 +30,15 @@ class EarlierResults:
     done: dict[str, bool] = field(default_factory=dict)
     unreadable: list[int] = field(default_factory=list)
     cut_off: bool = False
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the file, in words."""
+        if self.cut_off:
+            yield "the last line was cut off; what it was about is waited for again"
+        odd = self.unreadable[:-1] if self.cut_off else self.unreadable
+        if odd:
+            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+            yield f"line {odd[0]}{more} ignored: no result of luma-poll wait"
 
 
 def is_done(error: Exception | None) -> bool:
@@ -47,7 +57,8 @@ def verdict(error: Exception | None) -> str:
 
 def to_json(result: PollResult) -> str:
     """A result as one line."""
-    generation, error = result.generation, result.error
+    error = result.error
+    generation = error.generation if isinstance(error, GenerationError) else result.generation
     line = {
         "id": result.generation_id,
         "ok": result.ok,
@@ -72,7 +83,7 @@ def read_results(path: str) -> EarlierResults:
     Raises:
         ConfigurationError: It is there but cannot be read.
     """
-    earlier, line = EarlierResults(), b"\n"
+    earlier, line, number = EarlierResults(), b"\n", 0
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):

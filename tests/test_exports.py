@@ -49,6 +49,7 @@ ORDER = [
     "display",
     "sandbox",
     "demo",
+    "waits",
     "cli",
     "__main__",
 ]
