@@ -452,9 +452,9 @@ def _say(text: str) -> None:
 
 
 def _say_lines(lines: Iterable[str]) -> None:
-    """Print to stderr what may be copied: a line is never broken."""
+    """Print to stderr; what is indented may be copied, so it is never broken."""
     for line in lines:
-        err.print(line, soft_wrap=True)
+        err.print(line, soft_wrap=line.startswith(" ") or not err.is_terminal)
 
 
 def _say_error(error: Exception) -> None:

@@ -26,7 +26,7 @@ from anyio.from_thread import start_blocking_portal
 from rich.console import Console
 from tenacity import RetryCallState, wait_fixed
 
-from luma_poll import Generation, PollEvent, ServerError, __version__
+from luma_poll import Generation, NotFoundError, PollEvent, ServerError, __version__
 from luma_poll.__main__ import main
 from luma_poll.client import Generations
 from luma_poll.display import LiveTable, live_table
@@ -693,6 +693,50 @@ def test_the_sandbox_serves_a_bad_day(cli: Cli, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("luma_poll.sandbox.Sandbox", sandbox)
     assert cli("sandbox", "--faults", "0.3").code == 130
     assert seen == [{"speed": 1.0, "seed": None, "faults": 0.3}]
+
+
+def test_the_demo_reports_trouble_with_the_api(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a wait it is what came out of that one; while submitting it ends the demo, in a line."""
+    monkeypatch.setattr("luma_poll.demo.SPEED", 60.0)
+    error = ServerError("HTTP 500", status_code=500)
+
+    async def get(self: Generations, generation_id: str) -> Generation:
+        raise NotFoundError("HTTP 404", status_code=404)
+
+    async def create(self: Generations, prompt: str, **_: Any) -> Generation:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Generations, "get", get)
+        patched.setattr("luma_poll.decisions.NOT_FOUND_GRACE", 0.0)
+        code, out, err = cli("demo")
+    assert (code, err) == (0, "")
+    assert out.count("NotFoundError: HTTP 404\n") == 6
+    monkeypatch.setattr(Generations, "create", create)
+    code, out, err = cli("demo")
+    assert (code, err) == (4, "ServerError: HTTP 500\n")
+
+
+def test_the_demo_leaves_no_gap(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off a terminal, where there is no table, one blank line is in its place."""
+    monkeypatch.setattr("luma_poll.demo.SPEED", 60.0)
+    assert "\n\n\n" not in cli("demo").out
+
+
+@pytest.mark.parametrize(
+    ("host", "reachable"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")]
+)
+def test_the_sandbox_prints_an_address_to_connect_to(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, host: str, reachable: str
+) -> None:
+    """That of all interfaces is none."""
+
+    async def sleep_forever() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("luma_poll.cli.anyio.sleep_forever", sleep_forever)
+    out = cli("sandbox", "--host", host, "--port", "0").out
+    assert out.startswith(f"export LUMA_BASE_URL=http://{reachable}:")
 
 
 # --- the table -----------------------------------------------------------------------------------
