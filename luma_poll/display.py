@@ -88,10 +88,11 @@ class LiveTable:
 
     def end(self, generation_id: str, state: str, error: Exception | None = None) -> None:
         """Stop the clock of a generation."""
-        row = self.rows[generation_id]
-        self._change(row, state, "")
-        row.ended = time.monotonic()
         self.ended += 1
+        row = self.rows.get(generation_id)
+        if row is not None:  # the API may spell its ids in another way
+            self._change(row, state, "")
+            row.ended = time.monotonic()
         if error is not None:
             self.failures.append((generation_id, type(error).__name__))
 

@@ -82,7 +82,7 @@ class Batch:
 
     def end(self, result: PollResult) -> None:
         """Note what became of one."""
-        del self.pending[result.generation_id]
+        self.pending.pop(result.generation_id, None)  # the API may spell its ids in another way
         error = result.error
         self.outcomes["completed" if error is None else type(error).__name__] += 1
         self.code = max(self.code, 0 if error is None else exit_code(error))

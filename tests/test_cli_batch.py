@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from tenacity import RetryCallState
 
-from luma_poll import ContentModeratedError, PollTimeoutError, ServerError
+from luma_poll import ContentModeratedError, Generation, PollTimeoutError, ServerError
+from luma_poll.client import Generations
 from luma_poll.display import LiveTable
 from luma_poll.results import read_results
 from tests.fakes import ID, snapshot
@@ -360,3 +361,16 @@ def test_ctrl_c_among_ids_of_stdin(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     told = cli("wait", "-", "--json", stdin="\n".join(ids).encode())
     assert told.code == 130
     assert told.err.splitlines()[-1] == f"  luma-poll wait {ids[0]} {ids[1]} --json"
+
+
+def test_an_id_that_the_api_spells_in_another_way(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is a result as others are."""
+
+    async def get(self: Generations, generation_id: str) -> Generation:
+        return snapshot(id=generation_id.lower())
+
+    monkeypatch.setattr(Generations, "get", get)
+    code, out, err = cli("wait", ID.upper(), "--json")
+    assert (code, len(out.splitlines()), err) == (0, 1, "")
