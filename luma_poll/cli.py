@@ -246,9 +246,10 @@ def wait(
         try:
             if batch.generations or batch.stdin:
                 anyio.run(wait_for_all, put)
-        finally:
+        except LumaError:  # of standard input, after what came before
             _say_lines(batch.summary())
-        _say_lines(source.after_end(batch))
+            raise
+        _say_lines([*batch.summary(), *source.after_end(batch)])
         raise typer.Exit(batch.code)
 
 

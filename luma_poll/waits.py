@@ -149,7 +149,8 @@ class Source:
         """What to say after Ctrl-C."""
         if not batch.pending:
             return []
-        return [*_interrupted(len(batch.pending)), *self._commands([*batch.again, *batch.pending])]
+        commands = self._commands([*batch.again, *batch.pending])
+        return [*batch.summary(), *_interrupted(len(batch.pending)), *commands]
 
     def after_end(self, batch: Batch) -> list[str]:
         """What to say of those that timed out or met trouble, if there were many."""

@@ -374,3 +374,14 @@ def test_an_id_that_the_api_spells_in_another_way(
     monkeypatch.setattr(Generations, "get", get)
     code, out, err = cli("wait", ID.upper(), "--json")
     assert (code, len(out.splitlines()), err) == (0, 1, "")
+
+
+def test_a_reader_that_goes_away_hears_nothing_of_many() -> None:
+    """`luma-poll wait ... | head -1` ends quietly."""
+    read, write = os.pipe()
+    os.close(read)
+    ids = [submit() for _ in range(11)]
+    with started(*COMMAND, "wait", *ids, stdout=write, stderr=subprocess.PIPE) as process:
+        os.close(write)
+        assert process.stderr
+        assert (process.wait(10), process.stderr.read()) == (141, "")
