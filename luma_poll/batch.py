@@ -24,7 +24,7 @@ class PollResult:
     """What became of one wait of a batch.
 
     Attributes:
-        generation_id: The generation; if what was given is no id, what it looks like.
+        generation_id: The id that was given; if that is none, what it looks like.
         generation: The last snapshot, or None if there was none.
         error: What `Poller.wait` would have raised, or None.
     """

@@ -14,31 +14,48 @@ Results go to stdout, everything else to stderr. It exits with the highest code 
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
-import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from luma_poll._version import __version__
-from luma_poll.arguments import check_generation_id
+from luma_poll.batch import PollResult
 from luma_poll.client import LumaClient
 from luma_poll.display import live_table
-from luma_poll.errors import ConfigurationError, GenerationError, LumaError, PollTimeoutError
+from luma_poll.errors import ConfigurationError, LumaError
 from luma_poll.models import Generation
 from luma_poll.poller import Poller
+from luma_poll.redaction import redact
+from luma_poll.results import (
+    EarlierResults,
+    lacks_newline,
+    read_results,
+    to_json,
+    verdict,
+)
+from luma_poll.waits import (
+    INTERRUPTED,
+    OUTPUT_CLOSED,
+    TROUBLE,
+    Batch,
+    Source,
+    exit_code,
+    how_to_resume,
+)
 
-FAILED, USAGE, TIMED_OUT, TROUBLE, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 3, 4, 130, 141
+Put = Callable[[PollResult], None]
+"""What is done with each result as it comes."""
 
 out = Console(highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -66,12 +83,16 @@ def _positive(value: float) -> float:
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a generation.")]
 Ids = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(metavar="ID...", help="Ids of generations; - reads them from standard input."),
 ]
 Timeout = Annotated[
     float,
     typer.Option(callback=_positive, metavar="SECONDS", help="How long to wait; inf for ever."),
+]
+MaxRate = Annotated[
+    float,
+    typer.Option(callback=_positive, metavar="N", help="Requests per second, over all."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 
@@ -153,10 +174,11 @@ def create(
 ) -> None:
     """Submit a generation, which is billed, and print its id."""
     submitted = False
-    pending: list[str] = []
+    batch = Batch()
+    put: Put = _put_json if as_json else _put_text
 
     async def submit() -> int:
-        nonlocal submitted
+        nonlocal submitted, batch
         async with _client() as client:
             generation = await client.generations.create(
                 prompt, model=model, type=kind, aspect_ratio=aspect_ratio
@@ -165,34 +187,70 @@ def create(
             if not wait:
                 _put(generation.model_dump_json() if as_json else generation.id)
                 return 0
-            pending.append(generation.id)
+            batch = Batch([generation])
             _say(f"Submitted {generation.id}.")
-            return await _wait_for([generation], client, timeout, as_json, pending)
+            await _wait_for(batch, client, timeout, 30.0, put)
+            return batch.code
 
     def interrupted() -> None:
         if not submitted:
             _say("Interrupted while submitting: it may have been accepted, and be billed.")
-        _say_how_to_resume(pending)
+        _say_lines(how_to_resume(batch.pending))
 
     with _exit_codes(interrupted):
         raise typer.Exit(anyio.run(submit))
 
 
 @app.command()
-def wait(ids: Ids, timeout: Timeout = 600.0, as_json: Json = False) -> None:
+def wait(
+    ids: Ids = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Read ids from a file too; # begins a comment."),
+    ] = None,
+    timeout: Timeout = 600.0,
+    max_rate: MaxRate = 30.0,
+    as_json: Json = False,
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Append results to a file, one JSON object a line."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Skip what is done in this file, which --json or --output wrote."
+        ),
+    ] = None,
+) -> None:
     """Wait for generations, and print the URLs of the outputs of each as it ends.
 
     Why one failed is said on standard error; with --json, in its object.
     """
-    pending: list[str] = []
+    source = Source(tuple(ids or ()), tuple(file or ()), as_json, output, resume)
+    batch = Batch()
 
-    async def wait_for_all() -> int:
+    async def wait_for_all(put: Put) -> None:
         async with _client() as client:
-            return await _wait_for(list(pending), client, timeout, as_json, pending)
+            await _wait_for(batch, client, timeout, max_rate, put)
 
-    with _exit_codes(partial(_say_how_to_resume, pending)):
-        pending.extend(_read_ids(ids))
-        raise typer.Exit(anyio.run(wait_for_all))
+    with _exit_codes(lambda: _say_lines(source.after_interrupt(batch))), ExitStack() as stack:
+        earlier = _read_earlier(source)
+        batch = Batch(source.read_ids(), source.has_stdin, earlier)
+        if batch.skipped:
+            _say(f"{batch.skipped} done in {resume}, skipped.")
+        put: Put = _put_json if as_json else _put_text
+        if output is not None:
+            put = stack.enter_context(_appending(output))
+        elif resume is not None:
+            _end_cut_off_line(resume)
+        try:
+            if batch.generations or batch.stdin:
+                anyio.run(wait_for_all, put)
+        except LumaError:  # of standard input, after what came before
+            _say_lines(batch.summary())
+            raise
+        _say_lines([*batch.summary(), *source.after_end(batch)])
+        raise typer.Exit(batch.code)
 
 
 @app.command()
@@ -210,7 +268,7 @@ def watch(generation_id: Id, timeout: Timeout = 600.0, as_json: Json = False) ->
                     _put_urls(generation)
                 generation.raise_for_failure()
 
-    with _exit_codes(partial(_say_how_to_resume, [generation_id])):
+    with _exit_codes(lambda: _say_lines(how_to_resume([generation_id]))):
         anyio.run(print_changes)
 
 
@@ -245,7 +303,9 @@ def sandbox(
                 why = str(getattr(error, "strerror", None) or error).partition(" (")[0]
                 raise ConfigurationError(f"cannot listen on {host}, port {port}: {why}") from None
             _say(f"The sandbox listens at {base_url}. Ctrl-C ends it. To use it:")
-            _put(f"export LUMA_BASE_URL={base_url}")
+            # An address that stands for all of this machine is none to connect to.
+            own = base_url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+            _put(f"export LUMA_BASE_URL={own}")
             _put("export LUMA_AGENTS_API_KEY=luma-api-sandbox")
             await anyio.sleep_forever()
 
@@ -254,89 +314,53 @@ def sandbox(
 
 
 async def _wait_for(
-    generations: Sequence[str | Generation],
-    client: LumaClient,
-    timeout: float,
-    as_json: bool,
-    pending: list[str],
-) -> int:
-    """Wait for ids or snapshots, print each as it ends, and return the exit code.
-
-    Those that have not ended yet are in `pending`.
-    """
-    codes = [0]
-    lost_output: OSError | None = None
-
-    async def wait_for_one(generation: str | Generation) -> None:
-        nonlocal lost_output
-        generation_id = generation if isinstance(generation, str) else generation.id
-        table.add(generation_id, generation_id)
-        snapshot, error = await _result(poller, generation)
-        pending.remove(generation_id)
-        table.end(generation_id, _verdict(error))
-        codes.append(0 if error is None else _exit_code(error))
-        try:
-            with table.lifted():
-                _put_result(generation_id, snapshot, error, as_json)
-        except OSError as trouble:  # caught here, lest the task group wraps it
-            lost_output = trouble
-            tasks.cancel_scope.cancel()
-
-    with live_table("generation", console=err) as table:
-        poller = Poller(client, timeout=timeout, on_poll=table.on_poll)
-        async with anyio.create_task_group() as tasks:
-            for generation in generations:
-                tasks.start_soon(wait_for_one, generation)
-    if lost_output is not None:
-        raise lost_output
-    return max(codes)
-
-
-async def _result(
-    poller: Poller, generation: str | Generation
-) -> tuple[Generation | None, LumaError | None]:
-    """The last snapshot, and the error that ended the wait."""
-    last = None
-    try:
-        async for snapshot in poller.watch(generation):
-            last = snapshot
-            last.raise_for_failure()
-    except GenerationError as error:
-        return error.generation, error
-    except LumaError as error:
-        return last, error
-    return last, None
-
-
-def _put_result(
-    generation_id: str, generation: Generation | None, error: LumaError | None, as_json: bool
+    batch: Batch, client: LumaClient, timeout: float, max_rate: float, put: Put
 ) -> None:
-    if as_json:
-        line = {
-            "id": generation_id,
-            "ok": error is None,
-            "generation": None if generation is None else generation.model_dump(mode="json"),
-            "error": None if error is None else _error_fields(error),
-        }
-        _put(json.dumps(line))
-    elif error is not None:
-        _say_error(error)
-    elif generation is not None:
-        _put_urls(generation)
+    """Wait for all, and `put` each result as it comes."""
+    with live_table("generation", console=err) as table:
+        poller = Poller(client, timeout=timeout, max_rate=max_rate, on_poll=table.on_poll)
+        async with poller.as_completed(batch.take(table)) as results:
+            async for result in results:
+                put(result)
+                batch.end(result)
+                table.end(result.generation_id, verdict(result.error), result.error)
+
+
+def _put_json(result: PollResult) -> None:
+    _put(to_json(result))
+
+
+def _put_text(result: PollResult) -> None:
+    if result.error is not None:
+        _say_error(result.error)
+    elif result.generation is not None:
+        _put_urls(result.generation)
+
+
+@contextmanager
+def _appending(path: str) -> Iterator[Put]:
+    """Gives what appends results to a file."""
+    cut_off = lacks_newline(path)
+    try:
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+
+    def put(result: PollResult) -> None:
+        print(to_json(result), file=file, flush=True)
+
+    try:
+        if cut_off:
+            print(file=file, flush=True)
+        yield put
+    finally:
+        with suppress(OSError):  # each line was flushed, and what could not be has been told
+            file.close()
 
 
 def _put_urls(generation: Generation) -> None:
     for output in generation.output:
         _put(output.url)
-
-
-def _error_fields(error: LumaError) -> dict[str, Any]:
-    return {
-        "type": type(error).__name__,
-        "message": str(error),
-        "failure_code": getattr(error, "failure_code", None),
-        "retryable": getattr(error, "retryable", None),
-    }
 
 
 def _describe(generation: Generation) -> str:
@@ -363,23 +387,24 @@ def _client() -> LumaClient:
         raise ConfigurationError(str(error).replace("base_url", "LUMA_BASE_URL")) from None
 
 
-def _read_ids(arguments: list[str]) -> list[str]:
-    """The ids of the command line, those of stdin in place of `-`; each once."""
-    ids: list[str] = []
-    for argument in arguments:
-        ids.extend(_read_stdin().split() if argument == "-" else [argument])
-    if not ids:
-        raise ConfigurationError("there is no id on standard input")
-    return list(dict.fromkeys(check_generation_id(generation_id) for generation_id in ids))
+def _read_earlier(source: Source) -> EarlierResults:
+    """Read the file of `--resume`, and say what is wrong with it."""
+    if source.resume is None:
+        return EarlierResults()
+    if not source.as_json and source.output is None:
+        raise ConfigurationError("--resume goes with --json or --output: it reads their lines")
+    earlier = read_results(source.resume)
+    for problem in earlier.problems():
+        _say(f"warning: {source.resume}: {problem}")
+    return earlier
 
 
-def _read_stdin() -> str:
-    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
-        raise ConfigurationError("standard input is closed")
-    try:
-        return sys.stdin.read()
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"standard input cannot be read: {error}") from None
+def _end_cut_off_line(path: str) -> None:
+    """Lest the first result continues it, where stdout is appended to the file of `--resume`."""
+    with suppress(OSError, ValueError, AttributeError):
+        same = os.path.samestat(os.fstat(sys.stdout.fileno()), os.stat(path))
+        if same and lacks_newline(path):
+            _put("")
 
 
 @contextmanager
@@ -389,7 +414,7 @@ def _exit_codes(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[Non
         yield
     except LumaError as error:
         _say_error(error)
-        raise typer.Exit(_exit_code(error)) from None
+        raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
         on_interrupt()
         raise typer.Exit(INTERRUPTED) from None
@@ -402,23 +427,6 @@ def _exit_codes(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[Non
         raise typer.Exit(TROUBLE) from None
 
 
-def _exit_code(error: LumaError) -> int:
-    if isinstance(error, ConfigurationError):
-        return USAGE
-    if isinstance(error, PollTimeoutError):
-        return TIMED_OUT
-    return FAILED if isinstance(error, GenerationError) else TROUBLE
-
-
-def _verdict(error: LumaError | None) -> str:
-    """What the table says of a generation that is not waited for any more."""
-    if error is None:
-        return "completed"
-    if isinstance(error, PollTimeoutError):
-        return "timed out"
-    return "failed" if isinstance(error, GenerationError) else type(error).__name__
-
-
 def _let_go_of_stdout() -> None:
     """Python would try to write the rest at exit, and complain."""
     with suppress(OSError):  # in a test it may have no file number
@@ -426,8 +434,17 @@ def _let_go_of_stdout() -> None:
 
 
 def _put(text: str) -> None:
-    """Print a result. Not with rich, which would replace `:key:` in a URL by an emoji."""
-    print(text, flush=True)
+    """Print a result. On the terminal that stderr is too it goes above the live table."""
+    if _same_terminal():
+        err.print(Text(text), soft_wrap=True)
+    else:
+        print(text, flush=True)
+
+
+def _same_terminal() -> bool:
+    with suppress(OSError, ValueError, AttributeError):  # there is none, or no such thing
+        return os.ttyname(sys.stdout.fileno()) == os.ttyname(sys.stderr.fileno())
+    return False
 
 
 def _say(text: str) -> None:
@@ -435,14 +452,13 @@ def _say(text: str) -> None:
     err.print(text, soft_wrap=not err.is_terminal)
 
 
-def _say_error(error: LumaError) -> None:
+def _say_lines(lines: Iterable[str]) -> None:
+    """Print to stderr; what is indented may be copied, so it is never broken."""
+    for line in lines:
+        err.print(line, soft_wrap=line.startswith(" ") or not err.is_terminal)
+
+
+def _say_error(error: Exception) -> None:
     name = "Error" if isinstance(error, ConfigurationError) else type(error).__name__
     notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-    _say(f"{name}: {error}{notes}")
-
-
-def _say_how_to_resume(pending: list[str]) -> None:
-    if pending:
-        still = "1 is" if len(pending) == 1 else f"{len(pending)} are"
-        _say(f"Interrupted; {still} still running. To wait on:")
-        err.print(f"  luma-poll wait {shlex.join(pending)}", soft_wrap=True)
+    _say(f"{name}: {redact(str(error))}{notes}")

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from functools import partial
 
-import anyio
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 from tenacity import RetryCallState
 
+from luma_poll.batch import PollResult
 from luma_poll.client import LumaClient
 from luma_poll.display import STYLES, LiveTable, live_table
-from luma_poll.errors import GenerationError
 from luma_poll.models import Generation
 from luma_poll.poller import Poller
 from luma_poll.redaction import redact
+from luma_poll.results import verdict
 from luma_poll.sandbox import Sandbox
 from luma_poll.schedules import DEFAULT_WAIT
 
@@ -46,6 +47,14 @@ class Result:
     state: str = ""
     lines: list[str] = field(default_factory=list)
 
+    def take(self, result: PollResult) -> None:
+        """Keep what a wait brought."""
+        self.state = verdict(result.error)
+        if result.error is None:
+            self.lines = [redact(output.url) for output in result.outputs]
+        else:
+            self.lines = [f"{type(result.error).__name__}: {result.error}"]
+
 
 def ten_times_as_often(state: RetryCallState) -> float:
     """The default schedule, as fast as the sandbox."""
@@ -62,23 +71,22 @@ async def run_demo(out: Console, err: Console, *, chaos: bool = False) -> None:
     sandbox = Sandbox(speed=SPEED, faults=0.3 if chaos else 0.0)
     async with sandbox.serve() as base_url:
         say(f"A simulated Luma API, {SPEED:g} times as fast as the real one, is at {base_url}.")
-        say("It needs no key, and nothing is billed.\n")
+        say("It needs no key, and nothing is billed.")
         if chaos:
-            say("It has a bad day: three in ten answers to polls are faults.\n")
+            say("It has a bad day: three in ten answers to polls are faults.")
+        if err.is_terminal:
+            say("")
         with live_table("prompt", "model", console=err) as table:
-            async with (
-                LumaClient(DEMO_KEY, base_url=base_url, timeout=1.0) as client,
-                anyio.create_task_group() as tasks,
-            ):
+            async with LumaClient(DEMO_KEY, base_url=base_url, timeout=1.0) as client:
                 poller = Poller(client, wait=ten_times_as_often, timeout=60, on_poll=table.on_poll)
-                for prompt, model, script in PROMPTS:
-                    generation = await client.generations.create(f"{prompt} {script}", model=model)
-                    table.add(generation.id, prompt, model, state=generation.state)
-                    results[generation.id] = Result(prompt)
-                    tasks.start_soon(_wait, poller, generation, table, results[generation.id])
+                submitted = _submit(client, table, results)
+                async with poller.as_completed(submitted) as ended:
+                    async for each in ended:
+                        table.end(each.generation_id, verdict(each.error), each.error)
+                        results[each.generation_id].take(each)
     say("\nWhat came out (the secret part of each URL is left out)\n", style="bold")
     for result in results.values():
-        say(Text.assemble((f"{result.state:<11}", STYLES[result.state]), result.prompt))
+        say(Text.assemble((f"{result.state:<10} ", STYLES.get(result.state, "red")), result.prompt))
         for line in result.lines:
             say(Padding(line, (0, 0, 0, 2), expand=False) if out.is_terminal else f"  {line}")
     if chaos:
@@ -88,13 +96,11 @@ async def run_demo(out: Console, err: Console, *, chaos: bool = False) -> None:
     say(HOW, highlight=True)
 
 
-async def _wait(poller: Poller, generation: Generation, table: LiveTable, result: Result) -> None:
-    try:
-        outputs = await poller.wait(generation)
-    except GenerationError as error:
-        result.state = "failed"
-        result.lines = [f"{type(error).__name__}: {error}"]
-    else:
-        result.state = "completed"
-        result.lines = [redact(output.url) for output in outputs]
-    table.end(generation.id, result.state)
+async def _submit(
+    client: LumaClient, table: LiveTable, results: dict[str, Result]
+) -> AsyncGenerator[Generation]:
+    for prompt, model, script in PROMPTS:
+        generation = await client.generations.create(f"{prompt} {script}", model=model)
+        table.add(generation.id, prompt, model, state=generation.state)
+        results[generation.id] = Result(prompt)
+        yield generation

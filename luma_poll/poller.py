@@ -31,6 +31,7 @@ from luma_poll.errors import (
     APIError,
     APIStatusError,
     ConfigurationError,
+    GenerationError,
     InvalidResponseError,
     PollTimeoutError,
 )
@@ -251,6 +252,7 @@ class Poller:
 
     async def _result(self, generation: AnyGeneration, timeout: float | None) -> PollResult:
         """Wait for one; what goes wrong is part of the result."""
+        name = str(getattr(generation, "id", generation)).strip()[:MAX_ID_LENGTH]
         last = None
         try:
             async with aclosing(self.watch(generation, timeout=timeout)) as snapshots:
@@ -259,10 +261,12 @@ class Poller:
             assert last is not None, "watch ends with a terminal snapshot"
             last.raise_for_failure()
         except PollTimeoutError as error:
-            return PollResult(error.generation_id, error.last_generation, error)
+            return PollResult(name, error.last_generation, error)
+        except GenerationError as error:
+            return PollResult(name, error.generation, error)
         except Exception as error:
-            return PollResult(_name(generation), last, error)
-        return PollResult(last.id, last)
+            return PollResult(name, last, error)
+        return PollResult(name, last)
 
     def watch(
         self,
@@ -443,11 +447,6 @@ def _handed_in(value: object) -> Generation:
 
 def _is_async(function: Any) -> bool:
     return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
-
-
-def _name(generation: object) -> str:
-    """The id of what was given, or what it looks like."""
-    return str(getattr(generation, "id", generation))[:MAX_ID_LENGTH]
 
 
 def _without_retries(client: SupportsGenerations) -> SupportsGenerations:

@@ -15,6 +15,7 @@ from luma_poll import (
     GenerationError,
     LumaError,
     NotFoundError,
+    OutputNotFoundError,
     Poller,
     PollResult,
     PollTimeoutError,
@@ -83,7 +84,7 @@ async def test_a_failure_is_the_result_of_its_own_id_alone() -> None:
         type(None),
     ]
     assert [result.ok for result in results] == [True, False, False, False, False, True]
-    assert [result.generation_id for result in results] == ["1", "2", "3", "400", " ", "4"]
+    assert [result.generation_id for result in results] == ["1", "2", "3", "400", "", "4"]
     states = [result.generation and result.generation.state for result in results]
     assert states == ["completed", "failed", None, "processing", None, "completed"]
     for result in results:
@@ -391,3 +392,18 @@ async def test_a_million_ids_are_not_a_million_tasks() -> None:
             done += 1
     assert done == 5_000
     assert client.most_under_way == 100
+
+
+async def test_a_result_has_the_id_that_was_given() -> None:
+    """However the API spells it: who asked must be able to tell which one it is."""
+    answer = snapshot(id=ID.upper())
+    (result,) = await poller_of(FakeClient(answer)).wait_all([f" {ID}\n"])
+    assert result.generation_id == ID
+
+
+async def test_a_result_without_outputs_has_its_snapshot() -> None:
+    """Completed without any output: the error knows the snapshot, and so does the result."""
+    empty = snapshot("completed", output=[])
+    (result,) = await poller_of(FakeClient(empty)).wait_all([ID])
+    assert result.generation == empty
+    assert isinstance(result.error, OutputNotFoundError)

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
@@ -25,7 +26,7 @@ from anyio.from_thread import start_blocking_portal
 from rich.console import Console
 from tenacity import RetryCallState, wait_fixed
 
-from luma_poll import Generation, PollEvent, ServerError, __version__
+from luma_poll import Generation, NotFoundError, PollEvent, ServerError, __version__
 from luma_poll.__main__ import main
 from luma_poll.client import Generations
 from luma_poll.display import LiveTable, live_table
@@ -66,14 +67,17 @@ def _settings(base_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     """Runs the command in this process, which it leaves as it was."""
     logger = logging.getLogger("luma_poll")
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
     def run(*arguments: str, stdin: bytes | None = b"") -> Told:
-        file = None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
+        file = None if stdin is None else tmp_path.joinpath("stdin").open("wb+")
+        if file is not None:
+            file.write(stdin or b"")
+            file.seek(0)
         monkeypatch.setattr(sys, "argv", ["luma-poll", *arguments])
         monkeypatch.setattr(sys, "stdin", file)
         monkeypatch.setattr(logger, "handlers", [])
@@ -83,6 +87,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         finally:
             for each, handler in handlers.items():
                 signal.signal(each, handler)
+            if file is not None:
+                file.close()
         return Told(exited.value.code, *capsys.readouterr())
 
     return run
@@ -361,7 +367,7 @@ def test_create_says_what_the_api_refuses(cli: Cli) -> None:
         (["wait", ID, "--timeout", "0"], "0 is not above 0"),
         (["watch", ID, "--timeout", "nan"], "nan is not above 0"),
         (["wait", ID, "--timeout", "soon"], "Invalid value for '--timeout'"),
-        (["wait"], "Missing argument"),
+        (["wait"], "Error: there is nothing to wait for: give ids, - or --file PATH"),
         (["sandbox", "--speed", "-1"], "-1 is not above 0"),
         (["sandbox", "--port", "70000"], "Invalid value for '--port'"),
         (["sandbox", "--faults", "1.5"], "Invalid value for '--faults'"),
@@ -380,7 +386,7 @@ def test_a_binary_file_is_no_list_of_ids(cli: Cli) -> None:
     """It cannot be read as text."""
     told = cli("wait", "-", stdin=b"\x7fELF\xff")
     assert told.code == 2
-    assert told.err.startswith("Error: standard input cannot be read")
+    assert told.err.startswith("Error: standard input is not text in UTF-8")
 
 
 def test_a_missing_key_says_what_to_set_and_where_to_get_it(
@@ -532,10 +538,12 @@ def test_ctrl_c_while_submitting_says_that_it_may_be_billed(
 def test_ctrl_c_while_reading_ids_ends_quietly(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known of any generation yet."""
 
-    def read() -> str:
-        raise KeyboardInterrupt
+    async def read() -> bytes:
+        signal.raise_signal(signal.SIGINT)
+        await anyio.sleep(60)
+        return b""
 
-    monkeypatch.setattr("luma_poll.cli._read_stdin", read)
+    monkeypatch.setattr("luma_poll.ids._read_stdin", read)
     assert cli("wait", "-") == (130, "", "")
 
 
@@ -687,6 +695,50 @@ def test_the_sandbox_serves_a_bad_day(cli: Cli, monkeypatch: pytest.MonkeyPatch)
     assert seen == [{"speed": 1.0, "seed": None, "faults": 0.3}]
 
 
+def test_the_demo_reports_trouble_with_the_api(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a wait it is what came out of that one; while submitting it ends the demo, in a line."""
+    monkeypatch.setattr("luma_poll.demo.SPEED", 60.0)
+    error = ServerError("HTTP 500", status_code=500)
+
+    async def get(self: Generations, generation_id: str) -> Generation:
+        raise NotFoundError("HTTP 404", status_code=404)
+
+    async def create(self: Generations, prompt: str, **_: Any) -> Generation:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Generations, "get", get)
+        patched.setattr("luma_poll.decisions.NOT_FOUND_GRACE", 0.0)
+        code, out, err = cli("demo")
+    assert (code, err) == (0, "")
+    assert out.count("NotFoundError: HTTP 404\n") == 6
+    monkeypatch.setattr(Generations, "create", create)
+    code, out, err = cli("demo")
+    assert (code, err) == (4, "ServerError: HTTP 500\n")
+
+
+def test_the_demo_leaves_no_gap(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off a terminal, where there is no table, one blank line is in its place."""
+    monkeypatch.setattr("luma_poll.demo.SPEED", 60.0)
+    assert "\n\n\n" not in cli("demo").out
+
+
+@pytest.mark.parametrize(
+    ("host", "reachable"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")]
+)
+def test_the_sandbox_prints_an_address_to_connect_to(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, host: str, reachable: str
+) -> None:
+    """That of all interfaces is none."""
+
+    async def sleep_forever() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("luma_poll.cli.anyio.sleep_forever", sleep_forever)
+    out = cli("sandbox", "--host", host, "--port", "0").out
+    assert out.startswith(f"export LUMA_BASE_URL=http://{reachable}:")
+
+
 # --- the table -----------------------------------------------------------------------------------
 
 
@@ -724,20 +776,6 @@ def test_a_narrow_table_shortens_and_never_wraps() -> None:
     assert row.endswith("0.0 s      0")
 
 
-def test_a_long_table_shows_what_still_runs() -> None:
-    """It never outgrows the terminal; what is left out is counted."""
-    table = LiveTable(("generation",), None)
-    for number in range(30):
-        table.add(str(number), f"number {number}")
-        if number < 20:
-            table.end(str(number), "completed")
-    drawn = lines(table, height=15)
-    assert len(drawn) == 15
-    assert [line.split()[1] for line in drawn[1:11]] == [str(number) for number in range(20, 30)]
-    assert drawn[-1] == "and 17 completed"
-    assert len(lines(table)) == 31
-
-
 def test_labels_are_not_markup() -> None:
     """A prompt may contain anything."""
     table = LiveTable(("prompt",), None)
@@ -751,8 +789,6 @@ def test_no_table_is_drawn_where_there_is_no_terminal(forced: bool) -> None:
     console = Console(file=io.StringIO(), force_terminal=forced)
     with live_table("generation", console=console) as table:
         table.add(ID, ID)
-        with table.lifted():
-            pass
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == ""
 

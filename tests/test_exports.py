@@ -48,9 +48,12 @@ ORDER = [
     "poller",
     "problems",
     "fastapi",
+    "ids",
+    "results",
     "display",
     "sandbox",
     "demo",
+    "waits",
     "cli",
     "__main__",
 ]

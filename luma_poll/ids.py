@@ -1,0 +1,81 @@
+"""Ids of generations in files and on standard input."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
+
+import anyio
+
+from luma_poll.errors import ConfigurationError
+
+_ID = re.compile(r"[\w.-]{1,1000}", re.ASCII)
+
+
+def read_ids(path: str) -> list[str]:
+    """The ids in a file: one or more a line, separated by white space; `#` begins a comment.
+
+    Raises:
+        ConfigurationError: It cannot be read, or has something else in it, or nothing.
+    """
+    try:
+        with open(path, "rb") as file:
+            lines = file.readlines()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+    ids = [found for number, line in enumerate(lines, 1) for found in _split(line, path, number)]
+    if not ids:
+        raise ConfigurationError(f"there is no id in {path}")
+    return ids
+
+
+async def read_ids_from_stdin() -> AsyncGenerator[str]:
+    """The ids on standard input, written as in a file, each as soon as its line is there.
+
+    Raises:
+        ConfigurationError: As `read_ids`.
+    """
+    rest, number, found_any = b"", 0, False
+    while True:
+        chunk = await _read_stdin()
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines if chunk else [rest]:
+            number += 1
+            for found in _split(line, "standard input", number):
+                found_any = True
+                yield found
+        if not chunk:
+            break
+    if not found_any:
+        raise ConfigurationError("there is no id on standard input")
+
+
+async def _read_stdin() -> bytes:
+    """What there is, or nothing at its end."""
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise ConfigurationError("standard input is closed")
+    try:
+        descriptor = sys.stdin.fileno()
+        if sys.platform != "win32":  # which can only tell that of a socket
+            with suppress(PermissionError):  # a regular file: always readable
+                await anyio.wait_readable(descriptor)
+        return os.read(descriptor, 65536)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"standard input cannot be read: {why}") from None
+
+
+def _split(line: bytes, name: str, number: int) -> Iterator[str]:
+    try:
+        words = line.decode("utf-8-sig" if number == 1 else "utf-8").split()
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{name} is not text in UTF-8 (line {number})") from None
+    for word in words:
+        if word.startswith("#"):
+            return
+        if not _ID.fullmatch(word) or word in (".", ".."):
+            raise ConfigurationError(f"{name}, line {number}: {word[:50]!r} is not a generation id")
+        yield word

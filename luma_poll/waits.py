@@ -1,0 +1,203 @@
+"""What `luma-poll wait` was asked for, what has become of it, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from luma_poll.arguments import check_generation_id
+from luma_poll.batch import PollResult
+from luma_poll.display import LiveTable
+from luma_poll.errors import ConfigurationError, GenerationError, PollTimeoutError
+from luma_poll.ids import read_ids, read_ids_from_stdin
+from luma_poll.models import Generation
+from luma_poll.results import EarlierResults, is_done
+
+FAILED, USAGE, TIMED_OUT, TROUBLE, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 3, 4, 130, 141
+
+FEW = 10
+"""So many ids make a command line that somebody copies, and need no summary."""
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code that stands for an error."""
+    if isinstance(error, ConfigurationError):
+        return USAGE
+    if isinstance(error, PollTimeoutError):
+        return TIMED_OUT
+    return FAILED if isinstance(error, GenerationError) else TROUBLE
+
+
+@dataclass
+class Batch:
+    """Generations that are waited for, and what has become of them.
+
+    Attributes:
+        generations: Those that are known from the start, each once.
+        stdin: Whether more ids are on standard input.
+        earlier: What an earlier run wrote. What it has done is skipped.
+        pending: Those known and not ended, by id, in their order.
+        again: Those that ended without a final result: they timed out or met trouble.
+        outcomes: How many ended how.
+        skipped: How many were skipped.
+        code: The exit code, so far.
+    """
+
+    generations: Sequence[str | Generation] = ()
+    stdin: bool = False
+    earlier: EarlierResults = field(default_factory=EarlierResults)
+    pending: dict[str, None] = field(init=False, default_factory=dict)
+    again: list[str] = field(init=False, default_factory=list)
+    outcomes: Counter[str] = field(init=False, default_factory=Counter)
+    skipped: int = field(init=False, default=0)
+    code: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._seen: set[str] = set()
+        self.generations = [each for each in self.generations if self._is_wanted(_id_of(each))]
+        self.pending.update(dict.fromkeys(map(_id_of, self.generations)))
+
+    @property
+    def is_large(self) -> bool:
+        """Whether there are more than `FEW`."""
+        return self.outcomes.total() + len(self.pending) > FEW
+
+    async def take(self, table: LiveTable) -> AsyncGenerator[str | Generation]:
+        """Give one after the other, those of standard input as they come."""
+        table.expected, table.more = len(self.generations), self.stdin
+        for generation in self.generations:
+            table.add(_id_of(generation), _id_of(generation))
+            yield generation
+        if self.stdin:
+            async with aclosing(read_ids_from_stdin()) as ids:
+                async for generation_id in ids:
+                    if self._is_wanted(generation_id):
+                        self.pending[generation_id] = None
+                        table.add(generation_id, generation_id)
+                        yield generation_id
+            table.more = False
+
+    def end(self, result: PollResult) -> None:
+        """Note what became of one."""
+        self.pending.pop(result.generation_id, None)  # the API may spell its ids in another way
+        error = result.error
+        self.outcomes["completed" if error is None else type(error).__name__] += 1
+        self.code = max(self.code, 0 if error is None else exit_code(error))
+        if not is_done(error):
+            self.again.append(result.generation_id)
+
+    def summary(self) -> Iterator[str]:
+        """What became of many, in lines; of few each one has been told."""
+        if not self.is_large:
+            return
+        if self.skipped:
+            yield f"{self.skipped:>7} done before"
+        for outcome, count in self.outcomes.most_common():
+            yield f"{count:>7} {outcome}"
+        if self.pending:
+            yield f"{len(self.pending):>7} still running"
+
+    def _is_wanted(self, generation_id: str) -> bool:
+        """Whether it has neither been named before nor ended in an earlier run."""
+        if generation_id in self._seen:
+            return False
+        self._seen.add(generation_id)
+        completed = self.earlier.done.get(generation_id)
+        if completed is None:
+            return True
+        self.skipped += 1
+        self.code = max(self.code, 0 if completed else FAILED)
+        return False
+
+
+def _id_of(generation: str | Generation) -> str:
+    return generation if isinstance(generation, str) else generation.id
+
+
+@dataclass(frozen=True)
+class Source:
+    """The arguments of `luma-poll wait` that say what to wait for and where results go."""
+
+    arguments: tuple[str, ...]
+    files: tuple[str, ...]
+    as_json: bool
+    output: str | None
+    resume: str | None
+
+    @property
+    def has_stdin(self) -> bool:
+        """Whether ids are on standard input."""
+        return "-" in (*self.arguments, *self.files)
+
+    def read_ids(self) -> list[str]:
+        """The ids that are known from the start.
+
+        Raises:
+            ConfigurationError: There are none, or one is none.
+        """
+        ids = [check_generation_id(each) for each in self.arguments if each != "-"]
+        for path in self.files:
+            ids += [] if path == "-" else read_ids(path)
+        if not ids and not self.has_stdin:
+            raise ConfigurationError("there is nothing to wait for: give ids, - or --file PATH")
+        return ids
+
+    def after_interrupt(self, batch: Batch) -> list[str]:
+        """What to say after Ctrl-C."""
+        if not batch.pending:
+            return []
+        commands = self._commands([*batch.again, *batch.pending])
+        return [*batch.summary(), *_interrupted(len(batch.pending)), *commands]
+
+    def after_end(self, batch: Batch) -> list[str]:
+        """What to say of those that timed out or met trouble, if there were many."""
+        if not batch.again or not batch.is_large:
+            return []
+        return [
+            f"To wait again for the {len(batch.again)} that may still end:",
+            *self._commands(batch.again),
+        ]
+
+    def _commands(self, ids: list[str]) -> list[str]:
+        if len(ids) <= FEW:
+            return [_command([*ids, *self._options()])]
+        results = self.output or self.resume or "results.jsonl"
+        note = []
+        if self.output is None and self.resume is None:
+            note = [
+                "  (results.jsonl has what this run printed)"
+                if self.as_json
+                else "  (which keeps its results, so that it can be resumed)"
+            ]
+        options = self._options() or ["--output", results]
+        into = f" >> {shlex.quote(results)}" if "--json" in options else ""
+        return [_command([*self._sources(), *options, "--resume", results]) + into, *note]
+
+    def _options(self) -> list[str]:
+        if self.output is not None:
+            return ["--output", self.output]
+        return ["--json"] if self.as_json else []
+
+    def _sources(self) -> list[str]:
+        few = len(self.arguments) <= FEW
+        words = list(self.arguments) if few else ["ID...", *["-"] * ("-" in self.arguments)]
+        for path in self.files:
+            words += ["--file", path]
+        return words
+
+
+def how_to_resume(ids: Iterable[str]) -> list[str]:
+    """What to say after Ctrl-C, for some generations that are still running."""
+    ids = list(ids)
+    return [*_interrupted(len(ids)), _command(ids)] if ids else []
+
+
+def _interrupted(count: int) -> list[str]:
+    return [f"Interrupted; {'1 is' if count == 1 else f'{count} are'} still running. To wait on:"]
+
+
+def _command(words: list[str]) -> str:
+    return f"  luma-poll wait {shlex.join(words)}"
