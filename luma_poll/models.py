@@ -51,7 +51,11 @@ RedactedText = Annotated[str | None, BeforeValidator(_redacted_text)]
 
 class _Snapshot(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="allow", from_attributes=True, hide_input_in_errors=True
+        frozen=True,
+        extra="allow",
+        from_attributes=True,
+        hide_input_in_errors=True,
+        defer_build=True,  # until the first snapshot: importing the library is quicker so
     )
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
