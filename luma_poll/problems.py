@@ -22,6 +22,7 @@ from luma_poll.errors import (
     ConfigurationError,
     ContentModeratedError,
     CorruptInputError,
+    DownloadError,
     GenerationError,
     GenerationFailedError,
     GenerationRateLimitedError,
@@ -132,6 +133,9 @@ _KINDS: dict[type[LumaError], _Kind] = {
     GenerationRateLimitedError: _Kind(
         503, "generation_rate_limited", "The generation service is busy", "Submit it again later."
     ),
+    DownloadError: _Kind(
+        502, "download_failed", "The result cannot be fetched", "Try again later."
+    ),
     PollTimeoutError: _Kind(
         504,
         "timed_out",
@@ -208,4 +212,4 @@ def _retryable(error: LumaError, kind: _Kind) -> bool:
         # A submission: a second one may be billed too, unless the first certainly went nowhere.
         not_sent = isinstance(error, APIConnectionError) and not error.request_sent
         return not_sent or isinstance(error, RateLimitError)
-    return isinstance(error, (APIError, GenerationError)) and error.retryable
+    return isinstance(error, (APIError, GenerationError, DownloadError)) and error.retryable

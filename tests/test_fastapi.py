@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -29,6 +30,7 @@ from luma_poll import (
     APITimeoutError,
     AuthenticationError,
     ConfigurationError,
+    DownloadError,
     GenerationError,
     InvalidResponseError,
     LumaClient,
@@ -86,6 +88,7 @@ ANSWERS = {
     "CorruptInputError": (422, "corrupt_input", False),
     "InvalidRequestError": (422, "invalid_request", False),
     "GenerationRateLimitedError": (503, "generation_rate_limited", True),
+    "DownloadError": (502, "download_failed", True),
     "PollTimeoutError": (504, "timed_out", True),
 }
 ERRORS = [name for name in luma_poll.__all__ if name.endswith("Error")]
@@ -105,6 +108,8 @@ def make(name: str, *, generation_id: str | None = ID) -> LumaError:
         error = error_class(SAID, status_code=status, detail=SAID, generation_id=generation_id)
     elif issubclass(error_class, APIError):
         error = error_class(SAID, generation_id=generation_id)
+    elif error_class is DownloadError:
+        error = DownloadError(SAID, generation_id=ID, path=Path("/srv/acme/out"), retryable=True)
     elif error_class is PollTimeoutError:
         error = PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1, why=SAID)
     else:
