@@ -19,9 +19,10 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import anyio
@@ -30,7 +31,9 @@ from rich.console import Console
 from rich.text import Text
 
 from luma_poll._version import __version__
-from luma_poll.batch import PollResult
+from luma_poll.arguments import check_generation_id
+from luma_poll.bars import DownloadBars, download_bars
+from luma_poll.batch import PollResult, run_each
 from luma_poll.client import LumaClient
 from luma_poll.display import live_table
 from luma_poll.errors import ConfigurationError, LumaError
@@ -54,7 +57,9 @@ from luma_poll.waits import (
     how_to_resume,
 )
 
-Put = Callable[[PollResult], None]
+Paths = Sequence[Path] | None
+"""The files of a result, if it was to be downloaded."""
+Put = Callable[[PollResult, Paths], None]
 """What is done with each result as it comes."""
 
 out = Console(highlight=False, markup=False, emoji=False)
@@ -215,6 +220,10 @@ def wait(
         str | None,
         typer.Option(metavar="PATH", help="Append results to a file, one JSON object a line."),
     ] = None,
+    download: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Download the outputs, and print the paths instead."),
+    ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -226,12 +235,12 @@ def wait(
 
     Why one failed is said on standard error; with --json, in its object.
     """
-    source = Source(tuple(ids or ()), tuple(file or ()), as_json, output, resume)
+    source = Source(tuple(ids or ()), tuple(file or ()), as_json, output, resume, download)
     batch = Batch()
 
     async def wait_for_all(put: Put) -> None:
         async with _client() as client:
-            await _wait_for(batch, client, timeout, max_rate, put)
+            await _wait_for(batch, client, timeout, max_rate, put, download)
 
     with _exit_codes(lambda: _say_lines(source.after_interrupt(batch))), ExitStack() as stack:
         earlier = _read_earlier(source)
@@ -251,6 +260,42 @@ def wait(
             raise
         _say_lines([*batch.summary(), *source.after_end(batch)])
         raise typer.Exit(batch.code)
+
+
+@app.command()
+def download(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of generations.")],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Made if it is not there.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Fetch also what is there already.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Download the outputs of completed generations, and print the paths of the files.
+
+    After an interruption the same command goes on from the bytes that are there.
+    """
+    put: Put = _put_json if as_json else _put_text
+    codes = [0]
+
+    async def fetch_all(wanted: list[str]) -> None:
+        async with _client() as client:
+            with download_bars(err) as bars:
+
+                async def fetch(number: int, generation_id: str) -> tuple[PollResult, Paths]:
+                    return await _fetch(client, generation_id, directory, bars, overwrite=overwrite)
+
+                async with run_each(fetch, wanted, limit=None) as results:
+                    async for result, paths in results:
+                        put(result, paths)
+                        codes.append(0 if result.error is None else exit_code(result.error))
+
+    def interrupted() -> None:
+        _say("Interrupted; the same command goes on from the bytes that are there.")
+
+    with _exit_codes(interrupted):
+        anyio.run(fetch_all, list(dict.fromkeys(map(check_generation_id, ids))))
+        raise typer.Exit(max(codes))
 
 
 @app.command()
@@ -314,25 +359,66 @@ def sandbox(
 
 
 async def _wait_for(
-    batch: Batch, client: LumaClient, timeout: float, max_rate: float, put: Put
+    batch: Batch,
+    client: LumaClient,
+    timeout: float,
+    max_rate: float,
+    put: Put,
+    directory: str | None = None,
 ) -> None:
-    """Wait for all, and `put` each result as it comes."""
+    """Wait for all, and `put` each result as it comes, when its files are in the directory."""
+
+    async def fetch(number: int, result: PollResult) -> tuple[PollResult, Paths]:
+        if directory is None or result.generation is None or not result.ok:
+            return result, None
+        table.set_state(result.generation_id, "downloading")
+        return await _fetch(client, result.generation, directory, bars)
+
     with live_table("generation", console=err) as table:
+        table.bars = bars = DownloadBars(err)
         poller = Poller(client, timeout=timeout, max_rate=max_rate, on_poll=table.on_poll)
-        async with poller.as_completed(batch.take(table)) as results:
-            async for result in results:
-                put(result)
+        async with (
+            poller.as_completed(batch.take(table)) as results,
+            run_each(fetch, results, limit=None) as fetched,
+        ):
+            async for result, paths in fetched:
+                put(result, paths)
                 batch.end(result)
                 table.end(result.generation_id, verdict(result.error), result.error)
 
 
-def _put_json(result: PollResult) -> None:
-    _put(to_json(result))
+async def _fetch(
+    client: LumaClient,
+    generation: Generation | str,
+    directory: str,
+    bars: DownloadBars,
+    *,
+    overwrite: bool = False,
+) -> tuple[PollResult, Paths]:
+    """Download the files of one generation."""
+    generation_id = generation if isinstance(generation, str) else generation.id
+    snapshot = generation if isinstance(generation, Generation) else None
+    try:
+        paths = await client.download(
+            generation, directory, overwrite=overwrite, on_progress=bars.on_progress
+        )
+    except Exception as error:
+        return PollResult(generation_id, snapshot, error), []
+    finally:
+        bars.forget(generation_id)
+    return PollResult(generation_id, snapshot), paths
 
 
-def _put_text(result: PollResult) -> None:
+def _put_json(result: PollResult, paths: Paths = None) -> None:
+    _put(to_json(result, paths))
+
+
+def _put_text(result: PollResult, paths: Paths = None) -> None:
     if result.error is not None:
         _say_error(result.error)
+    elif paths is not None:
+        for path in paths:
+            _put(str(path))
     elif result.generation is not None:
         _put_urls(result.generation)
 
@@ -346,8 +432,8 @@ def _appending(path: str) -> Iterator[Put]:
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
 
-    def put(result: PollResult) -> None:
-        print(to_json(result), file=file, flush=True)
+    def put(result: PollResult, paths: Paths) -> None:
+        print(to_json(result, paths), file=file, flush=True)
 
     try:
         if cut_off:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from luma_poll.bars import DownloadBars
 from luma_poll.poller import PollEvent
 
 DRAWINGS_PER_SECOND = 5
@@ -27,6 +28,7 @@ STYLES = {
     "asking": "dim",
     "queued": "dim",
     "processing": "yellow",
+    "downloading": "blue",
     "completed": "green",
     "failed": "red",
     "timed out": "red",
@@ -56,12 +58,14 @@ class LiveTable:
         console: Where to draw.
         expected: How many generations there will be, as far as known.
         more: Whether there may be more than that.
+        bars: Those of downloads, to be drawn below.
     """
 
     columns: tuple[str, ...]
     console: Console | None
     expected: int = 0
     more: bool = False
+    bars: DownloadBars | None = None
     rows: dict[str, Row] = field(default_factory=dict)
     states: Counter[str] = field(default_factory=Counter)
     troubles: Counter[str] = field(default_factory=Counter)
@@ -85,6 +89,10 @@ class LiveTable:
         self.polls += 1
         state = row.state if event.generation is None else event.generation.state
         self._change(row, state, "" if event.error is None else type(event.error).__name__)
+
+    def set_state(self, generation_id: str, state: str) -> None:
+        """Say where a generation stands that is not polled any more."""
+        self._change(self.rows[generation_id], state, "")
 
     def end(self, generation_id: str, state: str, error: Exception | None = None) -> None:
         """Stop the clock of a generation."""
@@ -133,7 +141,9 @@ class LiveTable:
 
     def _draw_what_fits(self) -> RenderableType:
         assert self.console is not None
-        return self.draw(self.console.height - 1)
+        if self.bars is None or not self.bars.height:
+            return self.draw(self.console.height - 1)
+        return Group(self.draw(self.console.height - 1 - self.bars.height), self.bars.progress)
 
     def _draw_summary(self, height: int) -> Table:
         now = time.monotonic()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
 from uuid import UUID
 
@@ -29,6 +29,17 @@ from luma_poll.errors import (
     InvalidResponseError,
     OutputNotFoundError,
 )
+from luma_poll.files import (
+    open_at,
+    publish,
+    read_head,
+    remove_parts,
+    size_of,
+    stem_of,
+    write,
+    write_and_close,
+)
+from luma_poll.media import EXTENSIONS, HEAD_SIZE, extension_of, is_media
 from luma_poll.models import Generation, GenerationOutput, as_generation
 from luma_poll.translation import classes, retry_after
 
@@ -46,22 +57,6 @@ WAIT = tenacity.wait_exponential(multiplier=0.5, max=8) + tenacity.wait_random(0
 LONGEST_RETRY_AFTER = 60.0
 BUFFER = 1024**2
 """Bytes that are written at once: each write is a visit to a thread."""
-
-SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
-RESERVED = re.compile(r"(?i)con|prn|aux|nul|(com|lpt)\d")  # the names of devices, on Windows
-
-TYPES: Final = {
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "image/webp": "webp",
-    "image/gif": "gif",
-    "image/x-exr": "exr",
-    "video/mp4": "mp4",
-    "video/webm": "webm",
-    "video/quicktime": "mov",
-}
-EXTENSIONS: Final = (*TYPES.values(), "bin")
-NO_MEDIA = re.compile(r"(?i)text/|application/([\w.-]+\+)?(json|xml)\b|application/xhtml")
 
 T = TypeVar("T")
 
@@ -144,7 +139,7 @@ async def download(
                 number=number,
                 count=len(outputs),
                 url=output.url,
-                base=folder / _file_stem(snapshot.id, number),
+                base=folder / stem_of(snapshot.id, number),
                 http=http,
                 get=get,
                 max_bytes=max_bytes,
@@ -307,7 +302,7 @@ class _Job:
         if response.status_code != 200:
             raise _InterruptedError("the storage sends a part that was not asked for")
         content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if NO_MEDIA.match(content_type):
+        if not is_media(content_type):
             raise self._error(f"the storage sends {content_type}, not an image or video")
         encoding = headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
@@ -340,7 +335,7 @@ class _Job:
     async def _receive(self, response: Any, version: _Version, start: int) -> None:
         """Write the body from `start` on. What has arrived is kept, however it ends."""
         position, buffer = start, bytearray()
-        file = await self._disk(_open_at, self._part(version), start, version.resumable)
+        file = await self._disk(open_at, self._part(version), start, version.resumable)
         try:
             self._report(position, version)
             chunks = aiter(response.aiter_raw())
@@ -353,11 +348,11 @@ class _Job:
                 self._most = max(self._most, position)
                 self._report(position, version)
                 if len(buffer) >= BUFFER:
-                    await self._disk(_write, file, bytes(buffer))
+                    await self._disk(write, file, bytes(buffer))
                     buffer.clear()
         finally:
             with anyio.CancelScope(shield=True):
-                await self._disk(_write_and_close, file, bytes(buffer))
+                await self._disk(write_and_close, file, bytes(buffer))
         if version.total is not None and position < version.total:
             raise _InterruptedError("the file is shorter than announced")
 
@@ -393,7 +388,7 @@ class _Job:
             return None
         for extension in EXTENSIONS:
             path = self.base.with_name(f"{self.base.name}.{extension}")
-            if await self._disk(_size, path) == version.total:
+            if await self._disk(size_of, path) == version.total:
                 self._report(version.total, version, path)
                 return path
         return None
@@ -401,7 +396,7 @@ class _Job:
     async def _bytes_of(self, version: _Version | None) -> int:
         if version is None or not version.resumable:
             return 0
-        size = await self._disk(_size, self._part(version)) or 0
+        size = await self._disk(size_of, self._part(version)) or 0
         return size if size <= (version.total or 0) else 0
 
     def _part(self, version: _Version | None) -> Path:
@@ -412,29 +407,27 @@ class _Job:
 
     async def _finish(self, version: _Version) -> Path:
         part = self._part(version)
-        head = await self._disk(_read_head, part)
+        head = await self._disk(read_head, part, HEAD_SIZE)
         try:
             extension = self._extension(head, version)
         except DownloadError:
             await self._disk(part.unlink, missing_ok=True)
             raise
         path = self.base.with_name(f"{self.base.name}.{extension}")
-        await self._disk(_publish, part, path)
-        await self._disk(_remove_parts, self.base)
+        await self._disk(publish, part, path)
+        await self._disk(remove_parts, self.base)
         size = version.total if version.total is not None else self._most
         self._report(size, version, path)
         return path
 
     def _extension(self, head: bytes, version: _Version) -> str:
-        found = sniff(head)
-        if found is not None:
-            return found
         if not head:
             raise self._error("the file is empty")
-        announced = version.content_type
-        if announced in TYPES or head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"<", b"{", b"["):
-            raise self._error(f"what the storage sends is not {announced or 'an image or video'}")
-        return "bin"
+        extension = extension_of(head, version.content_type)
+        if extension is None:
+            wanted = version.content_type or "an image or video"
+            raise self._error(f"what the storage sends is not {wanted}")
+        return extension
 
     def _report(self, received: int, version: _Version, path: Path | None = None) -> None:
         if self.on_progress is None:
@@ -538,85 +531,3 @@ def _numbered(outputs: list[GenerationOutput]) -> dict[int, GenerationOutput]:
     if len(set(numbers)) != len(outputs):
         numbers = list(range(1, len(outputs) + 1))
     return dict(sorted(zip(numbers, outputs, strict=True)))
-
-
-def _file_stem(generation_id: str, number: int) -> str:
-    """The name of the file without its extension, which no id can lead out of the directory."""
-    name = generation_id
-    if not _is_safe(name):
-        digest = sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        name = f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:50]}_{digest}"
-    return name if number == 1 else f"{name}-{number}"
-
-
-def _is_safe(name: str) -> bool:
-    if not SAFE_ID.fullmatch(name) or RESERVED.fullmatch(name):
-        return False
-    try:
-        return bool(UUID(name))
-    except ValueError:
-        return not re.search(r"-\d+$", name)  # looks like the second file of another one
-
-
-def sniff(head: bytes) -> str | None:
-    """The extension of the media that begins with these bytes, if it is a known one."""
-    if head[4:8] == b"ftyp" and head[8:12] not in (b"avif", b"avis", b"heic", b"mif1"):
-        return "mov" if head[8:12] == b"qt  " else "mp4"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp"
-    magic = {
-        b"\x89PNG\r\n\x1a\n": "png",
-        b"\xff\xd8\xff": "jpg",
-        b"GIF87a": "gif",
-        b"GIF89a": "gif",
-        b"\x1aE\xdf\xa3": "webm",
-        b"v/1\x01": "exr",
-    }
-    return next((name for start, name in magic.items() if head.startswith(start)), None)
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def _open_at(path: Path, start: int, keep: bool) -> BinaryIO:
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(path, flags if keep else flags | os.O_TRUNC, 0o666)
-    file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
-    file.seek(start)
-    return file
-
-
-def _write_and_close(file: BinaryIO, data: bytes) -> None:
-    with file:
-        _write(file, data)
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
-
-
-def _read_head(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(64)
-
-
-def _publish(part: Path, path: Path) -> None:
-    """Give the file its final name when all of it is on the disk."""
-    with open(part, "r+b") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    with contextlib.suppress(OSError):  # a directory cannot be opened everywhere
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-def _remove_parts(base: Path) -> None:
-    """Remove what is left of other versions."""
-    for path in base.parent.glob(f".{base.name}.*.part"):
-        path.unlink(missing_ok=True)

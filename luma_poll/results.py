@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from luma_poll.batch import PollResult
@@ -55,16 +56,18 @@ def verdict(error: Exception | None) -> str:
     return "failed" if isinstance(error, GenerationError) else type(error).__name__
 
 
-def to_json(result: PollResult) -> str:
-    """A result as one line."""
+def to_json(result: PollResult, paths: Sequence[Path] | None = None) -> str:
+    """A result as one line, with the paths of its files if they were downloaded."""
     error = result.error
     generation = error.generation if isinstance(error, GenerationError) else result.generation
-    line = {
+    line: dict[str, Any] = {
         "id": result.generation_id,
         "ok": result.ok,
         "generation": None if generation is None else generation.model_dump(mode="json"),
         "error": None if error is None else _error_fields(error),
     }
+    if paths is not None:
+        line["paths"] = [str(path) for path in paths]
     return json.dumps(line)
 
 

@@ -126,6 +126,7 @@ class Source:
     as_json: bool
     output: str | None
     resume: str | None
+    download: str | None = None
 
     @property
     def has_stdin(self) -> bool:
@@ -172,14 +173,17 @@ class Source:
                 if self.as_json
                 else "  (which keeps its results, so that it can be resumed)"
             ]
-        options = self._options() or ["--output", results]
+        options = self._options()
+        if self.output is None and not self.as_json:
+            options += ["--output", results]
         into = f" >> {shlex.quote(results)}" if "--json" in options else ""
         return [_command([*self._sources(), *options, "--resume", results]) + into, *note]
 
     def _options(self) -> list[str]:
+        download = [] if self.download is None else ["--download", self.download]
         if self.output is not None:
-            return ["--output", self.output]
-        return ["--json"] if self.as_json else []
+            return [*download, "--output", self.output]
+        return [*download, "--json"] if self.as_json else download
 
     def _sources(self) -> list[str]:
         few = len(self.arguments) <= FEW

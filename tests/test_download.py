@@ -27,6 +27,7 @@ from luma_poll import (
     OutputNotFoundError,
 )
 from luma_poll import download as module
+from luma_poll.files import stem_of
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.storage import Blob
 from tests.fakes import ID, snapshot
@@ -278,7 +279,7 @@ async def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def write(file: object, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "_write", write)
+    monkeypatch.setattr("luma_poll.files.write", write)
     async with opened(Storage(serve())) as client:
         with pytest.raises(DownloadError, match="No space left") as caught:
             await client.download(generation(), tmp_path)
@@ -356,7 +357,7 @@ def test_cancelled_anywhere(times: list[float]) -> None:
 @given(st.text(min_size=1), st.integers(1, 100))
 def test_no_id_leads_out_of_the_directory(generation_id: str, number: int) -> None:
     """Whatever the API calls a generation, its file is in the directory."""
-    name = module._file_stem(generation_id, number)
+    name = stem_of(generation_id, number)
     assert Path("out", name).parent == Path("out")
     assert name.strip(".")
     assert "\0" not in name
