@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from hashlib import sha256
@@ -37,11 +38,17 @@ def size_of(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def open_at(path: Path, start: int, keep: bool) -> BinaryIO:
-    """Open a file to write from `start` on; what it has already stays, if `keep` says so."""
+def open_at(path: Path, start: int, keep: bool) -> BinaryIO | None:
+    """Open a file to write from `start` on; what it has already stays, if `keep` says so.
+
+    None if the bytes before `start` are not there any more: another download has finished it.
+    """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(path, flags if keep else flags | os.O_TRUNC, 0o666)
     file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
+    if file.seek(0, os.SEEK_END) < start:
+        file.close()
+        return None
     file.seek(start)
     return file
 
@@ -65,9 +72,15 @@ def read_head(path: Path, size: int) -> bytes:
         return file.read(size)
 
 
-def publish(part: Path, path: Path) -> None:
-    """Give the file its final name when all of it is on the disk."""
+def publish(part: Path, path: Path, size: int | None) -> None:
+    """Give the file its final name when all of it is on the disk.
+
+    Raises:
+        FileNotFoundError: It is not that one any more: another download has finished it.
+    """
     with open(part, "r+b") as file:
+        if size is not None and os.fstat(file.fileno()).st_size != size:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(part))
         os.fsync(file.fileno())
     os.replace(part, path)
     with contextlib.suppress(OSError):  # a directory cannot be opened everywhere

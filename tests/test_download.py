@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import httpx
+import httpx2
 import pytest
 import tenacity
 from hypothesis import given, settings
@@ -391,3 +392,147 @@ async def test_an_expired_url_is_signed_afresh(tmp_path: Path) -> None:
         await asyncio.sleep(1.1)
         assert await client.download(old, tmp_path)
     assert sandbox.calls["GET /generations/{id}"] >= 2
+
+
+# --- slow, endless, forbidden, twice -------------------------------------------------------------
+
+
+class Stalls(httpx.AsyncByteStream):
+    """Some bytes, and then nothing for ever."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield PNG[:3000]
+        await anyio.sleep_forever()
+
+
+@pytest.mark.anyio
+async def test_a_dead_connection_is_given_up_and_the_file_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a minute without a byte is enough, and what has arrived is not fetched again."""
+
+    def stall(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers=GET | {"Content-Length": str(len(PNG))}, stream=Stalls())
+
+    storage = Storage(stall, serve())
+    async with opened(storage) as client:
+        began = anyio.current_time()
+        (path,) = await client.download(generation(), tmp_path)
+        assert anyio.current_time() - began >= 30
+    assert path.read_bytes() == PNG
+    assert storage.requests[1].headers["Range"] == "bytes=3000-"
+
+
+@pytest.mark.anyio
+async def test_a_body_of_unknown_length_is_bounded(tmp_path: Path) -> None:
+    """`max_bytes` holds where nothing was announced."""
+
+    def chunked(request: httpx.Request) -> httpx.Response:
+        headers = {"Content-Type": "image/png", "Transfer-Encoding": "chunked"}
+        return httpx.Response(200, headers=headers, stream=Body(PNG * 100))
+
+    async with opened(Storage(chunked)) as client:
+        with pytest.raises(DownloadError, match=r"max_bytes \(20,000 bytes\)"):
+            await client.download(generation(), tmp_path, max_bytes=20_000)
+        assert names(tmp_path) == []
+        (path,) = await client.download(generation(), tmp_path)
+    assert path.read_bytes() == PNG * 100
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "1e3", "٣", ""])
+async def test_an_odd_length_is_refused(tmp_path: Path, length: str) -> None:
+    """It is no number of bytes: the body's end could not be told from a broken connection."""
+
+    def odd(request: httpx.Request) -> httpx.Response:
+        headers = [(b"Content-Type", b"image/png"), (b"Content-Length", length.encode())]
+        extensions = {"http_version": b"HTTP/1.1"}
+        return httpx.Response(200, headers=headers, stream=Body(PNG), extensions=extensions)
+
+    async with opened(Storage(odd)) as client:
+        with pytest.raises(DownloadError, match="does not say how long"):
+            await client.download(generation(), tmp_path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.anyio
+async def test_a_directory_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error has the path, the system's words and its cause."""
+
+    def forbidden(path: Path, start: int, keep: bool) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("luma_poll.download.open_at", forbidden)
+    async with opened(Storage(serve())) as client:
+        with pytest.raises(DownloadError, match="Permission denied") as caught:
+            await client.download(generation(), tmp_path)
+    assert caught.value.path.parent == tmp_path
+    assert isinstance(caught.value.__cause__, PermissionError)
+    assert not caught.value.retryable
+
+
+@pytest.mark.anyio
+async def test_two_downloads_of_one_generation_at_once(tmp_path: Path) -> None:
+    """Both give the path of a whole file, and nothing else is left."""
+    storage = Storage(serve(cut=3000), serve(cut=5000), serve())
+    paths: list[Path] = []
+    async with opened(storage) as client:
+
+        async def fetch() -> None:
+            paths.extend(await client.download(generation(), tmp_path))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(fetch)
+    assert paths == [tmp_path / f"{ID}.png"] * 3
+    assert paths[0].read_bytes() == PNG
+    assert names(tmp_path) == [f"{ID}.png"]
+
+
+@pytest.mark.anyio
+async def test_one_lost_output_does_not_hinder_the_others(tmp_path: Path) -> None:
+    """They are there when the error comes."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return status(404)(request) if "lost" in str(request.url) else serve()(request)
+
+    async with opened(Storage(answer)) as client:
+        with pytest.raises(DownloadError, match="HTTP 404"):
+            await client.download(generation(f"{STORE}?lost=1", f"{STORE}?n=2"), tmp_path)
+    assert names(tmp_path) == [f"{ID}-2.png"]
+
+
+@pytest.mark.asyncio
+async def test_a_wrong_length_on_a_real_socket(tmp_path: Path) -> None:
+    """A body that is always too short is no file, however often it is tried."""
+    head = 'HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nETag: "one"\r\nConnection: close\r\n'
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"{head}Content-Length: {len(PNG) + 50}\r\n\r\n".encode() + PNG)
+        writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/a"
+    async with server, LumaClient(TOKEN, base_url="http://127.0.0.1:1/v1") as client:
+        with pytest.raises(DownloadError) as caught:
+            await client.download(generation(url), tmp_path / "short")
+        assert caught.value.retryable
+    assert [name for name in names(tmp_path / "short") if not name.startswith(".")] == []
+
+
+@pytest.mark.asyncio
+async def test_the_fork_of_httpx_downloads_too(tmp_path: Path) -> None:
+    """A client of httpx2 is as good as one of httpx, over a real socket with a reset in it."""
+    sandbox = Sandbox(speed=1000, seed=1, storage_faults={"cut-reset": 0.5})
+    async with (
+        sandbox.serve() as base_url,
+        httpx2.AsyncClient() as http,
+        LumaClient("key", base_url=base_url, http_client=http) as client,
+    ):
+        made = await client.generations.create("a fox sandbox:duration=0 sandbox:size=3000000")
+        await anyio.sleep(0.05)
+        (path,) = await client.download(made.id, tmp_path)
+    assert path.stat().st_size == 3_000_000

@@ -41,6 +41,7 @@ ORDER = [
     "transport",
     "media",
     "files",
+    "storage",
     "download",
     "client",
     "schedules",
