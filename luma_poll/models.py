@@ -160,7 +160,7 @@ class Generation(_Snapshot):
     def answered_at(self, date: str | None) -> Self:
         """Note the `Date` of the answer, for `age`. It is no part of what the snapshot equals."""
         if date is not None:
-            self.__dict__["_date"] = date
+            vars(self)["_date"] = date
         return self
 
     @property
