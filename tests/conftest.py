@@ -1,5 +1,6 @@
 import gc
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,13 @@ import pytest
 import trio.testing
 
 from tests.virtual_time import VirtualTimeLoop
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a case by its value, without addresses: the same name in every process."""
+    if val is None or isinstance(val, str | int | float | type):
+        return None  # pytest's own names
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(val))[:80]
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -870,11 +870,12 @@ def test_the_sandbox_ends_with_sigterm() -> None:
 
 
 def test_the_demo_on_a_terminal() -> None:
-    """A live table is drawn and drawn again, then the results; here at twice its speed."""
+    """A live table is drawn and drawn again, then the results; here at twice the speed."""
     ours, theirs = pty.openpty()
     began = time.monotonic()
     code = "from luma_poll import __main__, demo; demo.SPEED = 20; __main__.main()"
-    with started(sys.executable, "-c", code, "demo", stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    command = (sys.executable, "-c", code, "demo")
+    with started(*command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         screen = b"".join(iter(lambda: _read(ours), b"")).decode()
         assert process.wait(10) == 0

@@ -380,7 +380,6 @@ async def raised_by(answer: httpx.Response | Exception) -> APIError:
         OSError(5, LEAKY),
         TimeoutError(LEAKY),
     ],
-    ids=repr,
 )
 def test_nothing_that_an_api_or_a_library_says_leaks(answer: httpx.Response | Exception) -> None:
     """The whole chain that a log would print is clean."""
@@ -390,7 +389,6 @@ def test_nothing_that_an_api_or_a_library_says_leaks(answer: httpx.Response | Ex
 @pytest.mark.parametrize(
     "answer",
     [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("odd")],
-    ids=repr,
 )
 def test_no_request_in_the_chain_of_an_error_has_the_key(answer: httpx.RequestError) -> None:
     """Error trackers look into the attributes of every error of a chain."""

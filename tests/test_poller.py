@@ -283,7 +283,7 @@ TRANSIENT: list[Exception] = [
 ]
 
 
-@pytest.mark.parametrize("fault", TRANSIENT, ids=repr)
+@pytest.mark.parametrize("fault", TRANSIENT)
 async def test_a_transient_fault_never_ends_a_wait(fault: Exception) -> None:
     """As the first answer, in the middle, in a burst: the schedule is the only retry."""
     client = FakeClient(fault, "queued", fault, fault, "processing", fault, "completed")
@@ -291,7 +291,7 @@ async def test_a_transient_fault_never_ends_a_wait(fault: Exception) -> None:
     assert client.times == [0, 5, 10, 15, 20, 25, 30]
 
 
-@pytest.mark.parametrize("rubbish", ["<html>", None, [], {}, 7, object(), {"id": ID}], ids=repr)
+@pytest.mark.parametrize("rubbish", ["<html>", None, [], {}, 7, object(), {"id": ID}])
 async def test_an_answer_that_is_no_generation_is_polled_through(rubbish: object) -> None:
     """A proxy's page with status 200 is trouble, not the end."""
     answers = iter([rubbish, snapshot()])
@@ -742,7 +742,7 @@ async def test_an_exception_in_on_poll_is_logged_and_never_ends_a_wait(
 BAD_IDS: list[Any] = ["", "  ", ".", "..", None, 7, b"bytes", "\ud800", object(), Generation]
 
 
-@pytest.mark.parametrize("bad", BAD_IDS, ids=repr)
+@pytest.mark.parametrize("bad", BAD_IDS)
 async def test_a_bad_id_is_refused_before_any_request(bad: Any) -> None:
     """The error is ours, and nothing was sent."""
     client = FakeClient("completed")
@@ -776,7 +776,6 @@ async def async_callback(event: PollEvent) -> None: ...
         {"on_poll": "print"},
         {"on_poll": async_callback},
     ],
-    ids=repr,
 )
 async def test_a_bad_argument_is_refused_by_name(arguments: dict[str, Any]) -> None:
     """The message names the parameter."""
