@@ -168,6 +168,10 @@ async def test_a_transient_fault_is_got_over(
         (status(302, Location="http://storage.example.com/b"), "not https", False),
         (status(302, Location="https://u:p@storage.example.com/"), "password", False),
         (status(302, Location="/again"), "more than 3 redirects", False),
+        (status(302, Location="https://[storage"), "no URL", False),
+        (status(302, Location="https://storage.example.com:x/"), "not valid", False),
+        (serve(b"\xff\xfe\xfd", Content_Type="image/png"), "not image/png", False),
+        (status(206, Content_Range="bytes 5-9/10"), "a part that was not asked for", True),
     ],
 )
 async def test_what_cannot_be_a_file_is_none(
@@ -180,6 +184,33 @@ async def test_what_cannot_be_a_file_is_none(
     assert caught.value.retryable is retryable
     assert "5ec4e7" not in f"{caught.value!r} {caught.value.__cause__!r}"
     assert [name for name in names(tmp_path) if not name.startswith(".")] == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("head", "content_type", "extension"),
+    [
+        (b"\xff\xd8\xff\xe0", "image/jpeg", "jpg"),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", "image/webp", "webp"),
+        (b"\0\0\0\x18ftypmp42", "video/mp4", "mp4"),
+        (b"\0\0\0\x14ftypqt  ", "video/quicktime", "mov"),
+        (b"\x1aE\xdf\xa3", "video/webm", "webm"),
+        (b"v/1\x01\x02\0\0\0", "image/x-exr", "exr"),
+        (b"\x89PNG\r\n\x1a\n", "image/jpeg", "png"),
+        (b"\x89PNG\r\n\x1a\n", "", "png"),
+        (b"\0\0\0\x1cftypavif", "image/avif", "bin"),
+        (b"new format", "model/new", "bin"),
+    ],
+)
+async def test_the_extension_is_that_of_the_bytes(
+    tmp_path: Path, head: bytes, content_type: str, extension: str
+) -> None:
+    """The content type, which may be wrong, decides only where the bytes are not known."""
+    data = head + bytes(1000)
+    async with opened(Storage(serve(data, Content_Type=content_type))) as client:
+        (path,) = await client.download(generation(), tmp_path)
+    assert path == tmp_path / f"{ID}.{extension}"
+    assert path.read_bytes() == data
 
 
 @pytest.mark.anyio

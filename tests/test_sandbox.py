@@ -634,6 +634,37 @@ async def test_fresh_urls() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [
+        ("bytes=10-", slice(10, None)),
+        ("bytes=10-19", slice(10, 20)),
+        ("bytes=10-999999999", slice(10, None)),
+        ("bytes=-10", slice(-10, None)),
+        ("bytes=0-0", slice(0, 1)),
+    ],
+)
+async def test_ranges(wanted: str, given: slice) -> None:
+    """A range is answered with 206 and these bytes, if `If-Range` names the file's ETag."""
+    sandbox = Sandbox()
+    async with connect(sandbox) as client:
+        created = await submit(client, "sandbox:duration=0")
+        url = (await get(client, created))["output"][0]["url"]
+    whole = await download(sandbox, url)
+    part = await download(sandbox, url, **{"Range": wanted, "If-Range": whole.headers["ETag"]})
+    assert part.status_code == 206
+    assert part.content == whole.content[given]
+    start, stop, _ = given.indices(len(whole.content))
+    assert part.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{len(whole.content)}"
+    for headers in ({"Range": wanted, "If-Range": '"other"'}, {"Range": "bytes=-"}):
+        other = await download(sandbox, url, **headers)
+        assert (other.status_code, other.content) == (200, whole.content)
+    beyond = await download(sandbox, url, Range=f"bytes={len(whole.content)}-")
+    assert beyond.status_code == 416
+    assert beyond.headers["Content-Range"] == f"bytes */{len(whole.content)}"
+
+
+@pytest.mark.anyio
 async def test_expiry() -> None:
     """After its time a URL is answered 403 in XML, and a fresh one works again."""
     sandbox = Sandbox(url_expires=60)
