@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,6 @@ from typing import Annotated
 
 import anyio
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from luma_poll._version import __version__
 from luma_poll.arguments import check_generation_id
@@ -39,7 +37,6 @@ from luma_poll.display import live_table
 from luma_poll.errors import ConfigurationError, LumaError
 from luma_poll.models import Generation
 from luma_poll.poller import Poller
-from luma_poll.redaction import redact
 from luma_poll.results import (
     EarlierResults,
     lacks_newline,
@@ -47,23 +44,22 @@ from luma_poll.results import (
     to_json,
     verdict,
 )
-from luma_poll.waits import (
-    INTERRUPTED,
-    OUTPUT_CLOSED,
-    TROUBLE,
-    Batch,
-    Source,
-    exit_code,
-    how_to_resume,
+from luma_poll.terminal import (
+    LogHandler,
+    err,
+    exit_codes,
+    out,
+    put_line,
+    say,
+    say_error,
+    say_lines,
 )
+from luma_poll.waits import Batch, Source, exit_code, how_to_resume
 
 Paths = Sequence[Path] | None
 """The files of a result, if it was to be downloaded."""
 Put = Callable[[PollResult, Paths], None]
 """What is done with each result as it comes."""
-
-out = Console(highlight=False, markup=False, emoji=False)
-err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -111,21 +107,13 @@ def run() -> None:
     # leave it so, and there would be no orderly way to end for SIGTERM either.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
-    logging.getLogger("luma_poll").addHandler(_LogHandler(logging.WARNING))
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    logging.getLogger("luma_poll").addHandler(LogHandler(logging.WARNING))
     try:
         app(prog_name="luma-poll")
     finally:  # a second Ctrl-C ends it there and then, without a word from a closing interpreter
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-class _LogHandler(logging.Handler):
-    """Says what the library logs."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print the message above the table, if there is one."""
-        _say(f"warning: {record.getMessage()}")
 
 
 @app.callback(invoke_without_command=True)
@@ -134,8 +122,8 @@ def options(
 ) -> None:
     """Take the options of the command itself."""
     if version:
-        with _exit_codes():
-            _put(__version__)
+        with exit_codes():
+            put_line(__version__)
         raise typer.Exit
 
 
@@ -148,7 +136,7 @@ def demo(
     """Submit six generations to a simulated API and wait for them. It takes seconds."""
     from luma_poll.demo import run_demo
 
-    with _exit_codes():
+    with exit_codes():
         anyio.run(partial(run_demo, out, err, chaos=chaos))
 
 
@@ -160,9 +148,9 @@ def get(generation_id: Id, as_json: Json = False) -> None:
         async with _client() as client:
             return await client.generations.get(generation_id)
 
-    with _exit_codes():
+    with exit_codes():
         generation = anyio.run(fetch)
-        _put(generation.model_dump_json() if as_json else _describe(generation))
+        put_line(generation.model_dump_json() if as_json else _describe(generation))
 
 
 @app.command()
@@ -190,19 +178,19 @@ def create(
             )
             submitted = True
             if not wait:
-                _put(generation.model_dump_json() if as_json else generation.id)
+                put_line(generation.model_dump_json() if as_json else generation.id)
                 return 0
             batch = Batch([generation])
-            _say(f"Submitted {generation.id}.")
+            say(f"Submitted {generation.id}.")
             await _wait_for(batch, client, timeout, 30.0, put)
             return batch.code
 
     def interrupted() -> None:
         if not submitted:
-            _say("Interrupted while submitting: it may have been accepted, and be billed.")
-        _say_lines(how_to_resume(batch.pending))
+            say("Interrupted while submitting: it may have been accepted, and be billed.")
+        say_lines(how_to_resume(batch.pending))
 
-    with _exit_codes(interrupted):
+    with exit_codes(interrupted):
         raise typer.Exit(anyio.run(submit))
 
 
@@ -242,11 +230,11 @@ def wait(
         async with _client() as client:
             await _wait_for(batch, client, timeout, max_rate, put, download)
 
-    with _exit_codes(lambda: _say_lines(source.after_interrupt(batch))), ExitStack() as stack:
+    with exit_codes(lambda: say_lines(source.after_interrupt(batch))), ExitStack() as stack:
         earlier = _read_earlier(source)
         batch = Batch(source.read_ids(), source.has_stdin, earlier)
         if batch.skipped:
-            _say(f"{batch.skipped} done in {resume}, skipped.")
+            say(f"{batch.skipped} done in {resume}, skipped.")
         put: Put = _put_json if as_json else _put_text
         if output is not None:
             put = stack.enter_context(_appending(output))
@@ -256,9 +244,9 @@ def wait(
             if batch.generations or batch.stdin:
                 anyio.run(wait_for_all, put)
         except LumaError:  # of standard input, after what came before
-            _say_lines(batch.summary())
+            say_lines(batch.summary())
             raise
-        _say_lines([*batch.summary(), *source.after_end(batch)])
+        say_lines([*batch.summary(), *source.after_end(batch)])
         raise typer.Exit(batch.code)
 
 
@@ -291,9 +279,9 @@ def download(
                         codes.append(0 if result.error is None else exit_code(result.error))
 
     def interrupted() -> None:
-        _say("Interrupted; the same command goes on from the bytes that are there.")
+        say("Interrupted; the same command goes on from the bytes that are there.")
 
-    with _exit_codes(interrupted):
+    with exit_codes(interrupted):
         anyio.run(fetch_all, list(dict.fromkeys(map(check_generation_id, ids))))
         raise typer.Exit(max(codes))
 
@@ -307,13 +295,13 @@ def watch(generation_id: Id, timeout: Timeout = 600.0, as_json: Json = False) ->
             started = anyio.current_time()
             async for generation in Poller(client).watch(generation_id, timeout=timeout):
                 if as_json:
-                    _put(generation.model_dump_json())
+                    put_line(generation.model_dump_json())
                 else:
-                    _put(f"{anyio.current_time() - started:7.1f} s  {generation.state}")
+                    put_line(f"{anyio.current_time() - started:7.1f} s  {generation.state}")
                     _put_urls(generation)
                 generation.raise_for_failure()
 
-    with _exit_codes(lambda: _say_lines(how_to_resume([generation_id]))):
+    with exit_codes(lambda: say_lines(how_to_resume([generation_id]))):
         anyio.run(print_changes)
 
 
@@ -347,14 +335,14 @@ def sandbox(
             except (OSError, UnicodeError) as error:
                 why = str(getattr(error, "strerror", None) or error).partition(" (")[0]
                 raise ConfigurationError(f"cannot listen on {host}, port {port}: {why}") from None
-            _say(f"The sandbox listens at {base_url}. Ctrl-C ends it. To use it:")
+            say(f"The sandbox listens at {base_url}. Ctrl-C ends it. To use it:")
             # An address that stands for all of this machine is none to connect to.
             own = base_url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-            _put(f"export LUMA_BASE_URL={own}")
-            _put("export LUMA_AGENTS_API_KEY=luma-api-sandbox")
+            put_line(f"export LUMA_BASE_URL={own}")
+            put_line("export LUMA_AGENTS_API_KEY=luma-api-sandbox")
             await anyio.sleep_forever()
 
-    with _exit_codes():
+    with exit_codes():
         anyio.run(serve)
 
 
@@ -410,15 +398,15 @@ async def _fetch(
 
 
 def _put_json(result: PollResult, paths: Paths = None) -> None:
-    _put(to_json(result, paths))
+    put_line(to_json(result, paths))
 
 
 def _put_text(result: PollResult, paths: Paths = None) -> None:
     if result.error is not None:
-        _say_error(result.error)
+        say_error(result.error)
     elif paths is not None:
         for path in paths:
-            _put(str(path))
+            put_line(str(path))
     elif result.generation is not None:
         _put_urls(result.generation)
 
@@ -446,7 +434,7 @@ def _appending(path: str) -> Iterator[Put]:
 
 def _put_urls(generation: Generation) -> None:
     for output in generation.output:
-        _put(output.url)
+        put_line(output.url)
 
 
 def _describe(generation: Generation) -> str:
@@ -481,7 +469,7 @@ def _read_earlier(source: Source) -> EarlierResults:
         raise ConfigurationError("--resume goes with --json or --output: it reads their lines")
     earlier = read_results(source.resume)
     for problem in earlier.problems():
-        _say(f"warning: {source.resume}: {problem}")
+        say(f"warning: {source.resume}: {problem}")
     return earlier
 
 
@@ -490,61 +478,4 @@ def _end_cut_off_line(path: str) -> None:
     with suppress(OSError, ValueError, AttributeError):
         same = os.path.samestat(os.fstat(sys.stdout.fileno()), os.stat(path))
         if same and lacks_newline(path):
-            _put("")
-
-
-@contextmanager
-def _exit_codes(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Turn what ends a command early into words and exit codes."""
-    try:
-        yield
-    except LumaError as error:
-        _say_error(error)
-        raise typer.Exit(exit_code(error)) from None
-    except KeyboardInterrupt:
-        on_interrupt()
-        raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:
-        _let_go_of_stdout()
-        raise typer.Exit(OUTPUT_CLOSED) from None
-    except OSError as error:
-        _let_go_of_stdout()
-        _say(f"Error: {error}")
-        raise typer.Exit(TROUBLE) from None
-
-
-def _let_go_of_stdout() -> None:
-    """Python would try to write the rest at exit, and complain."""
-    with suppress(OSError):  # in a test it may have no file number
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _put(text: str) -> None:
-    """Print a result. On the terminal that stderr is too it goes above the live table."""
-    if _same_terminal():
-        err.print(Text(text), soft_wrap=True)
-    else:
-        print(text, flush=True)
-
-
-def _same_terminal() -> bool:
-    with suppress(OSError, ValueError, AttributeError):  # there is none, or no such thing
-        return os.ttyname(sys.stdout.fileno()) == os.ttyname(sys.stderr.fileno())
-    return False
-
-
-def _say(text: str) -> None:
-    """Print to stderr, above the table if there is one; a terminal gets whole words in a line."""
-    err.print(text, soft_wrap=not err.is_terminal)
-
-
-def _say_lines(lines: Iterable[str]) -> None:
-    """Print to stderr; what is indented may be copied, so it is never broken."""
-    for line in lines:
-        err.print(line, soft_wrap=line.startswith(" ") or not err.is_terminal)
-
-
-def _say_error(error: Exception) -> None:
-    name = "Error" if isinstance(error, ConfigurationError) else type(error).__name__
-    notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-    _say(f"{name}: {redact(str(error))}{notes}")
+            put_line("")

@@ -262,7 +262,8 @@ def test_a_table_on_a_terminal_leaves_results_alone(
 ) -> None:
     """Progress goes to stderr, results to stdout, and the table stays on the screen at the end."""
     screen = terminal(width=100)
-    monkeypatch.setattr("luma_poll.cli.err", screen)
+    for module in ("cli", "terminal"):
+        monkeypatch.setattr(f"luma_poll.{module}.err", screen)
     slow, bad = submit("sandbox:duration=0.3"), failing()
     code, out, err = cli("wait", slow, bad, ID)
     assert (code, err, out.count("\n")) == (4, "", 1)
@@ -276,7 +277,8 @@ def test_a_table_on_a_terminal_leaves_results_alone(
 def test_the_table_tells_a_timeout(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not called failed, as it may still finish."""
     screen = terminal(width=100)
-    monkeypatch.setattr("luma_poll.cli.err", screen)
+    for module in ("cli", "terminal"):
+        monkeypatch.setattr(f"luma_poll.{module}.err", screen)
     assert cli("wait", submit("sandbox:duration=60"), "--timeout", "0.1").code == 3
     assert " timed out " in written(screen).splitlines()[-1]
 
@@ -464,7 +466,7 @@ def test_an_output_that_cannot_be_written_ends_it(
         raise trouble
 
     generation_id = submit()
-    monkeypatch.setattr("luma_poll.cli.print", fail, raising=False)
+    monkeypatch.setattr("luma_poll.terminal.print", fail, raising=False)
     assert cli(command, generation_id) == (code, "", says)
 
 
@@ -475,7 +477,7 @@ def test_a_full_disk_and_others_still_running(cli: Cli, monkeypatch: pytest.Monk
         raise BrokenPipeError
 
     ids = [submit("sandbox:duration=60"), submit()]
-    monkeypatch.setattr("luma_poll.cli.print", fail, raising=False)
+    monkeypatch.setattr("luma_poll.terminal.print", fail, raising=False)
     assert cli("wait", *ids) == (141, "", "")
 
 

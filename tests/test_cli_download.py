@@ -10,7 +10,7 @@ from pathlib import Path
 
 from luma_poll import DownloadProgress
 from luma_poll.bars import DownloadBars
-from luma_poll.cli import err
+from luma_poll.terminal import err
 from tests.fakes import ID
 from tests.test_cli import (
     COMMAND,

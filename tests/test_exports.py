@@ -58,6 +58,7 @@ ORDER = [
     "sandbox",
     "demo",
     "waits",
+    "terminal",
     "cli",
     "__main__",
 ]
