@@ -197,24 +197,23 @@ class _Job:
                 await self._disk(self._part(None).unlink, missing_ok=True)
 
     async def _try(self) -> Path:
-        start = await self._bytes_of(self._version)
-        if self._version is not None and start and start == self._version.total:
-            return await self._finish(self._version)
-        async with requested(self.http, self.url, self._version, start) as response:
-            if response.status_code == 206 and start and self._version is not None:
-                check_continues(response, self._version, start)
-                version = self._version
-            else:
-                version, start = read_version(response), 0
-                self._check_size(version.total or 0)
-                if (kept := await self._kept(version)) is not None:
-                    return kept
-                known, self._version = self._version, version
-                if known is None and await self._bytes_of(version):
-                    start = -1  # an earlier call left some of it
-            if start >= 0:
-                await self._receive(response, version, start)
-        return await self._try() if start < 0 else await self._finish(version)
+        known, start = self._version, await self._bytes_of(self._version)
+        if known is not None and start and start == known.total:
+            return await self._finish(known)
+        async with requested(self.http, self.url, known, start) as response:
+            if known is not None and start and response.status_code == 206:
+                check_continues(response, known, start)
+                await self._receive(response, known, start)
+                return await self._finish(known)
+            version = read_version(response)
+            self._check_size(version.total or 0)
+            if not self.overwrite and (path := await self._existing(version)) is not None:
+                return path
+            self._version = version
+            if known is not None or not await self._bytes_of(version):
+                await self._receive(response, version, 0)
+                return await self._finish(version)
+        return await self._try()  # an earlier call left some of it
 
     def _check_size(self, size: int) -> None:
         if self.max_bytes is not None and size > self.max_bytes:
@@ -236,7 +235,7 @@ class _Job:
             chunks = aiter(response.aiter_raw())
             while (chunk := await next_chunk(chunks)) is not None:
                 position += len(chunk)
-                if position > (position if version.total is None else version.total):
+                if version.total is not None and position > version.total:
                     raise self._error("the file is longer than announced")
                 self._check_size(position)
                 buffer += chunk
@@ -258,11 +257,8 @@ class _Job:
             raise self._error("the generation does not have this output any more")
         self.url = outputs[self.number].url
 
-    async def _kept(self, version: Version) -> Path | None:
-        """The file, where a download has brought it before."""
-        return None if self.overwrite else await self._existing(version)
-
     async def _existing(self, version: Version) -> Path | None:
+        """The file of this size, where a download has brought it before."""
         for extension in EXTENSIONS if version.total is not None else ():
             path = self.base.with_name(f"{self.base.name}.{extension}")
             if await self._disk(size_of, path) == version.total:
@@ -288,10 +284,10 @@ class _Job:
         except DownloadError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-            path_of_other = await self._existing(version)
-            if path_of_other is None:
+            of_another = await self._existing(version)
+            if of_another is None:
                 raise InterruptedTry("the file was taken away while it was written") from None
-            return path_of_other
+            return of_another
         await self._disk(remove_parts, self.base)
         self._report(self._most if version.total is None else version.total, version, path)
         return path
