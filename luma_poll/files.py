@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
@@ -35,7 +36,11 @@ def _is_safe(name: str) -> bool:
 
 def size_of(path: Path) -> int | None:
     """Bytes of a file; None where there is none."""
-    return path.stat().st_size if path.is_file() else None
+    try:
+        status = path.stat()  # asked once: another download may finish it at any time
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def open_at(path: Path, start: int, keep: bool) -> BinaryIO | None:

@@ -505,8 +505,9 @@ async def test_a_directory_that_may_not_be_written(
 
 
 @pytest.mark.anyio
-async def test_two_downloads_of_one_generation_at_once(tmp_path: Path) -> None:
-    """Both give the path of a whole file, and nothing else is left."""
+@pytest.mark.parametrize("again", range(20))  # threads meet differently each time
+async def test_several_downloads_of_one_generation_at_once(tmp_path: Path, again: int) -> None:
+    """All give the path of a whole file, and nothing else is left."""
     storage = Storage(serve(cut=3000), serve(cut=5000), serve())
     paths: list[Path] = []
     async with opened(storage) as client:
