@@ -11,11 +11,13 @@ from types import EllipsisType
 from typing import Annotated, Any, TypedDict, TypeVar, Unpack
 
 import anyio
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Request, Response, WebSocket
 from fastapi.requests import HTTPConnection
 from fastapi.responses import JSONResponse
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
+from starlette.status import WS_1011_INTERNAL_ERROR
+from starlette.websockets import WebSocketState
 
 from luma_poll.client import LumaClient
 from luma_poll.errors import ConfigurationError, LumaError
@@ -209,15 +211,23 @@ PollerDep = Annotated[Poller, Depends(get_poller)]
 def add_error_handlers(app: Starlette) -> None:
     """Answer every `LumaError` with problem+json, and let a client that hung up go in silence.
 
+    A WebSocket that is open is closed, with 1011 and the code of the problem as its reason.
     A mounted app has handlers of its own: call it for each.
     """
     app.add_exception_handler(LumaError, _answer)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
 
 
-async def _answer(request: Request, error: Exception) -> Response:
+async def _answer(connection: Any, error: Exception) -> Any:
     assert isinstance(error, LumaError)
     problem = to_problem(error)
+    if (
+        isinstance(connection, WebSocket)
+        and connection.application_state is not WebSocketState.CONNECTING
+    ):
+        with suppress(RuntimeError):  # it is closed
+            await connection.close(WS_1011_INTERNAL_ERROR, problem.code)
+        return None
     seconds = retry_after(error)
     return JSONResponse(
         problem.model_dump(),

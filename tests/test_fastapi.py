@@ -16,10 +16,19 @@ from typing import Annotated, Any
 import httpx
 import pytest
 import uvicorn
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request, WebSocket
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Depends,
+    FastAPI,
+    Request,
+    WebSocket,
+    WebSocketDisconnect,
+)
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.testclient import TestClient
 from starlette.requests import ClientDisconnect
+from starlette.testclient import WebSocketDenialResponse
 from tenacity import wait_fixed
 
 import luma_poll
@@ -279,6 +288,33 @@ def test_it_composes_with_a_lifespan_of_ones_own() -> None:
             "LumaClient(base_url='https://agents.lumalabs.ai/v1')",
             "Poller(generations=0)",
         ]
+
+
+@pytest.mark.usefixtures("key")
+@pytest.mark.parametrize("accepted", [True, False])
+def test_an_error_ends_a_websocket(accepted: bool) -> None:
+    """With the problem as the answer to the handshake, or else with its code as the reason."""
+
+    async def fail(websocket: WebSocket) -> None:
+        if accepted:
+            await websocket.accept()
+        raise luma_poll.NotFoundError("gone", status_code=404)
+
+    app = FastAPI()
+    add_error_handlers(app)
+    app.add_api_websocket_route("/socket", fail)
+    with TestClient(app) as http:
+        if accepted:
+            with (
+                http.websocket_connect("/socket") as socket,
+                pytest.raises(WebSocketDisconnect) as closed,
+            ):
+                socket.receive_text()
+            assert (closed.value.code, closed.value.reason) == (1011, "not_found")
+        else:
+            with pytest.raises(WebSocketDenialResponse) as denied:
+                http.websocket_connect("/socket").__enter__()
+            assert denied.value.json()["code"] == "not_found"
 
 
 @pytest.mark.usefixtures("key")
