@@ -21,10 +21,8 @@ from tenacity.wait import wait_base
 
 from luma_poll.arguments import check_positive
 from luma_poll.errors import ConfigurationError
-from luma_poll.models import Generation
+from luma_poll.models import LONGEST_AGE, Generation
 
-LONGEST_AGE = 3600.0
-"""Seconds: the API ends every job within an hour."""
 BINS = 120
 STEP = math.log(LONGEST_AGE) / BINS
 AGES = [0.0, *(math.exp(STEP * number) for number in range(BINS + 1))]

@@ -20,7 +20,7 @@ from luma_poll.errors import (
     OutputNotFoundError,
     PollTimeoutError,
 )
-from luma_poll.models import Generation
+from luma_poll.models import LONGEST_AGE, MAX_CLOCK_ERROR, Generation
 from luma_poll.schedules import Schedule, next_delay, tell_end
 
 NOT_FOUND_GRACE = 10.0
@@ -175,7 +175,7 @@ class Progress:
         return None if self._without_output < OUTPUT_POLLS else OutputNotFoundError(answer)
 
     def _note_age(self, answer: Generation, schedule: Schedule, now: float, asked: float) -> None:
-        if answer.age is not None:
+        if answer.age is not None and answer.age < LONGEST_AGE + MAX_CLOCK_ERROR:
             self.born = min(self.born, now - answer.age)
         if not answer.is_terminal:
             self._unfinished_at = asked

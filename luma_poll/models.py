@@ -13,6 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Wr
 from luma_poll.errors import FAILURE_ERRORS, GenerationError, InvalidResponseError
 from luma_poll.redaction import redact, redact_value
 
+LONGEST_AGE = 3600.0
+"""Seconds: the API ends every job within an hour (https://docs.agents.lumalabs.ai, FAQ)."""
 MAX_CLOCK_ERROR = 60.0
 """Seconds by which a generation may seem to come from the future."""
 TERMINAL_STATES = frozenset({"completed", "failed"})

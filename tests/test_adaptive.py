@@ -395,6 +395,23 @@ async def test_age_counts_from_created_at_by_the_clock_of_the_server() -> None:
 
 
 @pytest.mark.anyio
+async def test_an_age_that_no_generation_reaches_is_not_believed() -> None:
+    """A `created_at` that is hours off slows no poll down: the age counts from the first sight."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        state = "completed" if len(recorder.ages) == 2 else "processing"
+        fields = {"id": ID, "state": state, "created_at": "2020-04-08T04:00:00Z", "output": OUTPUT}
+        return httpx.Response(200, json=fields, headers={"Date": "Wed, 08 Apr 2020 12:00:00 GMT"})
+
+    recorder = Recorder()
+    http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    async with http, LumaClient("key", http_client=http) as client:
+        await Poller(client, wait=recorder).wait(ID)
+    assert recorder.ages == [0, 10]
+    assert recorder.told == [("completed", 10, 20)]
+
+
+@pytest.mark.anyio
 async def test_a_rise_of_polls_is_no_march() -> None:
     """A hundred waits that begin together do not poll together."""
     client = FakeClient("processing")
