@@ -405,6 +405,15 @@ async def test_a_permanent_failure_is_not_retried(status: int) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_permanent_failure_ends_the_retries() -> None:
+    """Also where a transient one came first."""
+    api = Api(httpx.Response(503), httpx.Response(401), OK)
+    with pytest.raises(AuthenticationError):
+        await connected(api, max_retries=5).generations.get(ID)
+    assert len(api.requests) == 2
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("retry_after", "least", "most"),
     [("0", 0.375, 0.5), ("0.1", 0.375, 0.5), ("20", 20, 20), ("60", 60, 60), ("9999", 0.375, 0.5)],

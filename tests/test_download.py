@@ -164,6 +164,7 @@ async def test_a_transient_fault_is_got_over(
         (serve(b"<Error>no</Error>"), "not image/png", False),
         (serve(b"{}", Content_Type="application/json"), "application/json", False),
         (serve(b"<html>", Content_Type="binary/octet-stream"), "not binary/octet", False),
+        (serve(b"\xef\xbb\xbf <html>", Content_Type=""), "not an image or video", False),
         (serve(Content_Encoding="gzip"), "encoded", False),
         (status(302, Location="http://storage.example.com/b"), "not https", False),
         (status(302, Location="https://u:p@storage.example.com/"), "password", False),

@@ -190,6 +190,8 @@ def test_words_about_the_input_reach_the_caller() -> None:
     )
     problem = to_problem(FAILURE_ERRORS["content_moderated"](failed))
     assert problem.detail == "A face. See (link)"
+    refused = luma_poll.BadRequestError("x", status_code=400, detail="aspect_ratio: 7:3, see h://x")
+    assert to_problem(refused).detail == "aspect_ratio: 7:3, see (link)"
 
 
 def test_the_caller_is_told_when_to_come_back() -> None:

@@ -553,6 +553,29 @@ async def test_the_longest_overdue_goes_first() -> None:
     assert {polled.count(f"id-{i}") for i in range(10)} == {6}
 
 
+async def test_a_turn_outlives_the_wait_that_queued_for_it() -> None:
+    """Another wait for the same id gets its place, not one at the end of the queue."""
+    client = FakeClient("completed")
+    poller = Poller(client, max_rate=1)
+
+    async def impatient() -> None:
+        with pytest.raises(PollTimeoutError):
+            await poller.wait("shared", timeout=0.5)
+
+    async def later(number: int) -> None:
+        await anyio.sleep(0.2)
+        await poller.wait(f"id-{number}")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(poller.wait, "first")
+        await anyio.sleep(0.1)
+        tasks.start_soon(impatient)
+        tasks.start_soon(poller.wait, "shared")
+        for number in range(5):
+            tasks.start_soon(later, number)
+    assert [generation_id for _, generation_id in client.calls][:2] == ["first", "shared"]
+
+
 async def test_a_cancelled_wait_gives_its_turn_back() -> None:
     """Neither a queued nor a running request holds a slot after its wait is gone."""
     client = FakeClient((1000, "queued"), (1000, "queued"), "completed")

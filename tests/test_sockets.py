@@ -492,7 +492,10 @@ async def test_closing_a_client_with_a_request_under_way() -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "ALL_PROXY"])
+async def test_the_proxy_of_the_environment_is_used(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """As with any httpx client: the proxy is asked for the whole URL."""
     asked = []
 
@@ -502,7 +505,7 @@ async def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPa
         await writer.drain()
 
     async with serve(proxy) as server:
-        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
+        monkeypatch.setenv(name, f"http://127.0.0.1:{server.port}")
         with pytest.warns(UserWarning, match="unencrypted"):
             client = client_of("http://api.example.com/v1")
         async with client:
