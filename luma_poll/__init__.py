@@ -35,8 +35,9 @@ from luma_poll.errors import (
     UnprocessableEntityError,
     UnsupportedFormatError,
 )
+from luma_poll.events import PollEvent
 from luma_poll.models import Generation, GenerationOutput, OutputLayer
-from luma_poll.poller import Poller, PollEvent
+from luma_poll.poller import Poller
 from luma_poll.schedules import DEFAULT_WAIT
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -15,6 +16,14 @@ from luma_poll.errors import ConfigurationError
 DEFAULT_BASE_URL = "https://agents.lumalabs.ai/v1"
 MAX_ID_LENGTH = 1000
 """Characters; a UUID has 36."""
+
+
+def shown(value: object, as_text: Callable[[object], str] = repr) -> str:
+    """The value as text for a message, also where its own `repr` or `str` raises."""
+    try:
+        return as_text(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
 
 
 def check_generation_id(generation_id: object) -> str:
@@ -49,7 +58,7 @@ def check_positive(name: str, value: object) -> float | None:
         return None
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
         raise ConfigurationError(
-            f"{name} must be a number above 0, or None for no limit, not {value!r}"
+            f"{name} must be a number above 0, or None for no limit, not {shown(value)}"
         )
     try:
         return float(value)
@@ -66,7 +75,9 @@ def check_count(name: str, value: object) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name} must be a whole number from 1, or None, not {value!r}")
+        raise ConfigurationError(
+            f"{name} must be a whole number from 1, or None, not {shown(value)}"
+        )
     return value
 
 
@@ -137,5 +148,7 @@ def check_retries(max_retries: object) -> int:
         ConfigurationError: It is unusable.
     """
     if not isinstance(max_retries, int) or isinstance(max_retries, bool) or max_retries < 0:
-        raise ConfigurationError(f"max_retries must be a whole number from 0, not {max_retries!r}")
+        raise ConfigurationError(
+            f"max_retries must be a whole number from 0, not {shown(max_retries)}"
+        )
     return max_retries

@@ -64,11 +64,13 @@ class _Results(AsyncIterator[R]):
         try:
             result = await self._stream.receive()
         except anyio.EndOfStream:
-            raise self.failure or StopAsyncIteration from None
+            failure = self.failure or StopAsyncIteration()
         except anyio.ClosedResourceError:
             raise RuntimeError("the results are there only inside the `async with` block") from None
-        self._slots.release()
-        return result
+        else:
+            self._slots.release()
+            return result
+        raise failure  # outside of the `except`: with the cause and the context that it has
 
 
 @asynccontextmanager

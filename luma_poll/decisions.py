@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -66,15 +67,10 @@ Decision: TypeAlias = Sleep | Poll | Return | Raise
 
 @dataclass(frozen=True)
 class Quiet:
-    """Until when the API asked to be left alone, and with which answer."""
+    """How long the API asked us to stay away, and with which answer."""
 
     until: float = -math.inf
     error: APIStatusError | None = None
-
-    def holds(self, now: float) -> bool:
-        """Whether it is of this clock: in another event loop the time may be a different one."""
-        wanted = 0.0 if self.error is None else self.error.retry_after or 0.0
-        return self.until <= now + wanted
 
 
 @dataclass(frozen=True)
@@ -121,6 +117,7 @@ class Progress:
     trouble: APIError | None = None
     result: Generation | LumaError | None = None
     _last_poll: float = -math.inf
+    _poll_before: float = -math.inf
     _snapshot_at: float = -math.inf
     _unfinished_at: float | None = None
     _without_output: int = 0
@@ -131,13 +128,23 @@ class Progress:
     def begin_poll(self, now: float) -> None:
         """Note that a request is sent."""
         self.polls += 1
-        self._last_poll = now
+        self._poll_before, self._last_poll = self._last_poll, now
 
-    def hand_in(self, snapshot: Generation, schedule: Schedule, now: float) -> None:
-        """Take a snapshot that somebody else fetched: as the first answer, or as the end."""
+    def abandon_poll(self) -> None:
+        """Note that the request was cut short: the poll is as due as it was."""
+        self._last_poll = self._poll_before
+
+    def hand_in(self, snapshot: Generation, schedule: Schedule, now: float) -> bool:
+        """Take a snapshot that somebody else fetched: as the first answer, or as the end.
+
+        Returns:
+            True if it is news.
+        """
         self._snapshot_at = now
-        if self.latest is None or _is_end(snapshot):
+        is_news = self.latest is None or _is_end(snapshot)
+        if is_news:
             self.record(snapshot, schedule, now, asked=now)
+        return is_news
 
     def record(
         self,
@@ -186,14 +193,25 @@ class Progress:
     def _is_too_early(self, answer: APIError, now: float) -> bool:
         return isinstance(answer, NotFoundError) and now - self._snapshot_at < NOT_FOUND_GRACE
 
-    def poll_at(self, deadline: Deadline, quiet: Quiet) -> float | None:
-        """When a wait with this deadline polls next; None if it does not any more."""
+    def poll_at(self, deadline: Deadline, quiet: Quiet) -> float:
+        """Since when a poll is due for a wait with this deadline; inf if there will be none.
+
+        It is the time at which the schedule, or the deadline, wants it. A quiet only delays it:
+        whoever has been overdue for longer goes first when the quiet ends.
+        """
         at = self.due
         last = deadline.at - deadline.margin
+        # An answer of half a margin before the last poll is as good, and a burst helps nobody.
         if at > last and self._last_poll < last - deadline.margin / 2:
             at = last
-        at = max(at, quiet.until)
-        return at if at < deadline.at else None
+        return at if max(at, quiet.until) < deadline.at else math.inf
+
+    def next_poll(self, deadlines: Iterable[Deadline], quiet: Quiet) -> float | None:
+        """When the generation is polled for waits with these deadlines; None if it is not."""
+        if self.result is not None:
+            return None
+        at = min((self.poll_at(deadline, quiet) for deadline in deadlines), default=math.inf)
+        return None if at == math.inf else max(at, quiet.until)
 
 
 def _is_end(snapshot: Generation) -> bool:
@@ -202,7 +220,13 @@ def _is_end(snapshot: Generation) -> bool:
 
 
 def decide(
-    progress: Progress, deadline: Deadline, quiet: Quiet, *, now: float, attempts: int
+    progress: Progress,
+    deadline: Deadline,
+    quiet: Quiet,
+    *,
+    now: float,
+    attempts: int,
+    asks_for: Iterable[Deadline],
 ) -> Decision:
     """Say what a wait does now.
 
@@ -212,6 +236,8 @@ def decide(
         quiet: How long the API wants to be left alone.
         now: The time.
         attempts: Requests sent for the generation since this wait began, for the error.
+        asks_for: The deadlines of the waits for which this one asks, its own among them; none
+            if another one asks.
     """
     if isinstance(progress.result, Generation):
         return Return(progress.result)
@@ -219,10 +245,9 @@ def decide(
         return Raise(_own_copy(progress.result))
     if now >= deadline.at or quiet.until >= deadline.at:
         return Raise(_timed_out(progress, deadline, quiet, now, attempts))
-    at = progress.poll_at(deadline, quiet)
-    if at is None:
-        return Sleep(deadline.at)
-    return Poll(at) if at <= now else Sleep(at)
+    waiting = (each for each in asks_for if now < each.at)
+    at = min((progress.poll_at(each, quiet) for each in waiting), default=math.inf)
+    return Poll(at) if at <= now else Sleep(min(at, deadline.at))
 
 
 def _own_copy(error: LumaError) -> LumaError:

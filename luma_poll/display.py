@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from luma_poll.bars import DownloadBars
-from luma_poll.poller import PollEvent
+from luma_poll.events import PollEvent
 
 DRAWINGS_PER_SECOND = 5
 LAST_FAILURES = 5

@@ -21,8 +21,9 @@ from starlette.websockets import WebSocketState
 
 from luma_poll.client import LumaClient
 from luma_poll.errors import ConfigurationError, LumaError
+from luma_poll.events import PollEvent
 from luma_poll.models import Generation
-from luma_poll.poller import AnyGeneration, Poller, PollEvent
+from luma_poll.poller import AnyGeneration, Poller
 from luma_poll.problems import Problem, retry_after, to_problem
 from luma_poll.schedules import Schedule
 

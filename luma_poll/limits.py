@@ -1,13 +1,14 @@
-"""How many requests may be under way, and how many may start in a second."""
+"""How many requests may be under way, how many may start in a second, and when none may."""
 
 from __future__ import annotations
 
-import heapq
 import math
-from itertools import count
 
 import anyio
 import anyio.lowlevel
+
+from luma_poll.decisions import Quiet
+from luma_poll.heap import Heap
 
 # A timer wakes a little late. What it is late is made up for, as long as it is no more than this.
 _LATENESS = 0.05
@@ -18,30 +19,31 @@ class _Ticket:
 
     def __init__(self) -> None:
         self.woken = anyio.Event()
-        self.put_off = False
-        self.gone = False
 
 
 class RequestLimits:
     """Lets requests start one by one, the longest overdue first.
 
+    The quiet that the API asks for is held here, at the head of the queue: one request sleeps
+    until it ends, and all the others keep their places and sleep on.
+
     Args:
         max_in_flight: Requests under way at the same time; None for no limit.
         max_rate: Requests started per second, evenly spaced; None for no limit.
+
+    Attributes:
+        quiet: Until it ends, no request starts.
     """
 
     def __init__(self, max_in_flight: int | None, max_rate: float | None) -> None:
+        self.quiet = Quiet()
         self._free = math.inf if max_in_flight is None else max_in_flight
         self._interval = 0.0 if max_rate is None else 1.0 / max_rate
         self._next_start = -math.inf
-        self._numbers = count()
-        self._queue: list[tuple[float, int, _Ticket]] = []
-        self._gone = 0  # tickets in the queue whose owner has left
+        self._queue = Heap[_Ticket]()
 
-    async def acquire(self, due: float) -> bool:
-        """Wait for a turn. True: the request may start, and `release` must follow it.
-
-        False: there is no turn, because `put_off` was called.
+    async def acquire(self, due: float) -> None:
+        """Wait for a turn; `release` must follow.
 
         Args:
             due: Since when the request is due, in seconds on anyio's clock.
@@ -49,45 +51,31 @@ class RequestLimits:
         await anyio.lowlevel.checkpoint()
         asked = anyio.current_time()
         ticket = _Ticket()
-        heapq.heappush(self._queue, (due, next(self._numbers), ticket))
+        place = self._queue.push(due, ticket)
         try:
-            while not ticket.put_off:
-                first = self._queue[0][2] is ticket and self._free >= 1
-                now = anyio.current_time()
-                # In another event loop, with another clock, the old time may be far ahead.
-                self._next_start = min(self._next_start, now + self._interval)
-                if first and self._next_start <= now:
-                    start = max(self._next_start, asked, now - _LATENESS)
-                    self._next_start = start + self._interval
-                    self._free -= 1
-                    return True
-                with anyio.CancelScope(deadline=self._next_start if first else math.inf):
+            while (turn := self._turn_of(ticket)) > anyio.current_time():
+                with anyio.CancelScope(deadline=turn):
                     await ticket.woken.wait()
                 ticket.woken = anyio.Event()
-            return False
+            on_time = max(self._next_start, self.quiet.until, asked)
+            self._next_start = max(on_time, anyio.current_time() - _LATENESS) + self._interval
+            self._free -= 1
         finally:
-            ticket.gone = True
-            self._gone += 1
+            self._queue.remove(place)
             self._wake_first()
 
     def release(self) -> None:
-        """End a request that `acquire` let start."""
+        """End a request whose turn `acquire` gave."""
         self._free += 1
         self._wake_first()
 
-    def put_off(self) -> None:
-        """Send away everybody who waits for a turn, to think again."""
-        for _, _, ticket in self._queue:
-            ticket.put_off = True
-            ticket.woken.set()
+    def _turn_of(self, ticket: _Ticket) -> float:
+        """The time at which it may start; inf as long as that depends on others."""
+        if self._free < 1 or self._queue.first() is not ticket:
+            return math.inf
+        return max(self._next_start, self.quiet.until)
 
     def _wake_first(self) -> None:
-        while self._queue and self._queue[0][2].gone:
-            heapq.heappop(self._queue)
-            self._gone -= 1
-        if self._gone > len(self._queue) / 2:  # behind one that waits for long
-            self._queue = [entry for entry in self._queue if not entry[2].gone]
-            heapq.heapify(self._queue)
-            self._gone = 0
-        if self._queue:
-            self._queue[0][2].woken.set()
+        first = self._queue.first()
+        if first is not None:
+            first.woken.set()

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Protocol, Self, cast
 from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WrapValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+    model_validator,
+)
 
 from luma_poll.errors import FAILURE_ERRORS, GenerationError, InvalidResponseError
 from luma_poll.redaction import redact, redact_value
@@ -35,11 +45,24 @@ def _none_if_invalid(value: Any, parse: Any) -> Any:
         return None
 
 
-def _usable_outputs(value: Any) -> list[Any]:
-    """The API writes null, [] or nothing for "none"; an entry without a URL is of no use."""
-    if not isinstance(value, (list, tuple)):
-        return []
-    return [entry for entry in value if isinstance(_get(entry, "url"), str) and _get(entry, "url")]
+def _usable_outputs(value: Any, info: ValidationInfo) -> list[Any]:
+    """The entries that have a URL; the API writes null, [] or nothing for "none".
+
+    A completed generation whose outputs are there and cannot be read is an unreadable answer: it
+    has a file, which must not be taken for none.
+    """
+    if isinstance(value, (list, tuple)):
+        usable = [entry for entry in value if not _is_unreadable(entry)]
+    else:
+        usable = []
+    if not usable and value not in (None, [], ()) and info.data.get("state") == "completed":
+        raise ValueError("there are outputs, but none with a URL")
+    return usable
+
+
+def _is_unreadable(output: Any) -> bool:
+    url = _get(output, "url")
+    return not isinstance(url, str) or not url
 
 
 def _get(entry: Any, name: str) -> Any:
@@ -133,7 +156,8 @@ class Generation(_Snapshot):
         type: For example `image`, `image_edit` or `video`.
         failure_code: Why it failed, for programs; see `luma_poll.GenerationError`.
         failure_reason: Why it failed, for people. URLs in it have lost their query.
-        output: What it made: empty until it has completed.
+        output: What it made: empty until it has completed. Entries without a URL are left out;
+            they are in the attribute `unreadable_output`, which other snapshots do not have.
     """
 
     id: str
@@ -144,6 +168,16 @@ class Generation(_Snapshot):
     failure_code: OptionalText = None
     failure_reason: RedactedText = None
     output: Annotated[list[GenerationOutput], BeforeValidator(_usable_outputs)] = []
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_unreadable_output(cls, value: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        generation = build(value)
+        outputs = _get(value, "output")
+        if generation.output and len(generation.output) < len(outputs):
+            unreadable = [entry for entry in outputs if _is_unreadable(entry)]
+            cast(dict[str, Any], generation.model_extra)["unreadable_output"] = unreadable
+        return generation
 
     @property
     def age(self) -> float | None:
@@ -196,13 +230,13 @@ class GenerationLike(Protocol):
 
 
 def as_generation(value: object, generation_id: str | None = None) -> Generation:
-    """Read any object that looks like a generation.
+    """Read any object that looks like a generation: with this id, if one is given.
 
     Raises:
-        InvalidResponseError: It has no `id` and `state`.
+        InvalidResponseError: It has no `id` and `state`, or it is another generation.
     """
     if isinstance(value, Generation):
-        return value
+        return _checked_id(value, generation_id)
     # A model of somebody else's gives its unknown fields only through its own dump.
     fields = value.model_dump(warnings=False) if isinstance(value, BaseModel) else value
     return parse(Generation.model_validate, fields, generation_id)
@@ -212,11 +246,10 @@ def parse(validate: Any, value: Any, generation_id: str | None = None) -> Genera
     """Call a pydantic `validate` on `value`, with our error in place of pydantic's.
 
     Raises:
-        InvalidResponseError: `value` is not a generation.
+        InvalidResponseError: `value` is not a generation, or is another one than the id says.
     """
     try:
-        generation: Generation = validate(value)
-        return generation
+        return _checked_id(validate(value), generation_id)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
     # Raised outside the `except`: pydantic's error holds the body, and with it the signed URLs.
@@ -225,3 +258,19 @@ def parse(validate: Any, value: Any, generation_id: str | None = None) -> Genera
         f"the answer is not a generation ({place + ': ' if place else ''}{problem['msg']})",
         generation_id=generation_id,
     )
+
+
+def _checked_id(generation: Generation, generation_id: str | None) -> Generation:
+    if generation_id is None or _is_same_id(generation.id, generation_id):
+        return generation
+    raise InvalidResponseError(
+        "the answer is about another generation", generation_id=generation_id
+    )
+
+
+def _is_same_id(one: str, other: str) -> bool:
+    """A UUID may be spelled in several ways."""
+    try:
+        return one == other or UUID(one) == UUID(other)
+    except ValueError:
+        return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -10,42 +9,39 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
-    Iterator,
 )
-from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from inspect import iscoroutinefunction
 from types import EllipsisType
 from typing import Any, Protocol, TypeAlias, cast
 from uuid import UUID
 
-import anyio
 from pydantic import BaseModel
 
-from luma_poll.arguments import MAX_ID_LENGTH, check_count, check_generation_id, check_positive
+from luma_poll.arguments import (
+    MAX_ID_LENGTH,
+    check_count,
+    check_generation_id,
+    check_positive,
+    shown,
+)
 from luma_poll.batch import PollResult, run_each
 from luma_poll.client import LumaClient
-from luma_poll.decisions import Deadline, Poll, Progress, Quiet, Raise, Return, Sleep, decide
+from luma_poll.decisions import Poll, Raise, Return, Sleep
 from luma_poll.errors import (
-    APIError,
-    APIStatusError,
     ConfigurationError,
     GenerationError,
     InvalidResponseError,
     PollTimeoutError,
 )
-from luma_poll.limits import RequestLimits
+from luma_poll.events import PollEvent, Reporter
 from luma_poll.models import Generation, GenerationLike, GenerationOutput, as_generation
 from luma_poll.schedules import DEFAULT_WAIT, Schedule
-from luma_poll.translation import translate_error
-
-logger = logging.getLogger("luma_poll")
+from luma_poll.streams import Streams
 
 AnyGeneration: TypeAlias = str | UUID | GenerationLike
 """What a wait takes: an id, or a snapshot such as that from `create`, ours or the SDK's."""
-
-KNOWN_STATES = frozenset({"queued", "processing", "completed", "failed"})
 
 
 class SupportsGet(Protocol):
@@ -63,47 +59,6 @@ class SupportsGenerations(Protocol):
     def generations(self) -> SupportsGet:
         """The generations of the API."""
         ...
-
-
-@dataclass(frozen=True)
-class PollEvent:
-    """What one poll brought, for metrics and progress.
-
-    Attributes:
-        generation_id: The generation.
-        attempt: How many requests have been sent for it, from 1.
-        generation: The snapshot, or None if there was an error.
-        error: The error in its place, or None.
-        elapsed: Seconds since the generation was first seen by the poller.
-        next_delay: Seconds until the next poll; None if there will be none.
-    """
-
-    generation_id: str
-    attempt: int
-    generation: Generation | None
-    error: APIError | None
-    elapsed: float
-    next_delay: float | None
-
-
-class _Stream:
-    """The one stream of requests for a generation, shared by all waits for it."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.waits = 0
-        self.request: anyio.CancelScope | None = None  # of the wait that asks
-        self._changed = anyio.Event()
-
-    def notify(self) -> None:
-        """Wake all waits for it, to look again."""
-        self._changed.set()
-        self._changed = anyio.Event()
-
-    async def wait_for_change(self, until: float) -> None:
-        """Sleep until this time on anyio's clock, or until `notify`."""
-        with anyio.CancelScope(deadline=until):
-            await self._changed.wait()
 
 
 class Poller:
@@ -137,19 +92,24 @@ class Poller:
         if not callable(getattr(getattr(client, "generations", None), "get", None)):
             raise ConfigurationError(f"{type(client).__name__} has no generations.get")
         if wait is not None and not callable(wait):
-            raise ConfigurationError(f"wait must be a tenacity wait strategy, not {wait!r}")
+            raise ConfigurationError(f"wait must be a tenacity wait strategy, not {shown(wait)}")
         if on_poll is not None and (not callable(on_poll) or _is_async(on_poll)):
-            raise ConfigurationError(f"on_poll must be a function (not async), not {on_poll!r}")
-        self._client = _without_retries(client)
-        self._wait: Schedule = DEFAULT_WAIT if wait is None else wait
+            raise ConfigurationError(
+                f"on_poll must be a function (not async), not {shown(on_poll)}"
+            )
+        client = _without_retries(client)
+
+        async def get(generation_id: str) -> Any:
+            return await client.generations.get(generation_id)
+
         self._timeout = check_positive("timeout", timeout)
-        self._limits = RequestLimits(
-            check_count("max_in_flight", max_in_flight), check_positive("max_rate", max_rate)
+        self._streams = Streams(
+            get,
+            DEFAULT_WAIT if wait is None else wait,
+            check_count("max_in_flight", max_in_flight),
+            check_positive("max_rate", max_rate),
+            Reporter(on_poll),
         )
-        self._on_poll = on_poll
-        self._quiet = Quiet()
-        self._streams: dict[str, _Stream] = {}
-        self._unknown_states: set[str] = set()
 
     async def wait(
         self,
@@ -252,7 +212,7 @@ class Poller:
 
     async def _result(self, generation: AnyGeneration, timeout: float | None) -> PollResult:
         """Wait for one; what goes wrong is part of the result."""
-        name = str(getattr(generation, "id", generation)).strip()[:MAX_ID_LENGTH]
+        name = _name_of(generation)
         last = None
         try:
             async with aclosing(self.watch(generation, timeout=timeout)) as snapshots:
@@ -281,168 +241,57 @@ class Poller:
         `OutputNotFoundError` remains: completed without any output.
         """
         limit = self._timeout if timeout is ... else check_positive("timeout", timeout)
-        snapshot = None
-        if not isinstance(generation, (str, UUID)):
-            snapshot = _handed_in(generation)
-            generation = snapshot.id
-        return self._watch(check_generation_id(generation), snapshot, limit)
+        generation_id, snapshot = _resolved(generation)
+        return self._watch(generation_id, snapshot, limit)
 
     async def _watch(
         self, generation_id: str, snapshot: Generation | None, timeout: float | None
     ) -> AsyncGenerator[Generation]:
+        streams = self._streams
         state: str | None = None
-        with self._joined(generation_id, snapshot) as stream:
-            progress = stream.progress
-            deadline = Deadline(anyio.current_time(), timeout)
-            earlier_polls = progress.polls
+        with streams.join(generation_id, snapshot, timeout) as waiter:
             while True:
-                latest = progress.latest
+                latest = waiter.stream.progress.latest
                 if latest is not None and not latest.is_terminal and latest.state != state:
                     state = latest.state
-                    yield latest
-                now = anyio.current_time()
-                if stream.request and progress.result is None and now < deadline.at:
-                    await stream.wait_for_change(until=deadline.at)
-                    continue
-                polls = progress.polls - earlier_polls
-                decision = decide(progress, deadline, self._quiet, now=now, attempts=polls)
-                match decision:
+                    with waiter.away():
+                        yield latest
+                    continue  # there may be news by now
+                match waiter.decide(streams.quiet):
                     case Sleep(until):
-                        await stream.wait_for_change(until)
+                        await waiter.sleep(until)
                     case Poll(due):
-                        with anyio.CancelScope(deadline=deadline.at) as stream.request:
-                            await self._ask(stream, due, deadline)
+                        await streams.poll(waiter, due)
                     case Raise(error):
                         raise error
                     case Return(last):
                         break
+        # The stream is left by now: the caller may keep the last snapshot for as long as it likes.
         yield last
-
-    @contextmanager
-    def _joined(self, generation_id: str, snapshot: Generation | None) -> Iterator[_Stream]:
-        now = anyio.current_time()
-        if not self._quiet.holds(now):
-            self._quiet = Quiet()
-        stream = self._streams.get(generation_id)
-        if stream is None:
-            stream = _Stream(Progress(generation_id, started=now))
-            self._streams[generation_id] = stream
-        stream.waits += 1
-        try:
-            if snapshot is not None:
-                stream.progress.hand_in(snapshot, self._wait, now)
-                self._settle(stream)
-            yield stream
-        finally:
-            stream.waits -= 1
-            if not stream.waits:
-                self._forget(stream)
-
-    async def _ask(self, stream: _Stream, due: float, deadline: Deadline) -> None:
-        """Send one request, when its turn has come, and take its answer."""
-        progress = stream.progress
-        try:
-            if not await self._limits.acquire(due):
-                return
-            try:
-                now = anyio.current_time()
-                if self._quiet.until > now:
-                    return
-                progress.begin_poll(now)
-                answer = await self._get(progress.generation_id)
-            finally:
-                self._limits.release()
-            now = anyio.current_time()
-            self._keep_quiet(answer, now)
-            progress.record(answer, self._wait, now)
-            self._report(progress, answer, deadline, now)
-        finally:
-            stream.request = None
-            self._settle(stream)
-
-    async def _get(self, generation_id: str) -> Generation | APIError:
-        try:
-            found = await self._client.generations.get(generation_id)
-            return as_generation(found, generation_id)
-        except Exception as error:
-            translated = translate_error(error, generation_id)
-            if translated is None:
-                raise
-            if translated is not error:
-                translated.__cause__ = error
-            # It is an answer now: without its traceback it keeps no frames alive.
-            return translated.with_traceback(None)
-
-    def _keep_quiet(self, answer: Generation | APIError, now: float) -> None:
-        """Heed `Retry-After` for all waits; those that it outlasts hear of it at once."""
-        if not isinstance(answer, APIStatusError) or not answer.retryable:
-            return
-        until = now + (answer.retry_after or 0.0)
-        longer_by = until - max(now, self._quiet.until)
-        if longer_by > 0:
-            self._quiet = Quiet(until, answer)
-        if longer_by > 1.0:  # a flood of 429s must not wake everybody each time
-            self._limits.put_off()
-            for stream in self._streams.values():
-                stream.notify()
-
-    def _settle(self, stream: _Stream) -> None:
-        """After a change: an ended generation is polled anew by the next wait for it."""
-        if stream.progress.result is not None:
-            self._forget(stream)
-            if stream.request is not None:
-                stream.request.cancel()  # what it asks is known
-        stream.notify()
-
-    def _forget(self, stream: _Stream) -> None:
-        generation_id = stream.progress.generation_id
-        if self._streams.get(generation_id) is stream:
-            del self._streams[generation_id]
-
-    def _report(
-        self, progress: Progress, answer: Generation | APIError, deadline: Deadline, now: float
-    ) -> None:
-        """Log the poll, and call `on_poll`."""
-        generation, error = (answer, None) if isinstance(answer, Generation) else (None, answer)
-        if generation is not None:
-            logger.debug("generation %s: %s", progress.generation_id, generation.state)
-            if generation.state not in KNOWN_STATES | self._unknown_states:
-                self._unknown_states.add(generation.state)
-                logger.warning(
-                    "generation %s is in a state that luma-poll does not know, %r: polling on",
-                    progress.generation_id,
-                    generation.state,
-                )
-        elif progress.result is None:
-            logger.info("polling on after: %s", error)
-        if self._on_poll is None:
-            return
-        next_poll = None if progress.result is not None else progress.poll_at(deadline, self._quiet)
-        event = PollEvent(
-            generation_id=progress.generation_id,
-            attempt=progress.polls,
-            generation=generation,
-            error=error,
-            elapsed=now - progress.started,
-            next_delay=None if next_poll is None else max(0.0, next_poll - now),
-        )
-        try:
-            self._on_poll(event)
-        except Exception:
-            logger.exception("on_poll raised; generation %s is polled on", progress.generation_id)
 
     def __repr__(self) -> str:
         return f"Poller(generations={len(self._streams)})"
 
 
-def _handed_in(value: object) -> Generation:
+def _name_of(generation: object) -> str:
+    """The id, or its text if it is not a valid id."""
+    return shown(getattr(generation, "id", generation), str).strip()[:MAX_ID_LENGTH]
+
+
+def _resolved(generation: AnyGeneration) -> tuple[str, Generation | None]:
+    """The id, and the snapshot if one was given."""
+    if isinstance(generation, (str, UUID)):
+        return check_generation_id(generation), None
     try:
-        return as_generation(value)
+        snapshot = as_generation(generation)
     except InvalidResponseError:
+        if isinstance(getattr(generation, "state", None), str):  # all but readable: ask for it
+            return check_generation_id(generation.id), None
         raise ConfigurationError(
             "a generation is given by its id or by a snapshot with id and state, "
-            f"not by {type(value).__name__}"
+            f"not by {type(generation).__name__}"
         ) from None
+    return check_generation_id(snapshot.id), snapshot
 
 
 def _is_async(function: Any) -> bool:

@@ -10,14 +10,18 @@ Any callable that takes a `tenacity.RetryCallState` and returns seconds will do:
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, Protocol, TypeAlias, cast
 
 import tenacity
 from tenacity.wait import WaitBaseT
 
+from luma_poll.arguments import shown
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import Generation
+
+logger = logging.getLogger("luma_poll")
 
 Schedule: TypeAlias = WaitBaseT
 
@@ -42,10 +46,17 @@ class Observer(Protocol):
 
 
 def tell_end(schedule: Schedule, generation: Generation, *, after: float, by: float) -> None:
-    """Tell `schedule` of the end of a generation, if it wants to know."""
-    if hasattr(schedule, "observe"):
-        observer: Observer = cast(Any, schedule)
+    """Tell `schedule` of the end of a generation, if it wants to know.
+
+    What it raises is logged and dropped: the generation has ended, whatever is learned of it.
+    """
+    if not hasattr(schedule, "observe"):
+        return
+    observer: Observer = cast(Any, schedule)
+    try:
         observer.observe(generation, after=after, by=by)
+    except Exception:
+        logger.exception("the schedule's observe raised; generation %s has ended", generation.id)
 
 
 def next_delay(
@@ -75,6 +86,12 @@ def next_delay(
     # tenacity stamps its states with time.monotonic(); the library's time is anyio's.
     state.start_time, state.outcome_timestamp = born, now
     delay: Any = schedule(state)
-    if not isinstance(delay, (int, float)) or math.isnan(delay):
-        raise ConfigurationError(f"the schedule {schedule!r} returned {delay!r}, not seconds")
-    return max(0.0, float(delay))
+    try:
+        seconds = float(delay) if isinstance(delay, (int, float)) else math.nan
+    except OverflowError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise ConfigurationError(
+            f"the schedule {shown(schedule)} returned {shown(delay)[:50]}, not seconds"
+        )
+    return max(0.0, seconds)

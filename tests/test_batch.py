@@ -407,3 +407,16 @@ async def test_a_result_without_outputs_has_its_snapshot() -> None:
     (result,) = await poller_of(FakeClient(empty)).wait_all([ID])
     assert result.generation == empty
     assert isinstance(result.error, OutputNotFoundError)
+
+
+async def test_what_the_iterable_raises_keeps_its_cause() -> None:
+    """A database that went away is told as the iterable told it."""
+    cause = OSError("the database went away")
+
+    def ids() -> Iterator[str]:
+        yield "0"
+        raise RuntimeError("no more ids") from cause
+
+    with pytest.raises(RuntimeError, match="no more ids") as caught:
+        await poller_of(TimedClient()).wait_all(ids())
+    assert caught.value.__cause__ is cause

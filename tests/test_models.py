@@ -3,6 +3,7 @@
 import json
 import pickle
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -30,6 +31,7 @@ from luma_poll import (
     OutputNotFoundError,
     UnsupportedFormatError,
 )
+from luma_poll.models import as_generation
 from tests.fakes import ID, URL, snapshot
 
 DOCUMENTED = """{
@@ -109,19 +111,55 @@ def test_unknown_fields_are_kept() -> None:
         assert each.model_dump(exclude_unset=True) == document
 
 
-@pytest.mark.parametrize(
-    "output",
-    [None, [], "", {}, 7, [None], ["https://example.com"], [{}], [{"url": None}], [{"url": ""}]],
-)
-def test_what_is_no_output_is_left_out(output: object) -> None:
-    """The API writes "none" in several ways, and an entry without a URL is of no use."""
-    assert snapshot("completed", output=output).output == []
+@pytest.mark.parametrize("fields", [{}, {"output": None}, {"output": []}])
+def test_no_output_is_written_in_three_ways(fields: dict[str, Any]) -> None:
+    """Absent, null and an empty list all mean that there is none."""
+    assert Generation.model_validate({"id": ID, "state": "completed"} | fields).output == []
 
 
-def test_a_usable_output_is_kept_beside_a_useless_one() -> None:
-    """One bad entry does not hide the others."""
+UNREADABLE_OUTPUTS = [
+    *("", "nope", {}, {"url": URL}, 7, True),
+    *([None], ["https://example.com"], [{}], [{"url": None}], [{"url": ""}], [[]]),
+]
+
+
+@pytest.mark.parametrize("output", UNREADABLE_OUTPUTS)
+def test_outputs_that_cannot_be_read_are_not_none(output: object) -> None:
+    """A completed generation has a file: an answer that hides it is unreadable, not empty."""
+    fields = {"id": ID, "state": "completed", "output": output}
+    with pytest.raises(InvalidResponseError, match="outputs"):
+        as_generation(SimpleNamespace(**fields))
+    with pytest.raises(ValidationError, match="outputs"):
+        Generation.model_validate_json(json.dumps(fields))
+
+
+@pytest.mark.parametrize("state", ["queued", "processing", "failed", "tomorrow"])
+@pytest.mark.parametrize("output", UNREADABLE_OUTPUTS[:3])
+def test_outputs_matter_only_once_it_has_completed(state: str, output: object) -> None:
+    """A failure that was told is not lost for a field that says nothing."""
+    assert snapshot(state, output=output).output == []
+
+
+def test_a_usable_output_is_kept_beside_an_unreadable_one() -> None:
+    """One bad entry does not hide the others, and is kept where it does not disturb."""
     generation = snapshot("completed", output=[{"type": "image"}, {"url": URL}, 7])
     assert [output.url for output in generation.output] == [URL]
+    again = Generation.model_validate_json(generation.model_dump_json())
+    for each in (generation, again):
+        assert each.model_dump()["unreadable_output"] == [{"type": "image"}, 7]
+
+
+@pytest.mark.parametrize("spelled", [ID, ID.upper(), ID.replace("-", ""), f"{{{ID}}}"])
+def test_a_uuid_may_be_spelled_in_several_ways(spelled: str) -> None:
+    """The API may write an id in another way than the caller did."""
+    assert as_generation(snapshot("queued", id=spelled), ID).state == "queued"
+
+
+@pytest.mark.parametrize("other", ["", "other", ID[:-1] + "0"])
+def test_an_answer_about_another_generation_is_unreadable(other: str) -> None:
+    """Somebody else's result is never taken for one's own."""
+    with pytest.raises(InvalidResponseError, match=f"{ID}: .* another generation"):
+        as_generation(snapshot("completed", id=other), ID)
 
 
 @pytest.mark.parametrize("field", ["created_at", "model", "type", "failure_code", "failure_reason"])
@@ -413,7 +451,11 @@ def test_an_invalid_response_tells_what_is_wrong_and_no_secret() -> None:
 @given(GENERATIONS)
 def test_a_generation_survives_dump_and_parse(document: dict[str, Any]) -> None:
     """As an object, as JSON and pickled, with all that it does not know."""
-    generation = Generation.model_validate(document)
+    try:
+        generation = Generation.model_validate(document)
+    except ValidationError:
+        assert document["state"] == "completed", "only its outputs may be unreadable"
+        return
     assert Generation.model_validate(generation.model_dump()) == generation
     assert Generation.model_validate_json(generation.model_dump_json()) == generation
     assert pickle.loads(pickle.dumps(generation)) == generation

@@ -1,8 +1,12 @@
 """The loop, in virtual time, on asyncio and trio."""
 
+import asyncio
+import gc
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -11,6 +15,7 @@ from uuid import UUID
 import anyio
 import pytest
 import trio.testing
+from anyio import to_thread
 from anyio.lowlevel import checkpoint
 from tenacity import RetryCallState, wait_chain, wait_fixed
 
@@ -553,29 +558,6 @@ async def test_the_longest_overdue_goes_first() -> None:
     assert {polled.count(f"id-{i}") for i in range(10)} == {6}
 
 
-async def test_a_turn_outlives_the_wait_that_queued_for_it() -> None:
-    """Another wait for the same id gets its place, not one at the end of the queue."""
-    client = FakeClient("completed")
-    poller = Poller(client, max_rate=1)
-
-    async def impatient() -> None:
-        with pytest.raises(PollTimeoutError):
-            await poller.wait("shared", timeout=0.5)
-
-    async def later(number: int) -> None:
-        await anyio.sleep(0.2)
-        await poller.wait(f"id-{number}")
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(poller.wait, "first")
-        await anyio.sleep(0.1)
-        tasks.start_soon(impatient)
-        tasks.start_soon(poller.wait, "shared")
-        for number in range(5):
-            tasks.start_soon(later, number)
-    assert [generation_id for _, generation_id in client.calls][:2] == ["first", "shared"]
-
-
 async def test_a_cancelled_wait_gives_its_turn_back() -> None:
     """Neither a queued nor a running request holds a slot after its wait is gone."""
     client = FakeClient((1000, "queued"), (1000, "queued"), "completed")
@@ -877,13 +859,274 @@ def test_a_poller_outlives_its_event_loop() -> None:
     assert anyio.run(wait, backend="trio", backend_options={"clock": clock}) <= 10
 
 
-async def test_waits_that_have_left_the_queue_take_no_memory() -> None:
-    """Behind a request that hangs, thousands may queue and time out."""
-    poller = Poller(FakeClient((1000, "completed")), max_in_flight=1, timeout=900)
+# --- liveness: nobody starves, and no request is wasted -------------------------------------------
+
+
+async def test_the_wait_that_stays_longest_asks() -> None:
+    """Shorter deadlines throw no request away, and all that lie beyond the answer get it."""
+    client = FakeClient("completed", latency=1.5)
+    poller = Poller(client)
+    results = await together(*[partial(poller.wait, ID, timeout=t) for t in [*range(1, 200), 600]])
+    assert client.times == [0]
+    assert {elapsed for elapsed, _ in results[1:]} == {1.5}
+    assert [type(result) for _, result in results] == [PollTimeoutError] + [list] * 199
+
+
+async def test_who_stays_longer_takes_over_before_the_request_is_sent() -> None:
+    """A wait that queues for its turn leaves it to a newcomer with a later deadline."""
+    client = FakeClient((1, "queued"), (3, "completed"))
+    poller = Poller(client, max_rate=0.5)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(timed, poller.wait(ID))
+        tasks.start_soon(timed, poller.wait(OTHER_ID, timeout=1.5))
+        await anyio.sleep(0.5)
+        tasks.start_soon(timed, poller.wait(ID, timeout=2))
+        await anyio.sleep(0.5)
+        elapsed, outputs = await timed(poller.wait(ID, timeout=60))
+    assert len(outputs) == 1
+    assert elapsed == 4  # its turn came at 2.0, and the answer 3 s later
+    assert client.times == [0, 2]
+
+
+async def test_a_stream_of_short_visitors_does_not_starve_a_long_one() -> None:
+    """Whoever comes and goes meanwhile, one request is enough."""
+    client = FakeClient("completed", latency=3)
+    poller = Poller(client)
+
+    async def visitor(number: int) -> None:
+        await anyio.sleep(2 * number)
+        await timed(poller.wait(ID, timeout=2.9))
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(visitor, number)
         await anyio.sleep(1)
-        for round_ in range(20):
-            await together(*[partial(poller.wait, f"{round_}-{n}", timeout=1) for n in range(20)])
-        assert len(poller._limits._queue) < 50
+        elapsed, outputs = await timed(poller.wait(ID, timeout=60))
         tasks.cancel_scope.cancel()
+    assert len(outputs) == 1
+    assert elapsed == pytest.approx(4.9)  # the visitor's request ended at 2.9, then its own
+    assert len(client.calls) == 2
+
+
+async def test_a_paused_watch_does_not_ask() -> None:
+    """The one that stays longest reads a snapshot for hours: the others do not wait for it."""
+    client = FakeClient("queued", "processing", "completed")
+    poller = Poller(client, wait=wait_fixed(5))
+    async with aclosing(poller.watch(ID, timeout=None)) as snapshots:
+        assert (await anext(snapshots)).state == "queued"
+        elapsed, outputs = await timed(poller.wait(ID, timeout=60))
+        assert (elapsed, len(outputs)) == (10, 1)
+        assert [each.state async for each in snapshots] == ["completed"]
+    assert client.times == [0, 5, 10]
+
+
+async def test_a_watch_that_returns_takes_part_again() -> None:
+    """After a pause it asks what has become due meanwhile."""
+    client = FakeClient("queued", "completed")
+    poller = Poller(client, wait=wait_fixed(5))
+    async with aclosing(poller.watch(ID)) as snapshots:
+        await anext(snapshots)
+        await anyio.sleep(60)
+        assert (await anext(snapshots)).state == "completed"
+    assert client.times == [0, 60]
+
+
+async def test_the_last_poll_is_not_lost_when_the_one_that_asks_is_cancelled() -> None:
+    """A poll that brought no answer was none: another wait asks before its own deadline."""
+    client = FakeClient("processing", (60, "processing"), "completed")
+    poller = Poller(client, wait=wait_fixed(500))
+
+    async def cancelled_one() -> None:
+        with anyio.move_on_after(99.5):
+            await poller.wait(ID, timeout=100.2)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(cancelled_one)
+        elapsed, outputs = await timed(poller.wait(ID, timeout=100))
+    assert len(outputs) == 1
+    assert elapsed == 99.5
+    assert client.times == [0, 99, 99.5]
+
+
+async def test_a_shorter_deadline_has_its_last_poll() -> None:
+    """The one that asks asks for the deadlines of all, also of those that come later."""
+    began = anyio.current_time()
+    client = FakeClient(at=lambda now: "completed" if now - began >= 25 else "processing")
+    poller = Poller(client, wait=wait_fixed(400))
+
+    async def later() -> Any:
+        await anyio.sleep(10)
+        return await poller.wait(ID, timeout=20)
+
+    (long, _), (short, outputs) = await together(lambda: poller.wait(ID, timeout=600), later)
+    assert client.times == [0, 29]
+    assert (long, short) == (29, 29)
+    assert len(outputs) == 1
+
+
+async def test_a_long_retry_after_ends_only_the_waits_that_it_outlasts() -> None:
+    """Also one that queues and one that sleeps, at once; the others are polled after it."""
+    client = FakeClient("queued", throttled(100), "completed")
+    poller = Poller(client, wait=wait_fixed(10), max_rate=0.1)
+    calls = [partial(poller.wait, f"{n}", timeout=60 if n % 2 else 600) for n in range(8)]
+    results = await together(*calls)
+    short = [result for number, result in enumerate(results) if number % 2]
+    assert {elapsed for elapsed, _ in short} == {10}
+    assert all(isinstance(error.__cause__, RateLimitError) for _, error in short)
+    assert all(isinstance(r, list) for n, (_, r) in enumerate(results) if not n % 2)
+
+
+# --- what a schedule, an answer and an argument may not do ----------------------------------------
+
+
+async def test_a_schedule_that_cannot_learn_loses_no_result(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What its `observe` raises is logged and dropped: the generation is paid for."""
+
+    class Broken:
+        def __call__(self, state: RetryCallState) -> float:
+            return 5.0
+
+        def observe(self, generation: Generation, *, after: float, by: float) -> None:
+            raise ZeroDivisionError("learned nothing")
+
+    client = FakeClient("queued", "completed")
+    assert await Poller(client, wait=Broken()).wait(ID)
+    assert "learned nothing" in caplog.text
+
+
+async def test_a_schedule_of_an_impossible_number_is_a_clear_error() -> None:
+    """An integer that no float can hold."""
+    with pytest.raises(ConfigurationError, match="schedule"):
+        await Poller(FakeClient("queued"), wait=lambda _: 10**400).wait(ID)
+
+
+class Unprintable:
+    """An object that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("bad", [10**5000, -(10**5000), Unprintable()], ids=["big", "low", "mute"])
+async def test_what_cannot_be_shown_is_refused_all_the_same(bad: Any) -> None:
+    """As an id, in a batch, as any argument: our error, and the others of the batch go on."""
+    poller = Poller(FakeClient("completed"))
+    with pytest.raises(ConfigurationError):
+        await poller.wait(bad)
+    results = await poller.wait_all([ID, bad, OTHER_ID])
+    assert [type(result.error) for result in results] == [
+        type(None),
+        ConfigurationError,
+        type(None),
+    ]
+    with pytest.raises(ConfigurationError, match="timeout"):
+        await poller.wait(ID, timeout=bad)
+    with pytest.raises(ConfigurationError, match="wait must"):
+        Poller(FakeClient(), wait=bad)
+
+
+async def test_an_answer_about_another_generation_is_polled_through() -> None:
+    """It is never taken for the result; at the deadline the id is still the way to go on."""
+    client = FakeClient(snapshot(id=OTHER_ID), "completed")
+    assert await Poller(client, wait=wait_fixed(5)).wait(ID)
+    assert client.times == [0, 5]
+    _, error = await timed(Poller(FakeClient(snapshot(id=OTHER_ID))).wait(ID, timeout=30))
+    assert isinstance(error, PollTimeoutError)
+    assert isinstance(error.__cause__, InvalidResponseError)
+
+
+@pytest.mark.parametrize("output", ["nope", {"url": URL}, [{"type": "image"}]])
+async def test_outputs_that_cannot_be_read_are_polled_through(output: Any) -> None:
+    """The file exists and is paid for, so nobody is told to submit again."""
+
+    class Theirs:
+        id, state = ID, "completed"
+
+        def __init__(self, output: Any) -> None:
+            self.output = output
+
+    client = FakeClient(Theirs(output), "completed")
+    assert await Poller(client, wait=wait_fixed(5)).wait(ID)
+    poller = Poller(FakeClient(Theirs(output)))
+    for subject in (ID, Theirs(output)):
+        _, error = await timed(poller.wait(subject, timeout=60))
+        assert isinstance(error, PollTimeoutError)
+        assert "wait again with the same id" in str(error)
+
+
+async def test_outputs_of_which_some_cannot_be_read_are_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The rest is delivered, and the snapshot keeps all of it."""
+    client = FakeClient(snapshot(output=[{"url": URL}, {"type": "exr"}]))
+    assert [output.url for output in await Poller(client).wait(ID)] == [URL]
+    assert f"generation {ID}: 1 of its outputs cannot be read" in caplog.text
+
+
+async def test_unknown_states_do_not_fill_the_memory(caplog: pytest.LogCaptureFixture) -> None:
+    """An API that makes up states is logged a hundred times, not for ever."""
+    client = FakeClient(*[f"state-{number}" for number in range(300)], "completed")
+    assert await Poller(client, wait=wait_fixed(1)).wait(ID)
+    assert sum("does not know" in record.getMessage() for record in caplog.records) == 100
+
+
+async def test_a_kept_error_keeps_no_frames_alive() -> None:
+    """Neither it nor its cause: an outage must not hold the memory of the requests."""
+    events: list[PollEvent] = []
+    client = FakeClient(ConnectionResetError("reset"), "completed")
+    await Poller(client, on_poll=events.append).wait(ID)
+    assert events[0].error is not None
+    assert events[0].error.__traceback__ is None
+    assert events[0].error.__cause__ is not None
+    assert events[0].error.__cause__.__traceback__ is None
+
+
+# --- threads -------------------------------------------------------------------------------------
+
+
+def test_a_poller_in_two_threads_is_a_clear_error() -> None:
+    """A second event loop that runs at the same time is refused; the first one is not disturbed."""
+    first_asks, second_has_tried = threading.Event(), threading.Event()
+
+    class Client(FakeClient):
+        async def get(self, generation_id: str) -> Any:
+            first_asks.set()
+            await to_thread.run_sync(second_has_tried.wait, 10)
+            return snapshot(id=generation_id)
+
+    poller = Poller(Client(), timeout=20)
+
+    def in_a_thread() -> Any:
+        first_asks.wait(10)
+        try:
+            return anyio.run(timed, poller.wait(OTHER_ID))[1]
+        finally:
+            second_has_tried.set()
+
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(in_a_thread)
+        _, outputs = anyio.run(timed, poller.wait(ID))
+    assert len(outputs) == 1
+    assert isinstance(second.result(), ConfigurationError)
+    assert "event loop" in str(second.result())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_that_was_closed_in_the_middle_of_a_request_leaves_nothing() -> None:
+    """Neither its stream nor its slot holds up the next loop, before and after it is collected."""
+    poller = Poller(FakeClient((1000, "queued"), "completed"), max_in_flight=1)
+    loop = VirtualTimeLoop()
+    tasks = [loop.create_task(poller.wait(ID, timeout=600))]
+    loop.run_until_complete(asyncio.sleep(5))
+    loop.close()
+    for _ in range(2):
+        elapsed, outputs = anyio.run(
+            timed, poller.wait(ID), backend_options={"loop_factory": VirtualTimeLoop}
+        )
+        assert (elapsed, len(outputs)) == (0, 1)
+        tasks.clear()
+        gc.collect()
+    assert repr(poller) == "Poller(generations=0)"

@@ -1,7 +1,7 @@
 """Random days of an API and its users, in virtual time: what must hold whatever happens."""
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import anyio
@@ -23,7 +23,7 @@ from luma_poll import (
     ServerError,
 )
 from luma_poll.decisions import Deadline
-from tests.fakes import snapshot
+from tests.fakes import FakeClient, snapshot
 from tests.virtual_time import VirtualTimeLoop
 
 BACKENDS: dict[str, Any] = {
@@ -42,6 +42,7 @@ class Visit:
     timeout: float
     leaves_after: float | None
     watches: bool
+    reads_for: float  # seconds that a watcher takes for each snapshot
     with_snapshot: bool
 
 
@@ -72,6 +73,16 @@ class Outcome:
     ended: float = 0.0
     result: Any = None
     states: list[str] = field(default_factory=list)
+    away: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def left(self) -> bool:
+        return self.result is None
+
+    def waits_over(self, start: float, end: float) -> bool:
+        """It is there, and not busy with a snapshot, all the time between these."""
+        present = self.began <= start and end <= self.ended
+        return present and not any(a < end and start < b for a, b in self.away)
 
 
 KINDS = ["good"] * 6 + ["503", "429 soon", "429 late", "rubbish", "reset", "404", "hang", "empty"]
@@ -83,6 +94,7 @@ visits = st.builds(
     timeout=st.sampled_from([0.5, 3.0, 20.0, 60.0, 300.0]),
     leaves_after=st.sampled_from([None, None, None, 0.0, 0.7, 5.0, 25.0]),
     watches=st.booleans(),
+    reads_for=st.sampled_from([0.0, 0.0, 8.0]),
     with_snapshot=st.booleans(),
 )
 ends = st.tuples(
@@ -168,6 +180,11 @@ async def live(day: Day) -> tuple[Api, list[Outcome], Poller]:
                 if visit.watches:
                     async for generation in poller.watch(subject, timeout=visit.timeout):
                         outcome.states.append(generation.state)
+                        began = anyio.current_time()
+                        try:
+                            await anyio.sleep(visit.reads_for)
+                        finally:
+                            outcome.away.append((began, anyio.current_time()))
                     outcome.result = generation.raise_for_failure().output
                 else:
                     outcome.result = await poller.wait(subject, timeout=visit.timeout)
@@ -194,12 +211,16 @@ def test_a_day(backend: str, day: Day) -> None:
     for outcome in outcomes:
         check_outcome(day, api, outcome)
     check_requests(day, api, outcomes)
+    for outcome in outcomes:
+        check_liveness(day, api, outcome, outcomes)
+    check_nothing_is_wasted(api, outcomes)
 
 
 def check_outcome(day: Day, api: Api, outcome: Outcome) -> None:
     visit, result = outcome.visit, outcome.result
-    left = visit.leaves_after is not None and result is None
+    left = visit.leaves_after is not None and outcome.left
     limit = min(visit.timeout, visit.leaves_after if left and visit.leaves_after else visit.timeout)
+    limit += sum(end - start for start, end in outcome.away)
     assert outcome.ended - outcome.began <= limit + EPSILON, "a wait ends by its deadline"
 
     seen = [
@@ -229,6 +250,7 @@ def check_outcome(day: Day, api: Api, outcome: Outcome) -> None:
             )
             and request.ends is not None
             and request.ends < outcome.ended - EPSILON
+            and outcome.waits_over(request.ends, outcome.ended)
         ]
         assert not finished, "a finished answer in time is never thrown away"
         quiet = isinstance(result.__cause__, RateLimitError)
@@ -242,10 +264,6 @@ def check_outcome(day: Day, api: Api, outcome: Outcome) -> None:
     if outcome.states and not isinstance(result, (APIError, PollTimeoutError)) and not left:
         assert outcome.states[-1] == state
     assert all(a != b for a, b in pairwise(outcome.states))
-
-
-def is_the_end(answer: Any) -> bool:
-    return getattr(answer, "state", "") == "failed" or bool(getattr(answer, "output", []))
 
 
 def check_requests(day: Day, api: Api, outcomes: list[Outcome]) -> None:
@@ -282,6 +300,149 @@ def check_requests(day: Day, api: Api, outcomes: list[Outcome]) -> None:
                 if request.ends + EPSILON < other.begins < quiet_until - EPSILON
             ]
             assert not too_early, "Retry-After holds for every wait"
+
+
+def check_liveness(day: Day, api: Api, outcome: Outcome, outcomes: list[Outcome]) -> None:
+    """While somebody waits, what is due is asked as soon as the limits and the API let it."""
+    requests = [r for r in api.requests if r.generation == outcome.visit.generation]
+    handed_in = [
+        other.began
+        for other in outcomes
+        if other.visit.with_snapshot and other.visit.generation == outcome.visit.generation
+    ]
+    # Two generations share the rate.
+    slack = EPSILON + (0.0 if day.max_rate is None else 2 / day.max_rate)
+    answers = [*handed_in, *(request.begins for request in requests)]
+    is_first = all(at >= outcome.began for at in answers) and not outcome.visit.with_snapshot
+    idle_since, due = outcome.began, outcome.began + (0.0 if is_first else day.interval)
+    answered = -float("inf")
+    for request in [*requests, Request(outcome.visit.generation, outcome.ended, outcome.ended)]:
+        assert request.ends is not None
+        if request.begins > idle_since and outcome.waits_over(idle_since, request.begins):
+            # A snapshot may be the first answer, from which the schedule counts.
+            news = [at + day.interval for at in handed_in if answered <= at < request.begins]
+            due = max([due, *news])
+            late = request.begins - due - blocked(day, api, due, request.begins)
+            assert late <= slack, f"it is asked {late} s after it is due"
+        if request.answer is not None:
+            answered = request.ends
+        if request.ends >= outcome.began:
+            idle_since = request.ends
+            # Cut short, it is as due as it was.
+            due = request.ends + day.interval if request.answer else max(due, request.ends)
+
+    deadline = Deadline(outcome.began, outcome.visit.timeout)
+    last = deadline.at - deadline.margin
+    if (
+        not isinstance(outcome.result, PollTimeoutError)
+        or not outcome.waits_over(last - deadline.margin, outcome.ended)
+        or abs(outcome.ended - deadline.at) > EPSILON
+    ):
+        return
+    asked = any(
+        request.ends is not None
+        and request.ends > last - deadline.margin / 2 - EPSILON
+        and request.begins < deadline.at
+        and (request.answer is not None or request.ends > deadline.at - EPSILON)
+        for request in requests
+    )
+    free = deadline.margin - blocked(day, api, last, deadline.at)
+    assert asked or free <= slack, "it is asked once more before the deadline"
+
+
+def blocked(day: Day, api: Api, start: float, end: float) -> float:
+    """The seconds between these in which no request may start: all slots are taken, or quiet."""
+    spans = [(start, end)] if start < end else []
+    edges = sorted({start, end, *[t for r in api.requests for t in times_of(r) if start < t < end]})
+    return sum(
+        b - a
+        for a, b in pairwise(edges)
+        if spans
+        and (
+            any(a < quiet_until(r) and times_of(r)[1] <= a for r in api.requests)
+            or sum(r.begins <= a and times_of(r)[1] >= b for r in api.requests)
+            >= (day.max_in_flight or float("inf"))
+        )
+    )
+
+
+def quiet_until(request: Request) -> float:
+    retry_after = getattr(request.answer, "retry_after", None)
+    return (request.ends or 0.0) + (retry_after or 0.0)
+
+
+def times_of(request: Request) -> tuple[float, float, float]:
+    assert request.ends is not None
+    return request.begins, request.ends, quiet_until(request)
+
+
+def check_nothing_is_wasted(api: Api, outcomes: list[Outcome]) -> None:
+    """No deadline cuts short a request for which somebody else would have stayed longer."""
+    for request in api.requests:
+        if request.answer is not None:
+            continue
+        assert request.ends is not None
+        waits = [o for o in outcomes if o.visit.generation == request.generation]
+        if any(o.left and abs(o.ended - request.ends) < EPSILON for o in waits):
+            continue  # nobody can know who will walk away
+        stay = [
+            o
+            for o in waits
+            if o.began < request.begins - EPSILON
+            and o.waits_over(request.begins - EPSILON, request.ends + EPSILON)
+        ]
+        assert not stay, "the one that stays longest asks"
+
+
+@pytest.mark.anyio
+async def test_a_crowd() -> None:
+    """Under a binding rate and many 429s, everybody is polled about as often as everybody else."""
+    polled: dict[str, list[float]] = {f"{number}": [] for number in range(600)}
+    answers = count(1)
+
+    class Crowd:
+        @property
+        def generations(self) -> "Crowd":
+            return self
+
+        async def get(self, generation_id: str) -> Any:
+            polled[generation_id].append(anyio.current_time())
+            if next(answers) % 63 == 0:
+                raise RateLimitError("HTTP 429", status_code=429, retry_after=5.0)
+            return snapshot("processing", id=generation_id)
+
+    began = anyio.current_time()
+    results = await Poller(Crowd(), wait=wait_fixed(20), max_rate=30).wait_all(polled, timeout=600)
+    assert all(isinstance(result.error, PollTimeoutError) for result in results)
+    counts = [len(times) for times in polled.values()]
+    assert min(counts) >= 5
+    assert max(counts) - min(counts) <= 3
+    gaps = [b - a for times in polled.values() for a, b in pairwise([began, *times, began + 600])]
+    assert max(gaps) < 150, "fair is once in about 70 s"
+
+
+@pytest.mark.anyio
+async def test_who_takes_over_keeps_the_place_in_the_queue() -> None:
+    """The one that queued gives up; the other one goes on where it stood, not at the end."""
+    client = FakeClient("completed")
+    poller = Poller(client, max_rate=1)
+
+    async def come_later(number: int) -> None:
+        await anyio.sleep(0.2)
+        await poller.wait(f"{number}")
+
+    async def give_up() -> None:
+        with anyio.move_on_after(0.5):
+            await poller.wait("shared", timeout=900)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(poller.wait, "first")
+        await anyio.sleep(0.1)
+        tasks.start_soon(give_up)
+        tasks.start_soon(poller.wait, "shared")
+        for number in range(5):
+            tasks.start_soon(come_later, number)
+    assert [generation_id for _, generation_id in client.calls][:2] == ["first", "shared"]
 
 
 def is_last_poll(outcome: Outcome, time: float) -> bool:
