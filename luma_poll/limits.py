@@ -48,11 +48,12 @@ class RequestLimits:
         Args:
             due: Since when the request is due, in seconds on anyio's clock.
         """
-        await anyio.lowlevel.checkpoint()
         asked = anyio.current_time()
         ticket = _Ticket()
+        # At once: whoever takes over from another has a place before the other leaves.
         place = self._queue.push(due, ticket)
         try:
+            await anyio.lowlevel.checkpoint()
             while (turn := self._turn_of(ticket)) > anyio.current_time():
                 with anyio.CancelScope(deadline=turn):
                     await ticket.woken.wait()

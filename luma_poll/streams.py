@@ -113,15 +113,15 @@ class Stream:
             longest.wake()  # it may have to ask earlier, for the sake of the newcomer's deadline
 
     def leave(self, waiter: Waiter) -> None:
-        """Count it no longer: the next one asks, and nobody asks for its deadline any more."""
+        """Count it no longer: the next one asks."""
         self._present.remove(self._places.pop(waiter))
-        self.call_longest_back()
-
-    def call_longest_back(self) -> None:
-        """Make the one that asks decide again, unless its request is under way."""
         longest = self._present.first()
-        if longest is not None and self.asking is None:
-            longest.call_back()
+        if longest is None or self.asking is not None:
+            return
+        if self.progress.due > anyio.current_time():
+            longest.call_back()  # it may queue for a last poll that nobody needs any more
+        else:
+            longest.wake()  # and if it queues, it keeps its place
 
     def wake_all(self) -> None:
         """Wake everybody, after an answer."""
@@ -236,7 +236,7 @@ class Streams:
             stream.asking = None
             if answer is None:  # cut short: the next one asks, as if this request had not been
                 stream.progress.abandon_poll()
-                stream.call_longest_back()
+                stream.wake_all()
 
     async def _fetch(self, generation_id: str) -> Generation | APIError:
         try:

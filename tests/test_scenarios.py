@@ -1,5 +1,6 @@
 """Random days of an API and its users, in virtual time: what must hold whatever happens."""
 
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from tenacity import wait_fixed
 
 from luma_poll import (
     APIError,
+    Generation,
     GenerationError,
     LumaError,
     NotFoundError,
@@ -155,6 +157,16 @@ class Api:
     began = 0.0
 
 
+async def read(outcome: Outcome, generation: Generation) -> None:
+    """Take some time over a snapshot."""
+    outcome.states.append(generation.state)
+    began = anyio.current_time()
+    try:
+        await anyio.sleep(outcome.visit.reads_for)
+    finally:
+        outcome.away.append((began, anyio.current_time()))
+
+
 async def live(day: Day) -> tuple[Api, list[Outcome], Poller]:
     api = Api(day)
     api.began = anyio.current_time()
@@ -178,13 +190,9 @@ async def live(day: Day) -> tuple[Api, list[Outcome], Poller]:
                 scope.deadline = anyio.current_time() + visit.leaves_after
             try:
                 if visit.watches:
-                    async for generation in poller.watch(subject, timeout=visit.timeout):
-                        outcome.states.append(generation.state)
-                        began = anyio.current_time()
-                        try:
-                            await anyio.sleep(visit.reads_for)
-                        finally:
-                            outcome.away.append((began, anyio.current_time()))
+                    async with aclosing(poller.watch(subject, timeout=visit.timeout)) as snapshots:
+                        async for generation in snapshots:
+                            await read(outcome, generation)
                     outcome.result = generation.raise_for_failure().output
                 else:
                     outcome.result = await poller.wait(subject, timeout=visit.timeout)
