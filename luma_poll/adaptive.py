@@ -105,7 +105,7 @@ class AdaptiveWait(wait_base):
         self._plans.clear()
 
     def to_json(self) -> str:
-        """What was learned, for `from_json`."""
+        """Everything that was learned, as text for `from_json`."""
         kinds = [
             {"model": model, "type": type_, "weights": [round(weight, 6) for weight in weights]}
             for (model, type_), weights in self._kinds.items()
@@ -115,10 +115,10 @@ class AdaptiveWait(wait_base):
 
     @classmethod
     def from_json(cls, text: str | bytes, **options: float) -> Self:
-        """A schedule that knows what another one had learned.
+        """Make a schedule from everything that another one had learned.
 
         Args:
-            text: What `to_json` returned.
+            text: The text from `to_json`.
             options: `request_cost`, `shortest` and `longest`, which are not part of the text.
 
         Raises:
@@ -137,7 +137,7 @@ class AdaptiveWait(wait_base):
             }
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigurationError(
-                f"this is not what AdaptiveWait.to_json gave: {error}"
+                f"this text is not from AdaptiveWait.to_json: {error}"
             ) from None
         return restored
 
@@ -188,7 +188,7 @@ def _planned(weights: Weights, cost: float) -> Weights:
 
 
 def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
-    """The height at `x` of the line through the points, which goes on beyond the last one."""
+    """The height at `x` of the line through the points, continued beyond the last one."""
     number = min(bisect_right(xs, x), len(xs) - 1)
     x0, x1, y0, y1 = xs[number - 1], xs[number], ys[number - 1], ys[number]
     return y0 + (y1 - y0) * (x - x0) / (x1 - x0)

@@ -1,4 +1,4 @@
-"""Checks of what callers give us, before anything is sent."""
+"""Checks of arguments, before anything is sent."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def check_base_url(base_url: str | httpx.URL | None) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this machine is meant."""
+    """True for this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Many waits at once: the results as they come, of items that are taken one by one."""
+"""Many waits at once: items are taken one by one, results come in the order of their ends."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class PollResult:
-    """What became of one wait of a batch.
+    """The result of one wait of a batch.
 
     Attributes:
-        generation_id: The id that was given; if that is none, what it looks like.
+        generation_id: The id that was given, or its text if it is not a valid id.
         generation: The last snapshot, or None if there was none.
         error: What `Poller.wait` would have raised, or None.
     """
@@ -37,12 +37,12 @@ class PollResult:
 
     @property
     def ok(self) -> bool:
-        """Whether it completed, with outputs."""
+        """True if it completed, with outputs."""
         return self.error is None
 
     @property
     def outputs(self) -> list[GenerationOutput]:
-        """What it made.
+        """The outputs.
 
         Raises:
             GenerationError: It failed; or whatever else `Poller.wait` would have raised.
@@ -53,7 +53,7 @@ class PollResult:
 
 
 class _Results(AsyncIterator[R]):
-    """Gives the results, then raises what `items` raised, if it did."""
+    """Yields the results, then raises the exception of the items, if there was one."""
 
     def __init__(self, stream: MemoryObjectReceiveStream[R], slots: anyio.Semaphore) -> None:
         self._stream = stream
@@ -66,7 +66,7 @@ class _Results(AsyncIterator[R]):
         except anyio.EndOfStream:
             failure = self.failure or StopAsyncIteration()
         except anyio.ClosedResourceError:
-            raise RuntimeError("the results are there only inside the `async with` block") from None
+            raise RuntimeError("results can be read only inside the `async with` block") from None
         else:
             self._slots.release()
             return result
@@ -77,14 +77,14 @@ class _Results(AsyncIterator[R]):
 async def run_each(
     work: Callable[[int, T], Awaitable[R]], items: Any, limit: int | None
 ) -> AsyncGenerator[AsyncIterator[R]]:
-    """Run `work(number, item)` for each item; give what it returns, in the order that it ends.
+    """Run `work(number, item)` for each item; yield the results in the order of their ends.
 
     An item is taken when there is room for it: no more than `limit` are under way, or have ended
     and wait for somebody to take their result. Leaving the block cancels those under way.
 
     Args:
         work: Must not raise.
-        items: An iterable or async iterable. What it raises is raised after the results of the
+        items: An iterable or async iterable. An exception in it is raised after the results of the
             items before. An async generator is closed at the end.
         limit: How many; None for no limit.
     """

@@ -1,8 +1,8 @@
-"""What next? The rules of a wait, without I/O, without an event loop and without a clock.
+"""The rules of a wait, without I/O, without an event loop and without a clock.
 
-`Progress` is what is known of one generation; `Deadline` is how long one wait goes on; `decide`
-looks at both and says what to do: sleep, poll, return or raise. The poller performs it, and so
-can any other driver, such as a test or a workflow engine.
+`Progress` is the knowledge of one generation, `Deadline` the end of one wait. `decide` looks at
+both and says what to do next: sleep, poll, return or raise. The poller performs it, and so can any
+other driver, such as a test or a workflow engine.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from luma_poll.models import LONGEST_AGE, MAX_CLOCK_ERROR, Generation
 from luma_poll.schedules import Schedule, next_delay, tell_end
 
 NOT_FOUND_GRACE = 10.0
-"""Seconds after a snapshot was handed in in which a 404 is not believed: the id exists."""
+"""Seconds during which a 404 is not believed after a snapshot was handed in: the id exists."""
 OUTPUT_POLLS = 4
-"""Answers that may say "completed" without any output before that is an error."""
+"""Answers of "completed" without any output after which that is an error."""
 LAST_POLL_MARGIN = 1.0
 """Seconds before a deadline at which the last poll happens, so that its answer is in time..."""
 LAST_POLL_SHARE = 0.1
@@ -93,7 +93,7 @@ class Deadline:
 
 @dataclass
 class Progress:
-    """What is known of one generation, and when to ask again.
+    """The knowledge of one generation, and when to ask again.
 
     Attributes:
         generation_id: The generation.
@@ -156,7 +156,7 @@ class Progress:
     ) -> None:
         """Take an answer: it ends the generation, or the schedule says when to ask again.
 
-        What it says was so at the time `asked`, by default that of the last poll.
+        It was true at the time `asked`, by default that of the last poll.
         """
         if self.result is not None:
             return  # a late answer changes nothing

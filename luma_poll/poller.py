@@ -41,7 +41,7 @@ from luma_poll.schedules import DEFAULT_WAIT, Schedule
 from luma_poll.streams import Streams
 
 AnyGeneration: TypeAlias = str | UUID | GenerationLike
-"""What a wait takes: an id, or a snapshot such as that from `create`, ours or the SDK's."""
+"""An id, or a snapshot of a generation such as the one from `create`, ours or the SDK's."""
 
 
 class SupportsGet(Protocol):
@@ -53,7 +53,7 @@ class SupportsGet(Protocol):
 
 
 class SupportsGenerations(Protocol):
-    """What a `Poller` needs of a client: `LumaClient` and the official `AsyncLuma` have it."""
+    """A client that a `Poller` can use: `LumaClient`, the official `AsyncLuma`, or your own."""
 
     @property
     def generations(self) -> SupportsGet:
@@ -73,7 +73,8 @@ class Poller:
         max_in_flight: Requests under way at the same time; None for no limit.
         max_rate: Requests started per second; None for no limit. The API refuses "thousands per
             minute"; the default of 30 per second is 1,800 per minute.
-        on_poll: Called with a `PollEvent` after every poll. What it raises is logged and dropped.
+        on_poll: Called with a `PollEvent` after every poll. An exception in it is logged and
+            dropped.
 
     Raises:
         ConfigurationError: An argument is unusable.
@@ -124,8 +125,11 @@ class Poller:
                 which then counts as the first answer.
             timeout: Seconds; None for no limit; by default that of the poller.
 
+        Returns:
+            The outputs, at least one. Their URLs work for an hour.
+
         Raises:
-            GenerationError: It failed; the class tells why.
+            GenerationError: It failed; the class says why.
             PollTimeoutError: The deadline came first. It may still finish: wait again by id.
             APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
             ConfigurationError: An argument is unusable; nothing was sent.
@@ -144,7 +148,7 @@ class Poller:
         timeout: float | EllipsisType | None = ...,
         limit: int | None = 1000,
     ) -> AbstractAsyncContextManager[AsyncIterator[PollResult]]:
-        """Wait for many generations, and give a result for each as it ends.
+        """Wait for many generations, and yield a result for each as it ends.
 
         ::
 
@@ -152,17 +156,21 @@ class Poller:
                 async for result in results:
                     ...
 
-        Leaving the block cancels the waits that are under way. A failure of one is its result, and
-        disturbs no other. What the iterable itself raises comes after the results of those before.
+        Leaving the block cancels the waits that are under way. The failure of one is its result,
+        and does not affect the others. An exception of the iterable itself is raised after the
+        results of the items before it.
 
         Args:
-            generations: What `wait` takes, many of it: any iterable or async iterable. They are
+            generations: Ids or snapshots, as `wait` takes: any iterable or async iterable. They are
                 taken one by one, as there is room, so there may be more than fit into memory. An
-                id that is there twice has two results. An async generator is closed at the end.
+                id that is given twice has two results. An async generator is closed at the end.
             timeout: Seconds for each wait, from when it begins; None for no limit; by default
                 that of the poller.
-            limit: Waits that are under way, or that have ended and whose result has not been
+            limit: Waits that are under way, or that have ended but whose result has not been
                 taken; None for no limit.
+
+        Returns:
+            An async context manager that gives an async iterator over the results.
 
         Raises:
             ConfigurationError: An argument is unusable.
@@ -183,8 +191,25 @@ class Poller:
     ) -> list[PollResult]:
         """Wait for many generations, and return a result for each, in the order given.
 
-        A failure of one is its result, and disturbs no other. Takes the arguments of
-        `as_completed`, which is the better choice where an interruption must not lose results.
+        The failure of one is its result, and does not affect the others. `as_completed` is the
+        better choice where an interruption must not lose the results so far.
+
+        ::
+
+            for result in await poller.wait_all(ids):
+                print(result.generation_id, result.error or result.outputs[0].url)
+
+        Args:
+            generations: As for `as_completed`.
+            timeout: Seconds for each wait, from when it begins; None for no limit; by default
+                that of the poller.
+            limit: Waits that are under way at the same time; None for no limit.
+
+        Returns:
+            The results, in the order of `generations`.
+
+        Raises:
+            ConfigurationError: An argument is unusable.
         """
         wait = self._waiter(generations, timeout, limit)
 
@@ -198,7 +223,7 @@ class Poller:
     def _waiter(
         self, generations: object, timeout: float | EllipsisType | None, limit: object
     ) -> Callable[[AnyGeneration], Awaitable[PollResult]]:
-        """Check the arguments of a batch; returns what waits for one of it."""
+        """Check the arguments of a batch; returns the function that waits for one of them."""
         if isinstance(generations, (str, bytes, BaseModel)) or not isinstance(
             generations, (Iterable, AsyncIterable)
         ):
@@ -211,7 +236,7 @@ class Poller:
         return partial(self._result, timeout=seconds)
 
     async def _result(self, generation: AnyGeneration, timeout: float | None) -> PollResult:
-        """Wait for one; what goes wrong is part of the result."""
+        """Wait for one; any failure is part of the result."""
         name = _name_of(generation)
         last = None
         try:
@@ -236,9 +261,25 @@ class Poller:
     ) -> AsyncGenerator[Generation]:
         """Poll until the generation has ended; yield the first snapshot and every change of state.
 
-        The last one is terminal; a failed one is yielded, not raised. Takes the arguments of
-        `wait` and raises its errors, but for `GenerationError`, of which only
-        `OutputNotFoundError` remains: completed without any output.
+        The last one is terminal; a failed one is yielded, not raised.
+
+        ::
+
+            async for generation in poller.watch(generation_id):
+                print(generation.state)
+
+        Args:
+            generation: Its id, or a snapshot of it, which then counts as the first answer.
+            timeout: Seconds; None for no limit; by default that of the poller.
+
+        Yields:
+            Snapshots. Nobody asks on behalf of this wait while you process one.
+
+        Raises:
+            OutputNotFoundError: It completed without any output.
+            PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+            APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
+            ConfigurationError: An argument is unusable; nothing was sent.
         """
         limit = self._timeout if timeout is ... else check_positive("timeout", timeout)
         generation_id, snapshot = _resolved(generation)
@@ -299,7 +340,7 @@ def _is_async(function: Any) -> bool:
 
 
 def _without_retries(client: SupportsGenerations) -> SupportsGenerations:
-    """The schedule is the only retry, for the clients that we know to have their own."""
+    """Switch off the retries of the clients that we know to have some: the schedule retries."""
     libraries = {base.__module__.partition(".")[0] for base in type(client).__mro__}
     official = "luma_agents" in libraries
     if official and not iscoroutinefunction(client.generations.get):

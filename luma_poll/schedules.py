@@ -48,7 +48,7 @@ class Observer(Protocol):
 def tell_end(schedule: Schedule, generation: Generation, *, after: float, by: float) -> None:
     """Tell `schedule` of the end of a generation, if it wants to know.
 
-    What it raises is logged and dropped: the generation has ended, whatever is learned of it.
+    An exception in it is logged and dropped: the generation has ended, whatever is learned of it.
     """
     if not hasattr(schedule, "observe"):
         return

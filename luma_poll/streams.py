@@ -137,7 +137,7 @@ class Stream:
 class Streams:
     """The streams of one poller, and the limits that hold for all their requests.
 
-    All of it belongs to one event loop; in the next one it begins anew.
+    All of it belongs to one event loop; the next one starts with a new one.
 
     Args:
         get: Fetches a snapshot by id.

@@ -253,7 +253,7 @@ FRESH = json.loads(AdaptiveWait().to_json())
 )
 def test_what_is_no_such_document_is_refused(text: Any, why: str) -> None:
     """The message tells what is wrong with it."""
-    with pytest.raises(ConfigurationError, match=f"to_json gave.*{why}"):
+    with pytest.raises(ConfigurationError, match=f"to_json.*{why}"):
         AdaptiveWait.from_json(text)
 
 
