@@ -150,7 +150,8 @@ def get(generation_id: Id, as_json: Json = False) -> None:
 
     with exit_codes():
         generation = anyio.run(fetch)
-        put_line(generation.model_dump_json() if as_json else _describe(generation))
+        for line in [generation.model_dump_json()] if as_json else _describe(generation):
+            put_line(line)
 
 
 @app.command()
@@ -437,15 +438,15 @@ def _put_urls(generation: Generation) -> None:
         put_line(output.url)
 
 
-def _describe(generation: Generation) -> str:
+def _describe(generation: Generation) -> Iterator[str]:
     facts = list(generation.model_dump(exclude={"output"}).items())
     for output in generation.output:
         facts.append(("output", output.url))
         if output.expires_at is not None:
             facts.append(("  expires", f"{output.expires_at:%Y-%m-%d %H:%M:%S} UTC"))
-    return "\n".join(
-        f"{name.replace('_', ' '):<15} {value}" for name, value in facts if value is not None
-    )
+    for name, value in facts:
+        if value is not None:
+            yield f"{name.replace('_', ' '):<15} {value}"
 
 
 def _client() -> LumaClient:

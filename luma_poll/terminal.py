@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from luma_poll.errors import ConfigurationError, LumaError
+from luma_poll.escaping import escape
 from luma_poll.redaction import redact
 from luma_poll.waits import INTERRUPTED, OUTPUT_CLOSED, TROUBLE, exit_code
 
@@ -56,6 +57,7 @@ def _let_go_of_stdout() -> None:
 
 def put_line(text: str) -> None:
     """Print a result. On the terminal that stderr is too it goes above the live table."""
+    text = escape(text)
     if _same_terminal():
         err.print(Text(text), soft_wrap=True)
     else:
@@ -70,13 +72,13 @@ def _same_terminal() -> bool:
 
 def say(text: str) -> None:
     """Print to stderr, above the table if there is one; a terminal gets whole words in a line."""
-    err.print(text, soft_wrap=not err.is_terminal)
+    err.print(escape(text), soft_wrap=not err.is_terminal)
 
 
 def say_lines(lines: Iterable[str]) -> None:
     """Print to stderr; what is indented may be copied, so it is never broken."""
     for line in lines:
-        err.print(line, soft_wrap=line.startswith(" ") or not err.is_terminal)
+        err.print(escape(line), soft_wrap=line.startswith(" ") or not err.is_terminal)
 
 
 def say_error(error: Exception) -> None:

@@ -33,6 +33,7 @@ def test_every_public_name_is_documented(name: str) -> None:
 ORDER = [
     "_version",
     "redaction",
+    "escaping",
     "errors",
     "models",
     "batch",
