@@ -48,13 +48,17 @@ from luma_poll.terminal import (
     LogHandler,
     err,
     exit_codes,
+    let_go_of_stdout,
     out,
     put_line,
     say,
     say_error,
     say_lines,
 )
-from luma_poll.waits import Batch, Source, exit_code, how_to_resume
+from luma_poll.waits import OUTPUT_CLOSED, Batch, Source, exit_code, how_to_resume
+
+MODELS = ("uni-1", "uni-1-max", "ray-3.2")
+TYPES = ("image", "image_edit", "video", "video_edit", "video_reframe", "layering")
 
 Paths = Sequence[Path] | None
 """The files of a result, if it was to be downloaded."""
@@ -63,7 +67,7 @@ Put = Callable[[PollResult, Paths], None]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Wait for Luma generations. Without a key, try [bold]luma-poll demo[/].\n\n"
@@ -80,6 +84,11 @@ def _positive(value: float) -> float:
     if not value > 0:
         raise typer.BadParameter(f"{value:g} is not above 0.")
     return value
+
+
+def _offer(*values: str) -> Callable[[str], list[str]]:
+    """Complete a word in the shell to one of these, though others are accepted too."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a generation.")]
@@ -111,6 +120,11 @@ def run() -> None:
     logging.getLogger("luma_poll").addHandler(LogHandler(logging.WARNING))
     try:
         app(prog_name="luma-poll")
+    except SystemExit as ended:  # with 1, where Typer or Rich could not print, as to `head`
+        if isinstance(ended.__context__, BrokenPipeError):
+            let_go_of_stdout()
+            sys.exit(OUTPUT_CLOSED)
+        raise
     finally:  # a second Ctrl-C ends it there and then, without a word from a closing interpreter
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -157,8 +171,13 @@ def get(generation_id: Id, as_json: Json = False) -> None:
 @app.command()
 def create(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to make.")],
-    model: Annotated[str | None, typer.Option(help="uni-1, uni-1-max, ray-3.2, ...")] = None,
-    kind: Annotated[str | None, typer.Option("--type", help="image, video, ...")] = None,
+    model: Annotated[
+        str | None, typer.Option(autocompletion=_offer(*MODELS), help="uni-1, ray-3.2, ...")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", autocompletion=_offer(*TYPES), help="image, video, ..."),
+    ] = None,
     aspect_ratio: Annotated[str | None, typer.Option(help="16:9, 1:1, ...")] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait, and print the URLs of the outputs.")

@@ -41,15 +41,15 @@ def exit_codes(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[None
         on_interrupt()
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        _let_go_of_stdout()
+        let_go_of_stdout()
         raise typer.Exit(OUTPUT_CLOSED) from None
     except OSError as error:
-        _let_go_of_stdout()
+        let_go_of_stdout()
         say(f"Error: {error}")
         raise typer.Exit(TROUBLE) from None
 
 
-def _let_go_of_stdout() -> None:
+def let_go_of_stdout() -> None:
     """Python would try to write the rest at exit, and complain."""
     with suppress(OSError):  # in a test it may have no file number
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -613,6 +613,36 @@ def test_help_documents_the_exit_codes(cli: Cli) -> None:
     assert "130 interrupted" in words
 
 
+@pytest.mark.parametrize("command", [[], ["demo"], ["wait"], ["create"], ["sandbox"]])
+def test_h_is_help(cli: Cli, command: list[str]) -> None:
+    """On the command itself and on each of its commands."""
+    assert cli(*command, "-h") == cli(*command, "--help")
+    assert cli(*command, "-h").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "offers"),
+    [
+        ("luma-poll wa", {"wait", "watch"}),
+        ("luma-poll wait --ou", {"--output"}),
+        ("luma-poll create fox --model uni", {"uni-1", "uni-1-max"}),
+        ("luma-poll create fox --type video_", {"video_edit", "video_reframe"}),
+    ],
+)
+def test_a_shell_completes_words(words: str, offers: set[str]) -> None:
+    """As the function asks that `luma-poll --show-completion` prints."""
+    asked = {"_LUMA_POLL_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    told = subprocess.run(
+        COMMAND,
+        env={**os.environ, **asked, "COMP_CWORD": str(words.count(" "))},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    assert (set(told.stdout.split()), told.stderr) == (offers, "")
+
+
 def test_without_the_extra_it_says_how_to_install_it(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -172,3 +173,22 @@ def test_a_bar_has_its_label_as_it_is() -> None:
     screen.print(bars.progress)
     assert isinstance(screen.file, Terminal)
     assert f"[/red]{ESCAPED}" in screen.file.getvalue()
+
+
+# --- readers that leave --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["wait", "-h"], ["--version"], ["demo"], ["sandbox"]],
+    ids=" ".join,
+)
+def test_a_reader_that_has_gone_is_141(arguments: list[str]) -> None:
+    """Whoever prints, with no words: `luma-poll --help | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    with started(*COMMAND, *arguments, stdout=write, stderr=subprocess.PIPE) as process:
+        os.close(write)
+        assert process.stderr
+        said = process.stderr.read()
+        assert (process.wait(20), said.partition("The sandbox listens")[0]) == (141, "")
