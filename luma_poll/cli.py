@@ -241,7 +241,7 @@ def wait(
 ) -> None:
     """Wait for generations, and print the URLs of the outputs of each as it ends.
 
-    Why one failed is said on standard error; with --json, in its object.
+    Of several, each URL comes after the id and a tab. Why one failed is said on standard error; with --json, in its object.
     """
     source = Source(tuple(ids or ()), tuple(file or ()), as_json, output, resume, download)
     batch = Batch()
@@ -255,7 +255,7 @@ def wait(
         batch = Batch(source.read_ids(), source.has_stdin, earlier)
         if batch.skipped:
             say(f"{batch.skipped} done in {resume}, skipped.")
-        put: Put = _put_json if as_json else _put_text
+        put: Put = _put_json if as_json else partial(_put_text, alone=batch.is_one)
         if output is not None:
             put = stack.enter_context(_appending(output))
         elif resume is not None:
@@ -421,14 +421,15 @@ def _put_json(result: PollResult, paths: Paths = None) -> None:
     put_line(to_json(result, paths))
 
 
-def _put_text(result: PollResult, paths: Paths = None) -> None:
+def _put_text(result: PollResult, paths: Paths = None, *, alone: bool = True) -> None:
+    """Print the paths, or else the URLs; beside the id, unless there is no other."""
     if result.error is not None:
         say_error(result.error)
     elif paths is not None:
         for path in paths:
             put_line(str(path))
     elif result.generation is not None:
-        _put_urls(result.generation)
+        _put_urls(result.generation, *[] if alone else [result.generation_id])
 
 
 @contextmanager
@@ -452,9 +453,9 @@ def _appending(path: str) -> Iterator[Put]:
             file.close()
 
 
-def _put_urls(generation: Generation) -> None:
+def _put_urls(generation: Generation, *before: str) -> None:
     for output in generation.output:
-        put_line(output.url)
+        put_line(*before, output.url)
 
 
 def _describe(generation: Generation) -> Iterator[str]:

@@ -202,13 +202,13 @@ class LiveTable:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for column in (*self.columns, "state"):
             table.add_column(_line(column))
-        table.add_column("age", justify="right", no_wrap=True)
+        table.add_column("waited", justify="right", no_wrap=True)
         table.add_column("polls", justify="right", no_wrap=True)
         now = time.monotonic()
         for row in rows:
-            age = (now if row.ended is None else row.ended) - row.started
+            waited = (now if row.ended is None else row.ended) - row.started
             table.add_row(
-                *map(_line, row.labels), _draw_state(row, now), f"{age:.1f} s", str(row.polls)
+                *map(_line, row.labels), _draw_state(row, now), f"{waited:.1f} s", str(row.polls)
             )
         return table
 

@@ -55,9 +55,9 @@ def let_go_of_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def put_line(text: str) -> None:
-    """Print a result. On the terminal that stderr is too it goes above the live table."""
-    text = escape(text)
+def put_line(*fields: str) -> None:
+    """Print a result, its fields with tabs between them, above the table if there is one."""
+    text = "\t".join(map(escape, fields))
     if _same_terminal():
         err.print(Text(text), soft_wrap=True)
     else:

@@ -61,6 +61,11 @@ class Batch:
         self.pending.update(dict.fromkeys(map(_id_of, self.generations)))
 
     @property
+    def is_one(self) -> bool:
+        """Whether it is one generation, and stays one."""
+        return len(self._seen) == 1 and not self.stdin
+
+    @property
     def is_large(self) -> bool:
         """Whether there are more than `FEW`."""
         return self.outcomes.total() + len(self.pending) > FEW

@@ -188,6 +188,19 @@ def test_wait_prints_the_urls_of_each_as_it_ends(cli: Cli) -> None:
     assert all(SIGNED in line for line in out.splitlines())
 
 
+def test_wait_tells_whose_each_url_is(cli: Cli) -> None:
+    """With its id before it, in a column of its own, where more than one id was named."""
+    one, two, outputs = submit(), failing(), submit("sandbox:duration=0 sandbox:outputs=2")
+    for ids in ([one, two, outputs], ["-"]):
+        told = cli("wait", *ids, stdin=f"{one}\n{outputs}".encode())
+        fields = [line.split("\t") for line in told.out.splitlines()]
+        assert sorted(generation_id for generation_id, _ in fields) == sorted(
+            [one, outputs, outputs]
+        )
+        assert all(f"/storage/{generation_id}/" in url for generation_id, url in fields)
+    assert cli("wait", one, one).out.startswith("http")
+
+
 def test_wait_tells_a_failure_on_stderr(cli: Cli) -> None:
     """The typed error, apart from the URLs."""
     good, bad = submit(), failing()
@@ -268,7 +281,7 @@ def test_a_table_on_a_terminal_leaves_results_alone(
     code, out, err = cli("wait", slow, bad, ID)
     assert (code, err, out.count("\n")) == (4, "", 1)
     table = [line.split() for line in written(screen).splitlines()[-4:]]
-    assert table[0] == ["generation", "state", "age", "polls"]
+    assert table[0] == ["generation", "state", "waited", "polls"]
     assert table[1][:2] == [slow, "completed"]
     assert table[2][:2] == [bad, "failed"]
     assert table[3][:2] == [ID, "NotFoundError"]
@@ -913,7 +926,7 @@ def test_the_demo_on_a_terminal() -> None:
         assert process.wait(10) == 0
     os.close(ours)
     assert time.monotonic() - began < 30
-    assert screen.count("age") > 10
+    assert screen.count("waited") > 10
     for words in ("queued", "processing", "completed", "What came out", "ContentModeratedError"):
         assert words in screen
     assert "\x1b[?25h" in screen, "the cursor is shown again"

@@ -31,9 +31,9 @@ from tests.test_cli import (
 
 __all__ = ["_settings", "base_url", "cli"]
 
-EVIL = "\x1b]52;c;aGk=\x07\x9b2J\x7f\r\n\u2028\u202eforged"
-ESCAPED = r"\u001b]52;c;aGk=\u0007\u009b2J\u007f\r\n\u2028\u202eforged"
-RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e]")
+EVIL = "\x1b]52;c;aGk=\x07\x9b2J\x7f\t\r\n\u2028\u202eforged"
+ESCAPED = r"\u001b]52;c;aGk=\u0007\u009b2J\u007f\t\r\n\u2028\u202eforged"
+RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]")
 OWN = re.compile(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]+")
 """What a table is drawn with: sequences that colour and move, and the ends of lines."""
 
