@@ -55,7 +55,7 @@ from luma_poll.terminal import (
     say_error,
     say_lines,
 )
-from luma_poll.waits import OUTPUT_CLOSED, Batch, Source, exit_code, how_to_resume
+from luma_poll.waits import MAX_RATE, OUTPUT_CLOSED, TIMEOUT, Batch, Source, exit_code, limits
 
 MODELS = ("uni-1", "uni-1-max", "ray-3.2")
 TYPES = ("image", "image_edit", "video", "video_edit", "video_reframe", "layering")
@@ -182,7 +182,7 @@ def create(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait, and print the URLs of the outputs.")
     ] = False,
-    timeout: Timeout = 600.0,
+    timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
     """Submit a generation, which is billed, and print its id."""
@@ -202,13 +202,13 @@ def create(
                 return 0
             batch = Batch([generation])
             say(f"Submitted {generation.id}.")
-            await _wait_for(batch, client, timeout, 30.0, put)
+            await _wait_for(batch, client, timeout, MAX_RATE, put)
             return batch.code
 
     def interrupted() -> None:
         if not submitted:
             say("Interrupted while submitting: it may have been accepted, and be billed.")
-        say_lines(how_to_resume(batch.pending))
+        say_lines(Source(as_json=as_json, limits=limits(timeout)).after_interrupt(batch))
 
     with exit_codes(interrupted):
         raise typer.Exit(anyio.run(submit))
@@ -221,8 +221,8 @@ def wait(
         list[str] | None,
         typer.Option(metavar="PATH", help="Read ids from a file too; # begins a comment."),
     ] = None,
-    timeout: Timeout = 600.0,
-    max_rate: MaxRate = 30.0,
+    timeout: Timeout = TIMEOUT,
+    max_rate: MaxRate = MAX_RATE,
     as_json: Json = False,
     output: Annotated[
         str | None,
@@ -241,9 +241,18 @@ def wait(
 ) -> None:
     """Wait for generations, and print the URLs of the outputs of each as it ends.
 
-    Of several, each URL comes after the id and a tab. Why one failed is said on standard error; with --json, in its object.
+    Of several, each URL comes after the id and a tab. Why one failed is said on standard error;
+    with --json, in its object.
     """
-    source = Source(tuple(ids or ()), tuple(file or ()), as_json, output, resume, download)
+    source = Source(
+        tuple(ids or ()),
+        tuple(file or ()),
+        as_json,
+        output,
+        resume,
+        download,
+        limits(timeout, max_rate),
+    )
     batch = Batch()
 
     async def wait_for_all(put: Put) -> None:
@@ -264,9 +273,9 @@ def wait(
             if batch.generations or batch.stdin:
                 anyio.run(wait_for_all, put)
         except LumaError:  # of standard input, after what came before
-            say_lines(batch.summary())
+            say_lines(source.after_end(batch))
             raise
-        say_lines([*batch.summary(), *source.after_end(batch)])
+        say_lines(source.after_end(batch))
         raise typer.Exit(batch.code)
 
 
@@ -307,7 +316,7 @@ def download(
 
 
 @app.command()
-def watch(generation_id: Id, timeout: Timeout = 600.0, as_json: Json = False) -> None:
+def watch(generation_id: Id, timeout: Timeout = TIMEOUT, as_json: Json = False) -> None:
     """Print every change of a generation's state, then the URLs of its outputs."""
 
     async def print_changes() -> None:
@@ -321,7 +330,8 @@ def watch(generation_id: Id, timeout: Timeout = 600.0, as_json: Json = False) ->
                     _put_urls(generation)
                 generation.raise_for_failure()
 
-    with exit_codes(lambda: say_lines(how_to_resume([generation_id]))):
+    source, batch = Source(limits=limits(timeout)), Batch([generation_id])
+    with exit_codes(lambda: say_lines(source.after_interrupt(batch))):
         anyio.run(print_changes)
 
 
