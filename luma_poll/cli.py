@@ -266,7 +266,7 @@ def wait(
             say(f"{batch.skipped} done in {resume}, skipped.")
         put: Put = _put_json if as_json else partial(_put_text, alone=batch.is_one)
         if output is not None:
-            put = stack.enter_context(_appending(output))
+            put = _telling(stack.enter_context(_appending(output)))
         elif resume is not None:
             _end_cut_off_line(resume)
         try:
@@ -440,6 +440,17 @@ def _put_text(result: PollResult, paths: Paths = None, *, alone: bool = True) ->
             put_line(str(path))
     elif result.generation is not None:
         _put_urls(result.generation, *[] if alone else [result.generation_id])
+
+
+def _telling(put: Put) -> Put:
+    """Also say why one failed: nobody looks into the file meanwhile."""
+
+    def put_and_tell(result: PollResult, paths: Paths) -> None:
+        put(result, paths)
+        if result.error is not None:
+            say_error(result.error)
+
+    return put_and_tell
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
@@ -132,9 +133,14 @@ def test_output_and_resume_go_on_where_an_earlier_run_was(cli: Cli, tmp_path: Pa
     ids = [submit(), failing(), submit("sandbox:duration=60")]
     kept = tmp_path / "results.jsonl"
     command = ["wait", *ids, "--output", str(kept), "--resume", str(kept), "--timeout", "0.3"]
-    assert cli(*command) == (3, "", "")
+    code, out, err = cli(*command)
+    assert (code, out) == (3, "")
+    assert re.search(f"^ContentModeratedError: generation {ids[1]} ", err, re.MULTILINE)
+    assert re.search(f"^PollTimeoutError: generation {ids[2]} ", err, re.MULTILINE)
     assert sorted(ids_of(kept.read_text())) == sorted(ids)
-    assert cli(*command) == (3, "", f"2 done in {kept}, skipped.\n")
+    code, out, err = cli(*command)
+    assert (code, out) == (3, "")
+    assert err.startswith(f"2 done in {kept}, skipped.\nPollTimeoutError: ")
     assert sorted(ids_of(kept.read_text())) == sorted([*ids, ids[2]])
 
 
