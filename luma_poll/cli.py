@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -417,8 +418,15 @@ async def _fetch(
     generation_id = generation if isinstance(generation, str) else generation.id
     snapshot = generation if isinstance(generation, Generation) else None
     try:
+        if snapshot is None:
+            snapshot = await client.generations.get(generation_id)
+        if not snapshot.is_terminal:
+            raise ConfigurationError(
+                f"generation {generation_id} is {snapshot.state!r}, and has no files yet. To wait "
+                f"for it: luma-poll wait {shlex.join([generation_id, '--download', directory])}"
+            )
         paths = await client.download(
-            generation, directory, overwrite=overwrite, on_progress=bars.on_progress
+            snapshot, directory, overwrite=overwrite, on_progress=bars.on_progress
         )
     except Exception as error:
         return PollResult(generation_id, snapshot, error), []

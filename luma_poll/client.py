@@ -222,7 +222,7 @@ class LumaClient:
                 f"no complete answer within {self.timeout:g} s", generation_id=generation_id
             )
         if not 200 <= response.status_code < 300:
-            raise status_error(response, generation_id, secret=self._token)
+            raise status_error(response, generation_id, secret=self._token, base_url=self.base_url)
         snapshot = parse(Generation.model_validate_json, response.content, generation_id)
         return snapshot.answered_at(response.headers.get("Date"))
 

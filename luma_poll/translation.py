@@ -30,6 +30,11 @@ MAX_RETRY_AFTER = 3600.0
 MIN_SECRET_LENGTH = 8
 """Characters; what is shorter may be part of any word."""
 
+_WRONG_PATH = (
+    "Check the base URL (LUMA_BASE_URL), which does not end in /v1 as the API's does; "
+    "if it is right, the id."
+)
+
 
 def translate_error(error: BaseException, generation_id: str | None = None) -> APIError | None:
     """Our error for one of httpx, httpx2, the official SDK or the operating system; else None.
@@ -71,11 +76,15 @@ def _may_have_been_sent(error: BaseException) -> bool:
 
 
 def status_error(
-    response: Any, generation_id: str | None = None, *, secret: str | None = None
+    response: Any,
+    generation_id: str | None = None,
+    *,
+    secret: str | None = None,
+    base_url: str = "/v1",
 ) -> APIStatusError:
     """The typed error for a response (httpx's, or one that is alike) with an error status.
 
-    `secret` is left out of the API's words.
+    `secret` is left out of the API's words. `base_url` is where the request went.
     """
     status = int(response.status_code)
     fallback = ServerError if status >= 500 else APIStatusError
@@ -88,8 +97,10 @@ def status_error(
     if 300 <= status < 400:
         said.append("the API does not redirect, so check the base URL")
     message = ": ".join(part.rstrip(".") for part in said if part) + "."
-    if error_class.hint:
-        message += f" {error_class.hint}"
+    wrong_path = status in (404, 405) and not base_url.endswith("/v1")
+    hint = _WRONG_PATH if wrong_path else error_class.hint
+    if hint:
+        message += f" {hint}"
     if request_id:
         message += f" (request id {request_id})"
     return error_class(

@@ -96,7 +96,11 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 def submit(script: str = "sandbox:duration=0") -> str:
     """The id of a new generation."""
-    url, key = os.environ["LUMA_BASE_URL"], os.environ["LUMA_AGENTS_API_KEY"]
+    return submit_at(os.environ["LUMA_BASE_URL"], script)
+
+
+def submit_at(url: str, script: str = "sandbox:duration=0") -> str:
+    key = os.environ["LUMA_AGENTS_API_KEY"]
     answer = httpx.post(
         f"{url}/generations",
         json={"prompt": f"a fox {script}"},
@@ -433,6 +437,19 @@ def test_a_wrong_address_names_the_variable(cli: Cli, monkeypatch: pytest.Monkey
         "",
         "Error: LUMA_BASE_URL must begin with https:// (or http://) and a host\n",
     )
+
+
+@pytest.mark.parametrize("command", ["get", "wait", "create"])
+@pytest.mark.parametrize("path", ["", "/v1/generations"])
+def test_a_wrong_path_blames_the_address(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, base_url: str, command: str, path: str
+) -> None:
+    """The id may be right: nobody looked it up."""
+    monkeypatch.setenv("LUMA_BASE_URL", base_url.removesuffix("/v1") + path)
+    code, out, err = cli(command, submit_at(base_url))
+    assert (code, out) == (4, "")
+    assert "Check the base URL (LUMA_BASE_URL), which does not end in /v1" in err
+    assert "Check the id" not in err
 
 
 @pytest.mark.filterwarnings("always")
