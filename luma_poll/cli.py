@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
 import typer
@@ -45,6 +45,7 @@ from luma_poll.results import (
     to_json,
     verdict,
 )
+from luma_poll.submissions import PATIENCE, Prompt, Submissions, read_params, read_prompts
 from luma_poll.terminal import (
     LogHandler,
     err,
@@ -56,7 +57,16 @@ from luma_poll.terminal import (
     say_error,
     say_lines,
 )
-from luma_poll.waits import MAX_RATE, OUTPUT_CLOSED, TIMEOUT, Batch, Source, exit_code, limits
+from luma_poll.waits import (
+    MAX_RATE,
+    OUTPUT_CLOSED,
+    TIMEOUT,
+    Batch,
+    Source,
+    exit_code,
+    limits,
+    option,
+)
 
 MODELS = ("uni-1", "uni-1-max", "ray-3.2")
 TYPES = ("image", "image_edit", "video", "video_edit", "video_reframe", "layering")
@@ -81,8 +91,8 @@ app = typer.Typer(
 )
 
 
-def _positive(value: float) -> float:
-    if not value > 0:
+def _positive(value: float | None) -> float | None:
+    if value is not None and not value > 0:
         raise typer.BadParameter(f"{value:g} is not above 0.")
     return value
 
@@ -171,7 +181,9 @@ def get(generation_id: Id, as_json: Json = False) -> None:
 
 @app.command()
 def create(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to make.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What to make.", show_default=False)
+    ] = None,
     model: Annotated[
         str | None, typer.Option(autocompletion=_offer(*MODELS), help="uni-1, ray-3.2, ...")
     ] = None,
@@ -180,39 +192,75 @@ def create(
         typer.Option("--type", autocompletion=_offer(*TYPES), help="image, video, ..."),
     ] = None,
     aspect_ratio: Annotated[str | None, typer.Option(help="16:9, 1:1, ...")] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Any other parameter; the value is JSON, or text."),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Prompts, one a line; - is standard input."),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait, and print the URLs of the outputs.")
     ] = False,
-    timeout: Timeout = TIMEOUT,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            callback=_positive,
+            metavar="SECONDS",
+            help="How long to --wait; 600 by default, inf for ever.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Submit a generation, which is billed, and print its id."""
-    submitted = False
-    batch = Batch()
-    put: Put = _put_json if as_json else _put_text
+    """Submit a generation, which is billed, and print its id.
 
-    async def submit() -> int:
-        nonlocal submitted, batch
-        async with _client() as client:
-            generation = await client.generations.create(
-                prompt, model=model, type=kind, aspect_ratio=aspect_ratio
-            )
-            submitted = True
-            if not wait:
-                put_line(generation.model_dump_json() if as_json else generation.id)
-                return 0
-            batch = Batch([generation])
+    With --file one for each line of a file; a line that begins with # is a comment.
+    """
+    usual = {"model": model, "type": kind, "aspect_ratio": aspect_ratio}
+    source = Source(as_json=as_json, limits=limits(timeout or TIMEOUT))
+    submissions, batch = Submissions(), None
+
+    def put_submitted(prompt: Prompt, generation: Generation) -> None:
+        if wait:
             say(f"Submitted {generation.id}.")
-            await _wait_for(batch, client, timeout, MAX_RATE, put)
-            return batch.code
+        elif as_json:
+            put_line(generation.model_copy(update={"prompt": prompt.text}).model_dump_json())
+        else:
+            put_line(generation.id)
+
+    async def submit(params: dict[str, Any]) -> int:
+        nonlocal batch
+        async with _client() as client:
+            code = await _submit(client, submissions, params, put_submitted)
+            if not wait or not submissions.accepted:
+                return code
+            batch = Batch(submissions.accepted)
+            put: Put = _put_json if as_json else partial(_put_text, alone=batch.is_one)
+            await _wait_for(batch, client, timeout or TIMEOUT, MAX_RATE, put)
+            return max(code, batch.code)
 
     def interrupted() -> None:
-        if not submitted:
-            say("Interrupted while submitting: it may have been accepted, and be billed.")
-        say_lines(Source(as_json=as_json, limits=limits(timeout)).after_interrupt(batch))
+        say_lines(submissions.after_interrupt())
+        if wait:
+            say_lines(source.after_interrupt(batch or Batch(submissions.accepted)))
 
     with exit_codes(interrupted):
-        raise typer.Exit(anyio.run(submit))
+        if (prompt is None) == (file is None):
+            raise ConfigurationError("give a PROMPT, or --file PATH")
+        if timeout is not None and not wait:
+            raise ConfigurationError("--timeout goes with --wait")
+        params = read_params(usual, param or ())
+        options = [
+            *(word for key, value in usual.items() for word in option(key, value)),
+            *(word for each in param or () for word in option("param", each)),
+            *["--wait"] * wait,
+            *source.limits,
+            *["--json"] * as_json,
+        ]
+        prompts = [Prompt(prompt or "")] if file is None else read_prompts(file)
+        submissions = Submissions(prompts, file, options)
+        raise typer.Exit(anyio.run(submit, params))
 
 
 @app.command()
@@ -242,8 +290,9 @@ def wait(
 ) -> None:
     """Wait for generations, and print the URLs of the outputs of each as it ends.
 
-    Of several, each URL comes after the id and a tab. Why one failed is said on standard error;
-    with --json, in its object.
+    Of several, each URL comes after its id and a tab.
+
+    Why one failed is said on standard error; with --json, in its object.
     """
     source = Source(
         tuple(ids or ()),
@@ -375,6 +424,35 @@ def sandbox(
 
     with exit_codes():
         anyio.run(serve)
+
+
+async def _submit(
+    client: LumaClient,
+    submissions: Submissions,
+    params: dict[str, Any],
+    put: Callable[[Prompt, Generation], None],
+) -> int:
+    """Submit one after the other, until one fails in a way that others would; the exit code."""
+    if submissions.path is not None:
+        client = client.with_options(max_retries=PATIENCE)
+    codes = [0]
+    for prompt in submissions:
+        try:
+            generation = await client.generations.create(prompt.text, **params)
+        except LumaError as error:
+            say_error(error, submissions.place())
+            codes.append(exit_code(error))
+            if not submissions.refuse(error):
+                break
+        else:
+            submissions.accept(generation)
+            try:
+                put(prompt, generation)
+            except OSError:  # lest it is forgotten, though it is billed
+                say_lines([f"Submitted {generation.id}.", *submissions.after_end()])
+                raise
+    say_lines(submissions.after_end())
+    return max(codes)
 
 
 async def _wait_for(

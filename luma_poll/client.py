@@ -279,7 +279,7 @@ class Generations:
         request = partial(self._client._request, "GET", path, generation_id=generation_id)
         return await self._retried(request, lambda error: error.retryable)
 
-    async def create(self, prompt: str, **params: Any) -> Generation:
+    async def create(self, /, prompt: str, **params: Any) -> Generation:
         """Submit a generation; the answer is its first snapshot, with its id.
 
         It is repeated only where the API cannot have accepted it: no connection, or 429. After

@@ -81,8 +81,9 @@ def say_lines(lines: Iterable[str]) -> None:
         err.print(escape(line), soft_wrap=line.startswith(" ") or not err.is_terminal)
 
 
-def say_error(error: Exception) -> None:
-    """Print to stderr what went wrong, without a secret."""
+def say_error(error: Exception, where: str = "") -> None:
+    """Print to stderr what went wrong, and where, without a secret."""
     name = "Error" if isinstance(error, ConfigurationError) else type(error).__name__
     notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-    say(f"{name}: {redact(str(error))}{notes}")
+    place = f"{where}: " if where else ""
+    say(f"{place}{name}: {redact(str(error))}{notes}")

@@ -201,9 +201,9 @@ class Source:
 
     def _command(self, words: list[str]) -> str:
         through_the_shell = self.as_json and self.output is None
-        words = [*words, *self.limits, *_option("download", self.download)]
-        words += ["--json"] if through_the_shell else _option("output", self.output)
-        words += _option("resume", self.resume)
+        words = [*words, *self.limits, *option("download", self.download)]
+        words += ["--json"] if through_the_shell else option("output", self.output)
+        words += option("resume", self.resume)
         appended = through_the_shell and self.resume is not None
         into = f" >> {shlex.quote(str(self.resume))}" if appended else ""
         return f"  luma-poll wait {shlex.join(words)}{into}"
@@ -216,7 +216,8 @@ class Source:
         return words
 
 
-def _option(name: str, value: str | None) -> list[str]:
+def option(name: str, value: str | None) -> list[str]:
+    """The words that give this value to the option of this name."""
     return [] if value is None else [f"--{name}", value]
 
 

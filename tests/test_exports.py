@@ -53,6 +53,7 @@ ORDER = [
     "problems",
     "fastapi",
     "ids",
+    "submissions",
     "results",
     "bars",
     "display",
