@@ -16,7 +16,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import shlex
 import signal
 import sys
 import warnings
@@ -238,6 +237,7 @@ def create(
             batch = Batch(submissions.accepted)
             put: Put = _put_json if as_json else partial(_put_text, alone=batch.is_one)
             await _wait_for(batch, client, timeout or TIMEOUT, MAX_RATE, put)
+            say_lines(source.after_end(batch))
             return max(code, batch.code)
 
     def interrupted() -> None:
@@ -343,7 +343,7 @@ def download(
     After an interruption the same command goes on from the bytes that are there.
     """
     put: Put = _put_json if as_json else _put_text
-    codes = [0]
+    codes, running = [0], list[str]()
 
     async def fetch_all(wanted: list[str]) -> None:
         async with _client() as client:
@@ -356,12 +356,17 @@ def download(
                     async for result, paths in results:
                         put(result, paths)
                         codes.append(0 if result.error is None else exit_code(result.error))
+                        if result.generation is not None and not result.generation.is_terminal:
+                            running.append(result.generation_id)
 
     def interrupted() -> None:
         say("Interrupted; the same command goes on from the bytes that are there.")
 
     with exit_codes(interrupted):
         anyio.run(fetch_all, list(dict.fromkeys(map(check_generation_id, ids))))
+        if running:
+            source = Source(as_json=as_json, download=directory)
+            say_lines(["To wait for what is still running:", source.command(running)])
         raise typer.Exit(max(codes))
 
 
@@ -500,8 +505,7 @@ async def _fetch(
             snapshot = await client.generations.get(generation_id)
         if not snapshot.is_terminal:
             raise ConfigurationError(
-                f"generation {generation_id} is {snapshot.state!r}, and has no files yet. To wait "
-                f"for it: luma-poll wait {shlex.join([generation_id, '--download', directory])}"
+                f"generation {generation_id} is {snapshot.state!r}, and has no files yet"
             )
         paths = await client.download(
             snapshot, directory, overwrite=overwrite, on_progress=bars.on_progress

@@ -30,11 +30,6 @@ MAX_RETRY_AFTER = 3600.0
 MIN_SECRET_LENGTH = 8
 """Characters; what is shorter may be part of any word."""
 
-_WRONG_PATH = (
-    "Check the base URL (LUMA_BASE_URL), which does not end in /v1 as the API's does; "
-    "if it is right, the id."
-)
-
 
 def translate_error(error: BaseException, generation_id: str | None = None) -> APIError | None:
     """Our error for one of httpx, httpx2, the official SDK or the operating system; else None.
@@ -97,8 +92,7 @@ def status_error(
     if 300 <= status < 400:
         said.append("the API does not redirect, so check the base URL")
     message = ": ".join(part.rstrip(".") for part in said if part) + "."
-    wrong_path = status in (404, 405) and not base_url.endswith("/v1")
-    hint = _WRONG_PATH if wrong_path else error_class.hint
+    hint = _hint(status, generation_id, base_url)
     if hint:
         message += f" {hint}"
     if request_id:
@@ -111,6 +105,14 @@ def status_error(
         retry_after=retry_after(response.headers),
         generation_id=generation_id,
     )
+
+
+def _hint(status: int, generation_id: str | None, base_url: str) -> str:
+    if status in (404, 405) and not base_url.endswith("/v1"):
+        return "Check the base URL (LUMA_BASE_URL), which does not end in /v1 as the API's does."
+    if status == 404 and generation_id is None:
+        return "Check the base URL (LUMA_BASE_URL)."
+    return STATUS_ERRORS[status].hint if status in STATUS_ERRORS else ""
 
 
 def classes(*names: str) -> tuple[type[BaseException], ...]:

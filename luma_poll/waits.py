@@ -88,7 +88,8 @@ class Batch:
         """Give one after the other, those of standard input as they come."""
         table.expected, table.more = len(self.generations), self.stdin
         for generation in self.generations:
-            table.add(_id_of(generation), _id_of(generation))
+            known = {} if isinstance(generation, str) else {"state": generation.state}
+            table.add(_id_of(generation), _id_of(generation), **known)
             yield generation
         if self.stdin:
             async with aclosing(read_ids_from_stdin()) as ids:
@@ -185,8 +186,9 @@ class Source:
         ]
 
     def _commands(self, ids: list[str]) -> list[str]:
-        if len(ids) <= FEW:
-            return [self._command(ids)]
+        can_be_named_again = (self.arguments or self.files) and not self.has_stdin
+        if len(ids) <= FEW or not can_be_named_again:
+            return [self.command(ids)]
         results = self.output or self.resume or "results.jsonl"
         output = self.output if self.as_json else results
         kept = replace(self, output=output, resume=self.resume or results)
@@ -197,9 +199,10 @@ class Source:
                 if self.as_json
                 else "  (which keeps its results, so that it can be resumed)"
             ]
-        return [kept._command(self._sources()), *note]
+        return [kept.command(self._sources()), *note]
 
-    def _command(self, words: list[str]) -> str:
+    def command(self, words: list[str]) -> str:
+        """A command to copy that waits for these, with the same options."""
         through_the_shell = self.as_json and self.output is None
         words = [*words, *self.limits, *option("download", self.download)]
         words += ["--json"] if through_the_shell else option("output", self.output)
@@ -210,7 +213,7 @@ class Source:
 
     def _sources(self) -> list[str]:
         few = len(self.arguments) <= FEW
-        words = list(self.arguments) if few else ["ID...", *["-"] * ("-" in self.arguments)]
+        words = list(self.arguments) if few else ["ID..."]
         for path in self.files:
             words += ["--file", path]
         return words

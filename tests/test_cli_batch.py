@@ -429,6 +429,15 @@ def test_ctrl_c_among_ids_of_stdin(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     assert told.err.splitlines()[-1] == f"  luma-poll wait {ids[0]} {ids[1]} --json"
 
 
+def test_no_id_of_stdin_is_forgotten(cli: Cli) -> None:
+    """However many there are: whoever made them may have ended, and told nobody else."""
+    ids = [submit("sandbox:duration=60") for _ in range(12)]
+    told = cli("wait", "-", "--timeout", "0.5", stdin="\n".join(ids).encode())
+    assert told.code == 3
+    words = shlex.split(told.err.splitlines()[-1])
+    assert sorted(words) == sorted(["luma-poll", "wait", *ids, "--timeout", "0.5"])
+
+
 def test_an_id_that_the_api_spells_in_another_way(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,6 +255,23 @@ def test_ctrl_c_while_waiting_names_those_that_run(
     ]
 
 
+def test_many_have_a_summary_and_a_command_with_every_id(cli: Cli) -> None:
+    """There is no file of ids that it could name."""
+    lines = [b"a sandbox:duration=60"] * 11 + [b"a sandbox:duration=0"]
+    told = cli("create", "--file", "-", "--wait", "--timeout", "0.5", stdin=b"\n".join(lines))
+    said = told.err.splitlines()
+    ids = [line.removeprefix("Submitted ").rstrip(".") for line in said[:11]]
+    assert told.code == 3
+    assert said[-4:-1] == [
+        "     11 PollTimeoutError",
+        "      1 completed",
+        "To wait again for the 11 that may still end:",
+    ]
+    words = shlex.split(said[-1])
+    assert (words[:2], sorted(words[2:-2])) == (["luma-poll", "wait"], sorted(ids))
+    assert words[-2:] == ["--timeout", "0.5"]
+
+
 def test_an_id_that_cannot_be_printed_is_not_forgotten(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompts: str, sent: Sent
 ) -> None:
