@@ -251,14 +251,10 @@ def create(
         if timeout is not None and not wait:
             raise ConfigurationError("--timeout goes with --wait")
         params = read_params(usual, param or ())
-        options = [
-            *(word for key, value in usual.items() for word in option(key, value)),
-            *(word for each in param or () for word in option("param", each)),
-            *["--wait"] * wait,
-            *source.limits,
-            *["--json"] * as_json,
-        ]
         prompts = [Prompt(prompt or "")] if file is None else read_prompts(file)
+        options = [word for key, value in usual.items() for word in option(key, value)]
+        options += [word for each in param or () for word in option("param", each)]
+        options += [*["--wait"] * wait, *source.limits, *["--json"] * as_json]
         submissions = Submissions(prompts, file, options)
         raise typer.Exit(anyio.run(submit, params))
 

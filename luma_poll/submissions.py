@@ -131,7 +131,10 @@ class Submissions:
         """What to say after Ctrl-C."""
         if self.under_way:
             at = f" {self.place()}" if self.path is not None else ""
-            yield f"Interrupted while submitting{at}: it may have been accepted, and be billed."
+            yield (
+                f"Interrupted while submitting{at}: it may have been accepted, and be billed. "
+                "Look at the usage of the account before you submit it again."
+            )
             self.settled += 1
         yield from self.after_end()
 

@@ -221,7 +221,7 @@ class Source:
 
 def option(name: str, value: str | None) -> list[str]:
     """The words that give this value to the option of this name."""
-    return [] if value is None else [f"--{name}", value]
+    return [] if value is None else [f"--{name.replace('_', '-')}", value]
 
 
 def _interrupted(running: int, again: int = 0) -> str:

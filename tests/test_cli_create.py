@@ -197,7 +197,8 @@ def test_what_would_meet_the_others_too_ends_it(
 ) -> None:
     """The command that goes on has all options, and leaves out what may have been accepted."""
     sent = answering(monkeypatch, {2: failure})
-    options = ["--type", "image", "--param", "style=a b", "--wait", "--timeout", "5", "--json"]
+    options = ["--type", "image", "--aspect-ratio", "16:9", "--param", "style=a b"]
+    options += ["--wait", "--timeout", "5", "--json"]
     monkeypatch.setattr(Generations, "get", no_answer)
     code, _, err = cli("create", "--file", prompts, *options)
     said = err.splitlines()
@@ -234,7 +235,8 @@ def test_ctrl_c_says_what_may_be_billed_and_what_was_not_submitted(
     assert err.splitlines() == [
         *(["Submitted number-1."] if wait else []),
         f"Interrupted while submitting line 4 of {prompts}: "
-        "it may have been accepted, and be billed.",
+        "it may have been accepted, and be billed. "
+        "Look at the usage of the account before you submit it again.",
         f"Not submitted: 1 prompt, from line 6 of {prompts} on.",
         f"  tail -n +6 '{prompts}' | luma-poll create --file -{' --wait' if wait else ''}",
         *(waiting if wait else []),
