@@ -2,6 +2,13 @@
 
 import sys
 
+HOW_TO_INSTALL = """\
+The command line needs {missing}, which comes with the extra "cli". Install it in the way you use:
+  pip install "luma-poll[cli]"
+  pipx install --force "luma-poll[cli]"
+  uv tool install "luma-poll[cli]"
+  uvx --from "luma-poll[cli]" luma-poll"""
+
 
 def main() -> None:
     """Run the command line, or say how to install it."""
@@ -15,7 +22,7 @@ def main() -> None:
         missing = (error.name or "luma_poll").partition(".")[0]
         if missing == "luma_poll":
             raise
-        print(f"The command line needs {missing}: pip install 'luma-poll[cli]'", file=sys.stderr)
+        print(HOW_TO_INSTALL.format(missing=missing), file=sys.stderr)
         sys.exit(2)
 
 

@@ -18,13 +18,15 @@ from rich.progress import (
 from rich.table import Column
 
 from luma_poll.download import DownloadProgress
+from luma_poll.escaping import escape
 
 
 class DownloadBars:
     """The bars: who draws asks for `progress`."""
 
     def __init__(self, console: Console) -> None:
-        name = TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1))
+        one_line = Column(no_wrap=True, ratio=1)
+        name = TextColumn("{task.description}", markup=False, table_column=one_line)
         self.progress = Progress(
             name,
             BarColumn(bar_width=20),
@@ -47,7 +49,7 @@ class DownloadBars:
         key = event.generation_id, event.index
         if key not in self._tasks:
             number = f" {event.index + 1}/{event.count}" if event.count > 1 else ""
-            self._tasks[key] = self.progress.add_task(event.generation_id + number)
+            self._tasks[key] = self.progress.add_task(escape(event.generation_id) + number)
         task = self._tasks[key]
         self.progress.update(task, completed=event.received, total=event.total)
         if event.done:

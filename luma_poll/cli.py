@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
 import typer
@@ -44,17 +44,31 @@ from luma_poll.results import (
     to_json,
     verdict,
 )
+from luma_poll.submissions import PATIENCE, Prompt, Submissions, read_params, read_prompts
 from luma_poll.terminal import (
     LogHandler,
     err,
     exit_codes,
+    let_go_of_stdout,
     out,
     put_line,
     say,
     say_error,
     say_lines,
 )
-from luma_poll.waits import Batch, Source, exit_code, how_to_resume
+from luma_poll.waits import (
+    MAX_RATE,
+    OUTPUT_CLOSED,
+    TIMEOUT,
+    Batch,
+    Source,
+    exit_code,
+    limits,
+    option,
+)
+
+MODELS = ("uni-1", "uni-1-max", "ray-3.2")
+TYPES = ("image", "image_edit", "video", "video_edit", "video_reframe", "layering")
 
 Paths = Sequence[Path] | None
 """The files of a result, if it was to be downloaded."""
@@ -63,7 +77,7 @@ Put = Callable[[PollResult, Paths], None]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Wait for Luma generations. Without a key, try [bold]luma-poll demo[/].\n\n"
@@ -76,10 +90,15 @@ app = typer.Typer(
 )
 
 
-def _positive(value: float) -> float:
-    if not value > 0:
+def _positive(value: float | None) -> float | None:
+    if value is not None and not value > 0:
         raise typer.BadParameter(f"{value:g} is not above 0.")
     return value
+
+
+def _offer(*values: str) -> Callable[[str], list[str]]:
+    """Complete a word in the shell to one of these, though others are accepted too."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a generation.")]
@@ -111,6 +130,11 @@ def run() -> None:
     logging.getLogger("luma_poll").addHandler(LogHandler(logging.WARNING))
     try:
         app(prog_name="luma-poll")
+    except SystemExit as ended:  # with 1, where Typer or Rich could not print, as to `head`
+        if isinstance(ended.__context__, BrokenPipeError):
+            let_go_of_stdout()
+            sys.exit(OUTPUT_CLOSED)
+        raise
     finally:  # a second Ctrl-C ends it there and then, without a word from a closing interpreter
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -150,48 +174,89 @@ def get(generation_id: Id, as_json: Json = False) -> None:
 
     with exit_codes():
         generation = anyio.run(fetch)
-        put_line(generation.model_dump_json() if as_json else _describe(generation))
+        for line in [generation.model_dump_json()] if as_json else _describe(generation):
+            put_line(line)
 
 
 @app.command()
 def create(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to make.")],
-    model: Annotated[str | None, typer.Option(help="uni-1, uni-1-max, ray-3.2, ...")] = None,
-    kind: Annotated[str | None, typer.Option("--type", help="image, video, ...")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What to make.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(autocompletion=_offer(*MODELS), help="uni-1, ray-3.2, ...")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", autocompletion=_offer(*TYPES), help="image, video, ..."),
+    ] = None,
     aspect_ratio: Annotated[str | None, typer.Option(help="16:9, 1:1, ...")] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Any other parameter; the value is JSON, or text."),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Prompts, one a line; - is standard input."),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait, and print the URLs of the outputs.")
     ] = False,
-    timeout: Timeout = 600.0,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            callback=_positive,
+            metavar="SECONDS",
+            help="How long to --wait; 600 by default, inf for ever.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Submit a generation, which is billed, and print its id."""
-    submitted = False
-    batch = Batch()
-    put: Put = _put_json if as_json else _put_text
+    """Submit a generation, which is billed, and print its id.
 
-    async def submit() -> int:
-        nonlocal submitted, batch
-        async with _client() as client:
-            generation = await client.generations.create(
-                prompt, model=model, type=kind, aspect_ratio=aspect_ratio
-            )
-            submitted = True
-            if not wait:
-                put_line(generation.model_dump_json() if as_json else generation.id)
-                return 0
-            batch = Batch([generation])
+    With --file one for each line of a file; a line that begins with # is a comment.
+    """
+    usual = {"model": model, "type": kind, "aspect_ratio": aspect_ratio}
+    source = Source(as_json=as_json, limits=limits(timeout or TIMEOUT))
+    submissions, batch = Submissions(), None
+
+    def put_submitted(prompt: Prompt, generation: Generation) -> None:
+        if wait:
             say(f"Submitted {generation.id}.")
-            await _wait_for(batch, client, timeout, 30.0, put)
-            return batch.code
+        elif as_json:
+            put_line(generation.model_copy(update={"prompt": prompt.text}).model_dump_json())
+        else:
+            put_line(generation.id)
+
+    async def submit(params: dict[str, Any]) -> int:
+        nonlocal batch
+        async with _client() as client:
+            code = await _submit(client, submissions, params, put_submitted)
+            if not wait or not submissions.accepted:
+                return code
+            batch = Batch(submissions.accepted)
+            put: Put = _put_json if as_json else partial(_put_text, alone=batch.is_one)
+            await _wait_for(batch, client, timeout or TIMEOUT, MAX_RATE, put)
+            say_lines(source.after_end(batch))
+            return max(code, batch.code)
 
     def interrupted() -> None:
-        if not submitted:
-            say("Interrupted while submitting: it may have been accepted, and be billed.")
-        say_lines(how_to_resume(batch.pending))
+        say_lines(submissions.after_interrupt())
+        if wait:
+            say_lines(source.after_interrupt(batch or Batch(submissions.accepted)))
 
     with exit_codes(interrupted):
-        raise typer.Exit(anyio.run(submit))
+        if (prompt is None) == (file is None):
+            raise ConfigurationError("give a PROMPT, or --file PATH")
+        if timeout is not None and not wait:
+            raise ConfigurationError("--timeout goes with --wait")
+        params = read_params(usual, param or ())
+        prompts = [Prompt(prompt or "")] if file is None else read_prompts(file)
+        options = [word for key, value in usual.items() for word in option(key, value)]
+        options += [word for each in param or () for word in option("param", each)]
+        options += [*["--wait"] * wait, *source.limits, *["--json"] * as_json]
+        submissions = Submissions(prompts, file, options)
+        raise typer.Exit(anyio.run(submit, params))
 
 
 @app.command()
@@ -201,8 +266,8 @@ def wait(
         list[str] | None,
         typer.Option(metavar="PATH", help="Read ids from a file too; # begins a comment."),
     ] = None,
-    timeout: Timeout = 600.0,
-    max_rate: MaxRate = 30.0,
+    timeout: Timeout = TIMEOUT,
+    max_rate: MaxRate = MAX_RATE,
     as_json: Json = False,
     output: Annotated[
         str | None,
@@ -221,9 +286,19 @@ def wait(
 ) -> None:
     """Wait for generations, and print the URLs of the outputs of each as it ends.
 
+    Of several, each URL comes after its id and a tab.
+
     Why one failed is said on standard error; with --json, in its object.
     """
-    source = Source(tuple(ids or ()), tuple(file or ()), as_json, output, resume, download)
+    source = Source(
+        tuple(ids or ()),
+        tuple(file or ()),
+        as_json,
+        output,
+        resume,
+        download,
+        limits(timeout, max_rate),
+    )
     batch = Batch()
 
     async def wait_for_all(put: Put) -> None:
@@ -235,18 +310,18 @@ def wait(
         batch = Batch(source.read_ids(), source.has_stdin, earlier)
         if batch.skipped:
             say(f"{batch.skipped} done in {resume}, skipped.")
-        put: Put = _put_json if as_json else _put_text
+        put: Put = _put_json if as_json else partial(_put_text, alone=batch.is_one)
         if output is not None:
-            put = stack.enter_context(_appending(output))
+            put = _telling(stack.enter_context(_appending(output)))
         elif resume is not None:
             _end_cut_off_line(resume)
         try:
             if batch.generations or batch.stdin:
                 anyio.run(wait_for_all, put)
         except LumaError:  # of standard input, after what came before
-            say_lines(batch.summary())
+            say_lines(source.after_end(batch))
             raise
-        say_lines([*batch.summary(), *source.after_end(batch)])
+        say_lines(source.after_end(batch))
         raise typer.Exit(batch.code)
 
 
@@ -264,7 +339,7 @@ def download(
     After an interruption the same command goes on from the bytes that are there.
     """
     put: Put = _put_json if as_json else _put_text
-    codes = [0]
+    codes, running = [0], list[str]()
 
     async def fetch_all(wanted: list[str]) -> None:
         async with _client() as client:
@@ -277,17 +352,22 @@ def download(
                     async for result, paths in results:
                         put(result, paths)
                         codes.append(0 if result.error is None else exit_code(result.error))
+                        if result.generation is not None and not result.generation.is_terminal:
+                            running.append(result.generation_id)
 
     def interrupted() -> None:
         say("Interrupted; the same command goes on from the bytes that are there.")
 
     with exit_codes(interrupted):
         anyio.run(fetch_all, list(dict.fromkeys(map(check_generation_id, ids))))
+        if running:
+            source = Source(as_json=as_json, download=directory)
+            say_lines(["To wait for what is still running:", source.command(running)])
         raise typer.Exit(max(codes))
 
 
 @app.command()
-def watch(generation_id: Id, timeout: Timeout = 600.0, as_json: Json = False) -> None:
+def watch(generation_id: Id, timeout: Timeout = TIMEOUT, as_json: Json = False) -> None:
     """Print every change of a generation's state, then the URLs of its outputs."""
 
     async def print_changes() -> None:
@@ -301,7 +381,8 @@ def watch(generation_id: Id, timeout: Timeout = 600.0, as_json: Json = False) ->
                     _put_urls(generation)
                 generation.raise_for_failure()
 
-    with exit_codes(lambda: say_lines(how_to_resume([generation_id]))):
+    source, batch = Source(limits=limits(timeout)), Batch([generation_id])
+    with exit_codes(lambda: say_lines(source.after_interrupt(batch))):
         anyio.run(print_changes)
 
 
@@ -346,6 +427,35 @@ def sandbox(
         anyio.run(serve)
 
 
+async def _submit(
+    client: LumaClient,
+    submissions: Submissions,
+    params: dict[str, Any],
+    put: Callable[[Prompt, Generation], None],
+) -> int:
+    """Submit one after the other, until one fails in a way that others would; the exit code."""
+    if submissions.path is not None:
+        client = client.with_options(max_retries=PATIENCE)
+    codes = [0]
+    for prompt in submissions:
+        try:
+            generation = await client.generations.create(prompt.text, **params)
+        except LumaError as error:
+            say_error(error, submissions.place())
+            codes.append(exit_code(error))
+            if not submissions.refuse(error):
+                break
+        else:
+            submissions.accept(generation)
+            try:
+                put(prompt, generation)
+            except OSError:  # lest it is forgotten, though it is billed
+                say_lines([f"Submitted {generation.id}.", *submissions.after_end()])
+                raise
+    say_lines(submissions.after_end())
+    return max(codes)
+
+
 async def _wait_for(
     batch: Batch,
     client: LumaClient,
@@ -387,8 +497,14 @@ async def _fetch(
     generation_id = generation if isinstance(generation, str) else generation.id
     snapshot = generation if isinstance(generation, Generation) else None
     try:
+        if snapshot is None:
+            snapshot = await client.generations.get(generation_id)
+        if not snapshot.is_terminal:
+            raise ConfigurationError(
+                f"generation {generation_id} is {snapshot.state!r}, and has no files yet"
+            )
         paths = await client.download(
-            generation, directory, overwrite=overwrite, on_progress=bars.on_progress
+            snapshot, directory, overwrite=overwrite, on_progress=bars.on_progress
         )
     except Exception as error:
         return PollResult(generation_id, snapshot, error), []
@@ -401,14 +517,26 @@ def _put_json(result: PollResult, paths: Paths = None) -> None:
     put_line(to_json(result, paths))
 
 
-def _put_text(result: PollResult, paths: Paths = None) -> None:
+def _put_text(result: PollResult, paths: Paths = None, *, alone: bool = True) -> None:
+    """Print the paths, or else the URLs; beside the id, unless there is no other."""
     if result.error is not None:
         say_error(result.error)
     elif paths is not None:
         for path in paths:
             put_line(str(path))
     elif result.generation is not None:
-        _put_urls(result.generation)
+        _put_urls(result.generation, *[] if alone else [result.generation_id])
+
+
+def _telling(put: Put) -> Put:
+    """Also say why one failed: nobody looks into the file meanwhile."""
+
+    def put_and_tell(result: PollResult, paths: Paths) -> None:
+        put(result, paths)
+        if result.error is not None:
+            say_error(result.error)
+
+    return put_and_tell
 
 
 @contextmanager
@@ -432,20 +560,20 @@ def _appending(path: str) -> Iterator[Put]:
             file.close()
 
 
-def _put_urls(generation: Generation) -> None:
+def _put_urls(generation: Generation, *before: str) -> None:
     for output in generation.output:
-        put_line(output.url)
+        put_line(*before, output.url)
 
 
-def _describe(generation: Generation) -> str:
+def _describe(generation: Generation) -> Iterator[str]:
     facts = list(generation.model_dump(exclude={"output"}).items())
     for output in generation.output:
         facts.append(("output", output.url))
         if output.expires_at is not None:
             facts.append(("  expires", f"{output.expires_at:%Y-%m-%d %H:%M:%S} UTC"))
-    return "\n".join(
-        f"{name.replace('_', ' '):<15} {value}" for name, value in facts if value is not None
-    )
+    for name, value in facts:
+        if value is not None:
+            yield f"{name.replace('_', ' '):<15} {value}"
 
 
 def _client() -> LumaClient:

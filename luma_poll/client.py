@@ -222,7 +222,7 @@ class LumaClient:
                 f"no complete answer within {self.timeout:g} s", generation_id=generation_id
             )
         if not 200 <= response.status_code < 300:
-            raise status_error(response, generation_id, secret=self._token)
+            raise status_error(response, generation_id, secret=self._token, base_url=self.base_url)
         snapshot = parse(Generation.model_validate_json, response.content, generation_id)
         return snapshot.answered_at(response.headers.get("Date"))
 
@@ -279,7 +279,7 @@ class Generations:
         request = partial(self._client._request, "GET", path, generation_id=generation_id)
         return await self._retried(request, lambda error: error.retryable)
 
-    async def create(self, prompt: str, **params: Any) -> Generation:
+    async def create(self, /, prompt: str, **params: Any) -> Generation:
         """Submit a generation; the answer is its first snapshot, with its id.
 
         It is repeated only where the API cannot have accepted it: no connection, or 429. After

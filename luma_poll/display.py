@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from luma_poll.bars import DownloadBars
+from luma_poll.escaping import escape
 from luma_poll.events import PollEvent
 
 DRAWINGS_PER_SECOND = 5
@@ -159,7 +160,7 @@ class LiveTable:
             said = ", ".join(f"{count} {kind}" for kind, count in troubles.items())
             lines.append(Text(f"polling through: {said}", "yellow"))
         failures = [
-            Text.assemble((f"{kind} ", "red"), generation_id)
+            Text.assemble((f"{kind} ", "red"), escape(generation_id))
             for generation_id, kind in self.failures.copy()
         ]
         room = max(0, height - 1 - len(lines))
@@ -186,7 +187,7 @@ class LiveTable:
         said = [(state, states[state]) for state in order if states.get(state, 0)]
         for number, (state, count) in enumerate(said):
             text.append(", " if number else "")
-            text.append(f"{count} {state}", STYLES.get(state, "magenta"))
+            text.append(f"{count} {escape(state)}", STYLES.get(state, "magenta"))
         return text
 
     def _rate(self, now: float) -> float:
@@ -201,13 +202,13 @@ class LiveTable:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for column in (*self.columns, "state"):
             table.add_column(_line(column))
-        table.add_column("age", justify="right", no_wrap=True)
+        table.add_column("waited", justify="right", no_wrap=True)
         table.add_column("polls", justify="right", no_wrap=True)
         now = time.monotonic()
         for row in rows:
-            age = (now if row.ended is None else row.ended) - row.started
+            waited = (now if row.ended is None else row.ended) - row.started
             table.add_row(
-                *map(_line, row.labels), _draw_state(row, now), f"{age:.1f} s", str(row.polls)
+                *map(_line, row.labels), _draw_state(row, now), f"{waited:.1f} s", str(row.polls)
             )
         return table
 
@@ -230,7 +231,7 @@ def _minutes(seconds: float) -> str:
 
 def _line(text: str) -> Text:
     """A text that is shortened where it does not fit, never wrapped."""
-    return Text(text, no_wrap=True, overflow="ellipsis")
+    return Text(escape(text), no_wrap=True, overflow="ellipsis")
 
 
 def _draw_state(row: Row, now: float) -> Text:
@@ -238,6 +239,6 @@ def _draw_state(row: Row, now: float) -> Text:
     style = STYLES.get(row.state, "magenta" if row.ended is None else "red")
     if row.ended is None:
         text.append(SPINNER[int(now * DRAWINGS_PER_SECOND) % len(SPINNER)] + " ", style)
-    text.append(row.state, style)
+    text.append(escape(row.state), style)
     text.append(f" {row.trouble}" if row.trouble else "", "red")
     return text

@@ -1,4 +1,4 @@
-"""Ids of generations in files and on standard input."""
+"""Lines in files and on standard input, and the ids of generations in them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,40 @@ from luma_poll.errors import ConfigurationError
 _ID = re.compile(r"[\w.-]{1,1000}", re.ASCII)
 
 
+def read_lines(path: str) -> list[bytes]:
+    """The lines of a file, or of standard input for `-`.
+
+    Raises:
+        ConfigurationError: It cannot be read.
+    """
+    try:
+        with open(_stdin() if path == "-" else path, "rb", closefd=path != "-") as file:
+            return file.readlines()
+    except OSError as error:
+        name = "standard input" if path == "-" else path
+        raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from None
+
+
+def decode(line: bytes, name: str, number: int) -> str:
+    """The text of a line, without a byte order mark.
+
+    Raises:
+        ConfigurationError: It is no text.
+    """
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{name} is not text in UTF-8 (line {number})") from None
+
+
 def read_ids(path: str) -> list[str]:
     """The ids in a file: one or more a line, separated by white space; `#` begins a comment.
 
     Raises:
         ConfigurationError: It cannot be read, or has something else in it, or nothing.
     """
-    try:
-        with open(path, "rb") as file:
-            lines = file.readlines()
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
-    ids = [found for number, line in enumerate(lines, 1) for found in _split(line, path, number)]
+    lines = enumerate(read_lines(path), 1)
+    ids = [found for number, line in lines for found in _split(line, path, number)]
     if not ids:
         raise ConfigurationError(f"there is no id in {path}")
     return ids
@@ -55,10 +77,8 @@ async def read_ids_from_stdin() -> AsyncGenerator[str]:
 
 async def _read_stdin() -> bytes:
     """What there is, or nothing at its end."""
-    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
-        raise ConfigurationError("standard input is closed")
+    descriptor = _stdin()
     try:
-        descriptor = sys.stdin.fileno()
         if sys.platform != "win32":  # which can only tell that of a socket
             with suppress(PermissionError):  # a regular file: always readable
                 await anyio.wait_readable(descriptor)
@@ -68,12 +88,15 @@ async def _read_stdin() -> bytes:
         raise ConfigurationError(f"standard input cannot be read: {why}") from None
 
 
-def _split(line: bytes, name: str, number: int) -> Iterator[str]:
+def _stdin() -> int:
     try:
-        words = line.decode("utf-8-sig" if number == 1 else "utf-8").split()
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{name} is not text in UTF-8 (line {number})") from None
-    for word in words:
+        return sys.stdin.fileno()
+    except (AttributeError, OSError, ValueError):  # None is what Python makes of `<&-`
+        raise ConfigurationError("standard input is closed") from None
+
+
+def _split(line: bytes, name: str, number: int) -> Iterator[str]:
+    for word in decode(line, name, number).split():
         if word.startswith("#"):
             return
         if not _ID.fullmatch(word) or word in (".", ".."):

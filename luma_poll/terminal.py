@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from luma_poll.errors import ConfigurationError, LumaError
+from luma_poll.escaping import escape
 from luma_poll.redaction import redact
 from luma_poll.waits import INTERRUPTED, OUTPUT_CLOSED, TROUBLE, exit_code
 
@@ -40,22 +41,23 @@ def exit_codes(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[None
         on_interrupt()
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        _let_go_of_stdout()
+        let_go_of_stdout()
         raise typer.Exit(OUTPUT_CLOSED) from None
     except OSError as error:
-        _let_go_of_stdout()
+        let_go_of_stdout()
         say(f"Error: {error}")
         raise typer.Exit(TROUBLE) from None
 
 
-def _let_go_of_stdout() -> None:
+def let_go_of_stdout() -> None:
     """Python would try to write the rest at exit, and complain."""
     with suppress(OSError):  # in a test it may have no file number
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def put_line(text: str) -> None:
-    """Print a result. On the terminal that stderr is too it goes above the live table."""
+def put_line(*fields: str) -> None:
+    """Print a result, its fields with tabs between them, above the table if there is one."""
+    text = "\t".join(map(escape, fields))
     if _same_terminal():
         err.print(Text(text), soft_wrap=True)
     else:
@@ -70,17 +72,18 @@ def _same_terminal() -> bool:
 
 def say(text: str) -> None:
     """Print to stderr, above the table if there is one; a terminal gets whole words in a line."""
-    err.print(text, soft_wrap=not err.is_terminal)
+    err.print(escape(text), soft_wrap=not err.is_terminal)
 
 
 def say_lines(lines: Iterable[str]) -> None:
     """Print to stderr; what is indented may be copied, so it is never broken."""
     for line in lines:
-        err.print(line, soft_wrap=line.startswith(" ") or not err.is_terminal)
+        err.print(escape(line), soft_wrap=line.startswith(" ") or not err.is_terminal)
 
 
-def say_error(error: Exception) -> None:
-    """Print to stderr what went wrong, without a secret."""
+def say_error(error: Exception, where: str = "") -> None:
+    """Print to stderr what went wrong, and where, without a secret."""
     name = "Error" if isinstance(error, ConfigurationError) else type(error).__name__
     notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-    say(f"{name}: {redact(str(error))}{notes}")
+    place = f"{where}: " if where else ""
+    say(f"{place}{name}: {redact(str(error))}{notes}")

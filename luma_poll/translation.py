@@ -71,11 +71,15 @@ def _may_have_been_sent(error: BaseException) -> bool:
 
 
 def status_error(
-    response: Any, generation_id: str | None = None, *, secret: str | None = None
+    response: Any,
+    generation_id: str | None = None,
+    *,
+    secret: str | None = None,
+    base_url: str = "/v1",
 ) -> APIStatusError:
     """The typed error for a response (httpx's, or one that is alike) with an error status.
 
-    `secret` is left out of the API's words.
+    `secret` is left out of the API's words. `base_url` is where the request went.
     """
     status = int(response.status_code)
     fallback = ServerError if status >= 500 else APIStatusError
@@ -88,8 +92,9 @@ def status_error(
     if 300 <= status < 400:
         said.append("the API does not redirect, so check the base URL")
     message = ": ".join(part.rstrip(".") for part in said if part) + "."
-    if error_class.hint:
-        message += f" {error_class.hint}"
+    hint = _hint(status, generation_id, base_url)
+    if hint:
+        message += f" {hint}"
     if request_id:
         message += f" (request id {request_id})"
     return error_class(
@@ -100,6 +105,14 @@ def status_error(
         retry_after=retry_after(response.headers),
         generation_id=generation_id,
     )
+
+
+def _hint(status: int, generation_id: str | None, base_url: str) -> str:
+    if status in (404, 405) and not base_url.endswith("/v1"):
+        return "Check the base URL (LUMA_BASE_URL), which does not end in /v1 as the API's does."
+    if status == 404 and generation_id is None:
+        return "Check the base URL (LUMA_BASE_URL)."
+    return STATUS_ERRORS[status].hint if status in STATUS_ERRORS else ""
 
 
 def classes(*names: str) -> tuple[type[BaseException], ...]:

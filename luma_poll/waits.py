@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from luma_poll.arguments import check_generation_id
 from luma_poll.batch import PollResult
 from luma_poll.display import LiveTable
-from luma_poll.errors import ConfigurationError, GenerationError, PollTimeoutError
+from luma_poll.errors import (
+    BadRequestError,
+    ConfigurationError,
+    GenerationError,
+    NotFoundError,
+    PollTimeoutError,
+    UnprocessableEntityError,
+)
 from luma_poll.ids import read_ids, read_ids_from_stdin
 from luma_poll.models import Generation
 from luma_poll.results import EarlierResults, is_done
 
 FAILED, USAGE, TIMED_OUT, TROUBLE, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 3, 4, 130, 141
 
+TIMEOUT = 600.0
+"""Seconds that a generation is waited for, unless the user says otherwise."""
+MAX_RATE = 30.0
+"""Requests per second, unless the user says otherwise."""
 FEW = 10
 """So many ids make a command line that somebody copies, and need no summary."""
+
+HOPELESS = (BadRequestError, ConfigurationError, NotFoundError, UnprocessableEntityError)
+"""After these the same id would bring the same again."""
 
 
 def exit_code(error: Exception) -> int:
@@ -40,7 +54,7 @@ class Batch:
         stdin: Whether more ids are on standard input.
         earlier: What an earlier run wrote. What it has done is skipped.
         pending: Those known and not ended, by id, in their order.
-        again: Those that ended without a final result: they timed out or met trouble.
+        again: Those that timed out, or met trouble that may pass.
         outcomes: How many ended how.
         skipped: How many were skipped.
         code: The exit code, so far.
@@ -61,6 +75,11 @@ class Batch:
         self.pending.update(dict.fromkeys(map(_id_of, self.generations)))
 
     @property
+    def is_one(self) -> bool:
+        """Whether it is one generation, and stays one."""
+        return len(self._seen) == 1 and not self.stdin
+
+    @property
     def is_large(self) -> bool:
         """Whether there are more than `FEW`."""
         return self.outcomes.total() + len(self.pending) > FEW
@@ -69,7 +88,8 @@ class Batch:
         """Give one after the other, those of standard input as they come."""
         table.expected, table.more = len(self.generations), self.stdin
         for generation in self.generations:
-            table.add(_id_of(generation), _id_of(generation))
+            known = {} if isinstance(generation, str) else {"state": generation.state}
+            table.add(_id_of(generation), _id_of(generation), **known)
             yield generation
         if self.stdin:
             async with aclosing(read_ids_from_stdin()) as ids:
@@ -86,7 +106,7 @@ class Batch:
         error = result.error
         self.outcomes["completed" if error is None else type(error).__name__] += 1
         self.code = max(self.code, 0 if error is None else exit_code(error))
-        if not is_done(error):
+        if not is_done(error) and not isinstance(error, HOPELESS):
             self.again.append(result.generation_id)
 
     def summary(self) -> Iterator[str]:
@@ -121,12 +141,13 @@ def _id_of(generation: str | Generation) -> str:
 class Source:
     """The arguments of `luma-poll wait` that say what to wait for and where results go."""
 
-    arguments: tuple[str, ...]
-    files: tuple[str, ...]
-    as_json: bool
-    output: str | None
-    resume: str | None
+    arguments: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    as_json: bool = False
+    output: str | None = None
+    resume: str | None = None
     download: str | None = None
+    limits: tuple[str, ...] = ()
 
     @property
     def has_stdin(self) -> bool:
@@ -148,24 +169,29 @@ class Source:
 
     def after_interrupt(self, batch: Batch) -> list[str]:
         """What to say after Ctrl-C."""
-        if not batch.pending:
+        rest = [*batch.again, *batch.pending]
+        if not rest:
             return []
-        commands = self._commands([*batch.again, *batch.pending])
-        return [*batch.summary(), *_interrupted(len(batch.pending)), *commands]
+        interrupted = _interrupted(len(batch.pending), len(batch.again))
+        return [*batch.summary(), interrupted, *self._commands(rest)]
 
     def after_end(self, batch: Batch) -> list[str]:
-        """What to say of those that timed out or met trouble, if there were many."""
+        """What to say of many: what became of them, and how to wait again."""
         if not batch.again or not batch.is_large:
-            return []
+            return [*batch.summary()]
         return [
+            *batch.summary(),
             f"To wait again for the {len(batch.again)} that may still end:",
             *self._commands(batch.again),
         ]
 
     def _commands(self, ids: list[str]) -> list[str]:
-        if len(ids) <= FEW:
-            return [_command([*ids, *self._options()])]
+        can_be_named_again = (self.arguments or self.files) and not self.has_stdin
+        if len(ids) <= FEW or not can_be_named_again:
+            return [self.command(ids)]
         results = self.output or self.resume or "results.jsonl"
+        output = self.output if self.as_json else results
+        kept = replace(self, output=output, resume=self.resume or results)
         note = []
         if self.output is None and self.resume is None:
             note = [
@@ -173,35 +199,44 @@ class Source:
                 if self.as_json
                 else "  (which keeps its results, so that it can be resumed)"
             ]
-        options = self._options()
-        if self.output is None and not self.as_json:
-            options += ["--output", results]
-        into = f" >> {shlex.quote(results)}" if "--json" in options else ""
-        return [_command([*self._sources(), *options, "--resume", results]) + into, *note]
+        return [kept.command(self._sources()), *note]
 
-    def _options(self) -> list[str]:
-        download = [] if self.download is None else ["--download", self.download]
-        if self.output is not None:
-            return [*download, "--output", self.output]
-        return [*download, "--json"] if self.as_json else download
+    def command(self, words: list[str]) -> str:
+        """A command to copy that waits for these, with the same options."""
+        through_the_shell = self.as_json and self.output is None
+        words = [*words, *self.limits, *option("download", self.download)]
+        words += ["--json"] if through_the_shell else option("output", self.output)
+        words += option("resume", self.resume)
+        appended = through_the_shell and self.resume is not None
+        into = f" >> {shlex.quote(str(self.resume))}" if appended else ""
+        return f"  luma-poll wait {shlex.join(words)}{into}"
 
     def _sources(self) -> list[str]:
         few = len(self.arguments) <= FEW
-        words = list(self.arguments) if few else ["ID...", *["-"] * ("-" in self.arguments)]
+        words = list(self.arguments) if few else ["ID..."]
         for path in self.files:
             words += ["--file", path]
         return words
 
 
-def how_to_resume(ids: Iterable[str]) -> list[str]:
-    """What to say after Ctrl-C, for some generations that are still running."""
-    ids = list(ids)
-    return [*_interrupted(len(ids)), _command(ids)] if ids else []
+def option(name: str, value: str | None) -> list[str]:
+    """The words that give this value to the option of this name."""
+    return [] if value is None else [f"--{name.replace('_', '-')}", value]
 
 
-def _interrupted(count: int) -> list[str]:
-    return [f"Interrupted; {'1 is' if count == 1 else f'{count} are'} still running. To wait on:"]
+def _interrupted(running: int, again: int = 0) -> str:
+    are = "1 is" if running == 1 else f"{running} are"
+    said = [f"{are} still running"] * bool(running)
+    said += [f"{again} timed out or met trouble"] * bool(again)
+    return f"Interrupted; {', '.join(said)}. To wait on:"
 
 
-def _command(words: list[str]) -> str:
-    return f"  luma-poll wait {shlex.join(words)}"
+def limits(timeout: float, max_rate: float = MAX_RATE) -> tuple[str, ...]:
+    """The options that ask for these, where they are not the usual ones."""
+    asked = {"--timeout": (timeout, TIMEOUT), "--max-rate": (max_rate, MAX_RATE)}
+    return tuple(
+        word
+        for option, (value, usual) in asked.items()
+        if value != usual
+        for word in (option, str(value).removesuffix(".0"))
+    )

@@ -27,7 +27,7 @@ from rich.console import Console
 from tenacity import RetryCallState, wait_fixed
 
 from luma_poll import Generation, NotFoundError, PollEvent, ServerError, __version__
-from luma_poll.__main__ import main
+from luma_poll.__main__ import HOW_TO_INSTALL, main
 from luma_poll.client import Generations
 from luma_poll.display import LiveTable, live_table
 from luma_poll.sandbox import Sandbox
@@ -96,7 +96,11 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 def submit(script: str = "sandbox:duration=0") -> str:
     """The id of a new generation."""
-    url, key = os.environ["LUMA_BASE_URL"], os.environ["LUMA_AGENTS_API_KEY"]
+    return submit_at(os.environ["LUMA_BASE_URL"], script)
+
+
+def submit_at(url: str, script: str = "sandbox:duration=0") -> str:
+    key = os.environ["LUMA_AGENTS_API_KEY"]
     answer = httpx.post(
         f"{url}/generations",
         json={"prompt": f"a fox {script}"},
@@ -188,6 +192,19 @@ def test_wait_prints_the_urls_of_each_as_it_ends(cli: Cli) -> None:
     assert all(SIGNED in line for line in out.splitlines())
 
 
+def test_wait_tells_whose_each_url_is(cli: Cli) -> None:
+    """With its id before it, in a column of its own, where more than one id was named."""
+    one, two, outputs = submit(), failing(), submit("sandbox:duration=0 sandbox:outputs=2")
+    for ids in ([one, two, outputs], ["-"]):
+        told = cli("wait", *ids, stdin=f"{one}\n{outputs}".encode())
+        fields = [line.split("\t") for line in told.out.splitlines()]
+        assert sorted(generation_id for generation_id, _ in fields) == sorted(
+            [one, outputs, outputs]
+        )
+        assert all(f"/storage/{generation_id}/" in url for generation_id, url in fields)
+    assert cli("wait", one, one).out.startswith("http")
+
+
 def test_wait_tells_a_failure_on_stderr(cli: Cli) -> None:
     """The typed error, apart from the URLs."""
     good, bad = submit(), failing()
@@ -268,7 +285,7 @@ def test_a_table_on_a_terminal_leaves_results_alone(
     code, out, err = cli("wait", slow, bad, ID)
     assert (code, err, out.count("\n")) == (4, "", 1)
     table = [line.split() for line in written(screen).splitlines()[-4:]]
-    assert table[0] == ["generation", "state", "age", "polls"]
+    assert table[0] == ["generation", "state", "waited", "polls"]
     assert table[1][:2] == [slow, "completed"]
     assert table[2][:2] == [bad, "failed"]
     assert table[3][:2] == [ID, "NotFoundError"]
@@ -288,7 +305,7 @@ def test_the_table_tells_a_timeout(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_watch_prints_every_change_of_state(cli: Cli) -> None:
     """With the seconds since it began, and at last the URLs."""
-    code, out, err = cli("watch", submit("sandbox:duration=0.8"))
+    code, out, err = cli("watch", submit("sandbox:duration=2"))
     *changes, url = out.splitlines()
     assert (code, err) == (0, "")
     assert [line.split()[2] for line in changes] == ["queued", "processing", "completed"]
@@ -305,7 +322,7 @@ def test_watch_tells_a_failure(cli: Cli, options: list[str]) -> None:
 
 def test_watch_prints_snapshots_as_json(cli: Cli) -> None:
     """One object a change."""
-    told = cli("watch", submit("sandbox:duration=0.8"), "--json")
+    told = cli("watch", submit("sandbox:duration=2"), "--json")
     states = [json.loads(line)["state"] for line in told.out.splitlines()]
     assert states == ["queued", "processing", "completed"]
 
@@ -321,9 +338,9 @@ def test_create_prints_the_id(cli: Cli) -> None:
 
 
 def test_create_prints_json(cli: Cli) -> None:
-    """The first snapshot."""
+    """The first snapshot, and what it was submitted for."""
     told = cli("create", "a fox", "--type", "video", "--json")
-    assert json.loads(told.out)["type"] == "video"
+    assert json.loads(told.out).items() >= {"type": "video", "prompt": "a fox"}.items()
 
 
 def test_create_waits(cli: Cli) -> None:
@@ -420,6 +437,19 @@ def test_a_wrong_address_names_the_variable(cli: Cli, monkeypatch: pytest.Monkey
         "",
         "Error: LUMA_BASE_URL must begin with https:// (or http://) and a host\n",
     )
+
+
+@pytest.mark.parametrize("command", ["get", "wait", "create"])
+@pytest.mark.parametrize("path", ["", "/v1/generations"])
+def test_a_wrong_path_blames_the_address(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, base_url: str, command: str, path: str
+) -> None:
+    """The id may be right: nobody looked it up."""
+    monkeypatch.setenv("LUMA_BASE_URL", base_url.removesuffix("/v1") + path)
+    code, out, err = cli(command, submit_at(base_url))
+    assert (code, out) == (4, "")
+    assert "Check the base URL (LUMA_BASE_URL), which does not end in /v1" in err
+    assert "Check the id" not in err
 
 
 @pytest.mark.filterwarnings("always")
@@ -613,13 +643,47 @@ def test_help_documents_the_exit_codes(cli: Cli) -> None:
     assert "130 interrupted" in words
 
 
+@pytest.mark.parametrize("command", [[], ["demo"], ["wait"], ["create"], ["sandbox"]])
+def test_h_is_help(cli: Cli, command: list[str]) -> None:
+    """On the command itself and on each of its commands."""
+    assert cli(*command, "-h") == cli(*command, "--help")
+    assert cli(*command, "-h").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "offers"),
+    [
+        ("luma-poll wa", {"wait", "watch"}),
+        ("luma-poll wait --ou", {"--output"}),
+        ("luma-poll create fox --model uni", {"uni-1", "uni-1-max"}),
+        ("luma-poll create fox --type video_", {"video_edit", "video_reframe"}),
+    ],
+)
+def test_a_shell_completes_words(words: str, offers: set[str]) -> None:
+    """As the function asks that `luma-poll --show-completion` prints."""
+    asked = {"_LUMA_POLL_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    told = subprocess.run(
+        COMMAND,
+        env={**os.environ, **asked, "COMP_CWORD": str(words.count(" "))},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    assert (set(told.stdout.split()), told.stderr) == (offers, "")
+
+
 def test_without_the_extra_it_says_how_to_install_it(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one line."""
+    """Whatever has installed it."""
     monkeypatch.delitem(sys.modules, "luma_poll.cli", raising=False)
     monkeypatch.setitem(sys.modules, "typer", None)
-    assert cli("demo") == (2, "", "The command line needs typer: pip install 'luma-poll[cli]'\n")
+    told = cli("demo")
+    assert (told.code, told.out) == (2, "")
+    assert told.err == HOW_TO_INSTALL.format(missing="typer") + "\n"
+    for tool in ("pip", "pipx", "uv tool", "uvx"):
+        assert f"\n  {tool} " in told.err
 
 
 def test_without_half_of_the_extra_it_says_so_too() -> None:
@@ -632,7 +696,7 @@ def test_without_half_of_the_extra_it_says_so_too() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=20
     )
     assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr == "The command line needs starlette: pip install 'luma-poll[cli]'\n"
+    assert told.stderr.startswith("The command line needs starlette, ")
 
 
 def test_a_broken_installation_is_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -883,7 +947,7 @@ def test_the_demo_on_a_terminal() -> None:
         assert process.wait(10) == 0
     os.close(ours)
     assert time.monotonic() - began < 30
-    assert screen.count("age") > 10
+    assert screen.count("waited") > 10
     for words in ("queued", "processing", "completed", "What came out", "ContentModeratedError"):
         assert words in screen
     assert "\x1b[?25h" in screen, "the cursor is shown again"

@@ -3,6 +3,8 @@
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -10,10 +12,17 @@ from pathlib import Path
 import pytest
 from tenacity import RetryCallState
 
-from luma_poll import ContentModeratedError, Generation, PollTimeoutError, ServerError
+from luma_poll import (
+    ContentModeratedError,
+    Generation,
+    PollResult,
+    PollTimeoutError,
+    ServerError,
+)
 from luma_poll.client import Generations
 from luma_poll.display import LiveTable
 from luma_poll.results import read_results
+from luma_poll.waits import Batch, Source
 from tests.fakes import ID, snapshot
 from tests.test_cli import (
     COMMAND,
@@ -124,9 +133,14 @@ def test_output_and_resume_go_on_where_an_earlier_run_was(cli: Cli, tmp_path: Pa
     ids = [submit(), failing(), submit("sandbox:duration=60")]
     kept = tmp_path / "results.jsonl"
     command = ["wait", *ids, "--output", str(kept), "--resume", str(kept), "--timeout", "0.3"]
-    assert cli(*command) == (3, "", "")
+    code, out, err = cli(*command)
+    assert (code, out) == (3, "")
+    assert re.search(f"^ContentModeratedError: generation {ids[1]} ", err, re.MULTILINE)
+    assert re.search(f"^PollTimeoutError: generation {ids[2]} ", err, re.MULTILINE)
     assert sorted(ids_of(kept.read_text())) == sorted(ids)
-    assert cli(*command) == (3, "", f"2 done in {kept}, skipped.\n")
+    code, out, err = cli(*command)
+    assert (code, out) == (3, "")
+    assert err.startswith(f"2 done in {kept}, skipped.\nPollTimeoutError: ")
     assert sorted(ids_of(kept.read_text())) == sorted([*ids, ids[2]])
 
 
@@ -216,7 +230,59 @@ def test_many_have_a_summary_and_a_way_to_wait_again(cli: Cli, tmp_path: Path) -
         "      1 ContentModeratedError",
         "      1 PollTimeoutError",
         "To wait again for the 1 that may still end:",
-        f"  luma-poll wait {slow} --json",
+        f"  luma-poll wait {slow} --timeout 2 --max-rate 1000000000 --json",
+    ]
+
+
+@pytest.mark.parametrize("download", [[], ["--download", "my files"]])
+def test_what_is_lost_is_not_waited_for_again(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, download: list[str]
+) -> None:
+    """An id that the API does not know is not among those that may end; all options are kept."""
+    monkeypatch.chdir(tmp_path)
+    slow = submit("sandbox:duration=60")
+    ids = [*(failing() for _ in range(9)), ID, slow]
+    options = [*download, "--output", "my results", "--resume", "my results"]
+    told = cli("wait", *ids, "--timeout", "0.5", *options)
+    assert told.code == 4
+    assert told.err.splitlines()[-2:] == [
+        "To wait again for the 1 that may still end:",
+        f"  luma-poll wait {slow} --timeout 0.5 {shlex.join(options)}",
+    ]
+
+
+def test_what_timed_out_is_told_though_stdin_has_rubbish(cli: Cli) -> None:
+    """A bad line at the end ends the command, after the same words."""
+    slow = submit("sandbox:duration=60")
+    ids = [*(failing() for _ in range(10)), slow, "fox!"]
+    told = cli("wait", "-", "--timeout", "0.5", stdin="\n".join(ids).encode())
+    assert told.code == 2
+    assert f"  luma-poll wait {slow} --timeout 0.5" in told.err.splitlines()
+
+
+def test_ctrl_c_counts_what_its_command_names(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that run, and apart from them those that timed out; none that is lost."""
+    polls: list[RetryCallState] = []
+
+    def interrupt_later(state: RetryCallState) -> float:
+        polls.append(state)
+        return interrupt(state) if len(polls) == 6 else 0.05
+
+    monkeypatch.setattr("luma_poll.poller.DEFAULT_WAIT", interrupt_later)
+    slow = [submit("sandbox:duration=60") for _ in range(2)]
+    told = cli("wait", ID, *slow)
+    assert told.code == 130
+    assert told.err.splitlines()[1:] == [
+        "Interrupted; 2 are still running. To wait on:",
+        f"  luma-poll wait {shlex.join(slow)}",
+    ]
+    batch = Batch(["late", "refused", "slow"])
+    late = PollTimeoutError("late", last_generation=None, elapsed=1, attempts=1)
+    batch.end(PollResult("late", None, late))
+    batch.end(PollResult("refused", None, ServerError("HTTP 500", status_code=500)))
+    assert Source().after_interrupt(batch) == [
+        "Interrupted; 1 is still running, 2 timed out or met trouble. To wait on:",
+        "  luma-poll wait late refused slow",
     ]
 
 
@@ -361,6 +427,15 @@ def test_ctrl_c_among_ids_of_stdin(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     told = cli("wait", "-", "--json", stdin="\n".join(ids).encode())
     assert told.code == 130
     assert told.err.splitlines()[-1] == f"  luma-poll wait {ids[0]} {ids[1]} --json"
+
+
+def test_no_id_of_stdin_is_forgotten(cli: Cli) -> None:
+    """However many there are: whoever made them may have ended, and told nobody else."""
+    ids = [submit("sandbox:duration=60") for _ in range(12)]
+    told = cli("wait", "-", "--timeout", "0.5", stdin="\n".join(ids).encode())
+    assert told.code == 3
+    words = shlex.split(told.err.splitlines()[-1])
+    assert sorted(words) == sorted(["luma-poll", "wait", *ids, "--timeout", "0.5"])
 
 
 def test_an_id_that_the_api_spells_in_another_way(

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import time
@@ -71,8 +72,20 @@ def test_each_download_has_its_own_end(cli: Cli, tmp_path: Path) -> None:
     assert results[bad]["error"]["type"] == "ContentModeratedError"
     assert results[ID]["error"]["type"] == "NotFoundError"
     assert results[unfinished]["error"]["type"] == "ConfigurationError"
-    assert "wait for it" in results[unfinished]["error"]["message"]
+    assert "no files yet" in results[unfinished]["error"]["message"]
     assert [path.name for path in tmp_path.glob("*.png")] == [f"{good}.png"]
+
+
+def test_one_that_still_runs_is_to_be_waited_for(cli: Cli, tmp_path: Path) -> None:
+    """With a command to copy."""
+    running, place = submit("sandbox:duration=1000"), str(tmp_path / "my files")
+    code, out, err = cli("download", running, ended(), place)
+    assert (code, out.count("\n")) == (2, 1)
+    assert err.splitlines() == [
+        f"Error: generation {running} is 'queued', and has no files yet",
+        "To wait for what is still running:",
+        f"  luma-poll wait {running} --download {shlex.quote(place)}",
+    ]
 
 
 def test_a_directory_that_cannot_be_is_4(cli: Cli, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def test_every_public_name_is_documented(name: str) -> None:
 ORDER = [
     "_version",
     "redaction",
+    "escaping",
     "errors",
     "event_loops",
     "models",
@@ -56,6 +57,7 @@ ORDER = [
     "problems",
     "fastapi",
     "ids",
+    "submissions",
     "results",
     "bars",
     "display",
