@@ -15,6 +15,8 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     """Name a case by its value, without addresses: the same name in every process."""
     if val is None or isinstance(val, str | int | float | type):
         return None  # pytest's own names
+    if isinstance(val, set | frozenset):
+        val = sorted(val)
     return re.sub(r" at 0x[0-9a-f]+", "", repr(val))[:80]
 
 
