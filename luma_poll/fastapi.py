@@ -5,12 +5,11 @@ Needs the extra `luma-poll[fastapi]`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
-from types import EllipsisType
-from typing import Annotated, Any, TypedDict, TypeVar, Unpack
+from copy import copy
+from typing import Annotated, Any, ParamSpec, TypedDict, Unpack
 
-import anyio
 from fastapi import Depends, Request, Response, WebSocket
 from fastapi.requests import HTTPConnection
 from fastapi.responses import JSONResponse
@@ -19,10 +18,11 @@ from starlette.requests import ClientDisconnect
 from starlette.status import WS_1011_INTERNAL_ERROR
 from starlette.websockets import WebSocketState
 
+from luma_poll.callers import Caller
 from luma_poll.client import LumaClient
 from luma_poll.errors import ConfigurationError, LumaError
 from luma_poll.models import Generation
-from luma_poll.poller import AnyGeneration, Poller, PollEvent
+from luma_poll.poller import Poller, PollEvent
 from luma_poll.problems import Problem, retry_after, to_problem
 from luma_poll.schedules import Schedule
 
@@ -39,7 +39,7 @@ __all__ = [
     "to_problem",
 ]
 
-T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class PollerOptions(TypedDict, total=False):
@@ -105,101 +105,46 @@ def _state(connection: HTTPConnection, name: str) -> Any:
         ) from None
 
 
-class _Caller:
-    """Who waits for the answer to one request, while its handler runs."""
-
-    def __init__(self, connection: HTTPConnection) -> None:
-        self.request = connection if isinstance(connection, Request) else None
-        self._gone = False
-        self._body_read = False
-        self._receiving = anyio.Lock()  # a server may tell only one listener that they have gone
-
-    async def unless_gone(self, awaitable: Awaitable[T]) -> T:
-        """Await it; cancel it when the client hangs up.
-
-        Raises:
-            ClientDisconnect: It did.
-        """
-        if self.request is None:
-            return await awaitable
-        await self._read_body(self.request)
-        results: list[T] = []
-        error = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._cancel_when_gone, self.request, tasks.cancel_scope)
-            try:
-                results.append(await awaitable)
-            except Exception as raised:
-                error = raised  # the task group would wrap it
-            tasks.cancel_scope.cancel()
-        if error is not None:
-            raise error
-        if not results:
-            raise ClientDisconnect
-        return results[0]
-
-    async def _read_body(self, request: Request) -> None:
-        """Keep the body for the handler: what comes after it is news of the client."""
-        if self._body_read:
-            return
-        async with self._receiving:
-            with suppress(RuntimeError):  # the handler, or FastAPI, has read it as a stream
-                await request.body()
-            self._body_read = True
-
-    async def _cancel_when_gone(self, request: Request, scope: anyio.CancelScope) -> None:
-        async with self._receiving:
-            while not self._gone:
-                self._gone = (await request.receive())["type"] == "http.disconnect"
-        scope.cancel()
-
-
-async def _get_caller(connection: HTTPConnection) -> AsyncIterator[_Caller]:
-    caller = _Caller(connection)
-    yield caller
-    # From here on Starlette listens (to streams), or the client has its answer (background tasks).
-    caller.request = None
-
-
-class _RequestPoller(Poller):
-    """The app's poller as one handler sees it. `watch` is what all other methods stand on."""
-
-    def __init__(self, shared: Poller, caller: _Caller) -> None:
-        self._shared = shared
-        self._caller = caller
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._shared, name)
-
-    def __repr__(self) -> str:
-        return repr(self._shared)
-
-    def watch(
-        self,
-        generation: AnyGeneration,
-        *,
-        timeout: float | EllipsisType | None = ...,
-    ) -> AsyncGenerator[Generation]:
-        return self._unless_gone(self._shared.watch(generation, timeout=timeout))
-
-    async def _unless_gone(
-        self, snapshots: AsyncGenerator[Generation]
-    ) -> AsyncGenerator[Generation]:
-        async with aclosing(snapshots):
-            while (found := await self._caller.unless_gone(anext(snapshots, None))) is not None:
-                yield found
+async def _get_caller(connection: HTTPConnection) -> AsyncIterator[Caller | None]:
+    if not isinstance(connection, Request):
+        yield None  # what a WebSocket receives is its handler's
+        return
+    caller = Caller(connection)
+    try:
+        yield caller
+    finally:
+        await caller.let_go()
 
 
 async def get_poller(
     connection: HTTPConnection,
-    caller: Annotated[_Caller, Depends(_get_caller, scope="function")],
+    caller: Annotated[Caller | None, Depends(_get_caller, scope="function")],
 ) -> Poller:
     """The app's poller: the dependency behind `PollerDep`.
 
     When the client hangs up, a wait in the handler ends with Starlette's `ClientDisconnect`.
-    Other waits go on, and so does what the handler does besides: nothing else is cancelled.
+    Other waits go on, and so does what the handler does besides: nothing else is cancelled. Nor
+    is a wait that outlives the handler: in a background task, say.
     """
-    return _RequestPoller(_state(connection, "luma_poller"), caller)
+    shared: Poller = _state(connection, "luma_poller")
+    if caller is None:
+        return shared
+    view = copy(shared)
+    view._watch = _attended(shared._watch, caller)  # type: ignore[method-assign]
+    return view
+
+
+def _attended(
+    watch: Callable[P, AsyncGenerator[Generation]], caller: Caller
+) -> Callable[P, AsyncGenerator[Generation]]:
+    """`watch`, ended by a caller who hangs up."""
+
+    async def watch_while_there(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Generation]:
+        async with aclosing(watch(*args, **kwargs)) as snapshots:
+            while (found := await caller.unless_gone(anext(snapshots, None))) is not None:
+                yield found
+
+    return watch_while_there
 
 
 ClientDep = Annotated[LumaClient, Depends(get_client)]

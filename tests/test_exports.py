@@ -50,6 +50,7 @@ ORDER = [
     "limits",
     "poller",
     "problems",
+    "callers",
     "fastapi",
     "ids",
     "results",
