@@ -28,9 +28,7 @@ class Inbox:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        # A server tells only one listener that they have gone. Without fast_acquire Starlette's
-        # is_disconnected(), which cancels itself beforehand, would never get as far as to ask.
-        self._receiving = anyio.Lock(fast_acquire=True)
+        self._receiving = anyio.Lock()  # a server tells only one listener that they have gone
         self._listening = anyio.CancelScope()
         self._body = bytearray()
         self._more_body = True
@@ -41,9 +39,17 @@ class Inbox:
     async def receive(self) -> Message:
         """The next message for the handler, in place of the server's own `receive`."""
         while not (self._unread or self._end):
-            async with self._receiving:
+            try:
+                # Not acquire(): Starlette's is_disconnected(), which asks only for what is there,
+                # is cancelled beforehand, and would not get as far as to ask.
+                self._receiving.acquire_nowait()
+            except anyio.WouldBlock:
+                await self._receiving.acquire()
+            try:
                 if not (self._unread or self._end):
                     await self._take()
+            finally:
+                self._receiving.release()
         if self._unread:
             return self._hand_over()
         if isinstance(self._end, Exception):

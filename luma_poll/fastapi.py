@@ -5,14 +5,15 @@ Needs the extra `luma-poll[fastapi]`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from copy import copy
 from typing import Annotated, Any, ParamSpec, TypedDict, Unpack
 
-from fastapi import Depends, Request, Response, WebSocket
+from fastapi import Depends, FastAPI, Request, Response, WebSocket
 from fastapi.requests import HTTPConnection
 from fastapi.responses import JSONResponse
+from pydantic import AfterValidator, Field
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.status import WS_1011_INTERNAL_ERROR
@@ -32,6 +33,7 @@ __all__ = [
     "PollerDep",
     "PollerOptions",
     "Problem",
+    "Prompt",
     "add_error_handlers",
     "get_client",
     "get_poller",
@@ -40,6 +42,8 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
+
+PROBLEM_TYPE = "application/problem+json"
 
 
 class PollerOptions(TypedDict, total=False):
@@ -147,25 +151,46 @@ def _attended(
     return watch_while_there
 
 
+def _check_prompt(prompt: str) -> str:
+    if not prompt.strip():
+        raise ValueError("a prompt must not be blank")
+    return prompt
+
+
 ClientDep = Annotated[LumaClient, Depends(get_client)]
 """The app's `LumaClient`."""
 PollerDep = Annotated[Poller, Depends(get_poller)]
 """The app's `Poller`. A wait in a handler ends when the client hangs up."""
 
+Prompt = Annotated[str, Field(min_length=1, max_length=6000), AfterValidator(_check_prompt)]
+"""A prompt that `create` and the API take, for a model or a parameter; others are answered 422."""
+
 
 def add_error_handlers(app: Starlette) -> None:
     """Answer every `LumaError` with problem+json, and let a client that hung up go in silence.
+
+    So it does with the errors of a task group: of several the one with the highest status is
+    answered. A group with errors of any other kind in it stays what it is. The OpenAPI document
+    of a FastAPI app tells of the problems.
 
     A WebSocket that is open is closed, with 1011 and the code of the problem as its reason.
     A mounted app has handlers of its own: call it for each.
     """
     app.add_exception_handler(LumaError, _answer)
-    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    app.add_exception_handler(ClientDisconnect, _answer)
+    app.add_exception_handler(ExceptionGroup, _answer)
+    if isinstance(app, FastAPI):
+        _document_problems(app)
 
 
 async def _answer(connection: Any, error: Exception) -> Any:
-    assert isinstance(error, LumaError)
-    problem = to_problem(error)
+    errors = list(_flatten(error))
+    if not all(isinstance(each, LumaError | ClientDisconnect) for each in errors):
+        raise error
+    problems = [(to_problem(each), each) for each in errors if isinstance(each, LumaError)]
+    if not problems:
+        return Response(status_code=499)  # nginx's "client closed request": only a log sees it
+    problem, cause = max(problems, key=lambda each: each[0].status)
     if (
         isinstance(connection, WebSocket)
         and connection.application_state is not WebSocketState.CONNECTING
@@ -173,14 +198,40 @@ async def _answer(connection: Any, error: Exception) -> Any:
         with suppress(RuntimeError):  # it is closed
             await connection.close(WS_1011_INTERNAL_ERROR, problem.code)
         return None
-    seconds = retry_after(error)
+    seconds = retry_after(cause)
     return JSONResponse(
         problem.model_dump(),
         problem.status,
         headers=None if seconds is None else {"Retry-After": str(seconds)},
-        media_type="application/problem+json",
+        media_type=PROBLEM_TYPE,
     )
 
 
-async def _answer_nobody(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nginx's "client closed request": only a log sees it
+def _flatten(error: Exception) -> Iterator[Exception]:
+    if not isinstance(error, ExceptionGroup):
+        yield error
+        return
+    for each in error.exceptions:
+        yield from _flatten(each)
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Add the problems to the app's OpenAPI document.
+
+    FastAPI's `responses=` would call them application/json, and hide its own validation error.
+    """
+    openapi = app.openapi
+    problem = {"schema": {"$ref": "#/components/schemas/LumaProblem"}}
+
+    def openapi_with_problems() -> dict[str, Any]:
+        document = openapi()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas["LumaProblem"] = Problem.model_json_schema()
+        for operation in (each for path in document["paths"].values() for each in path.values()):
+            responses = operation["responses"]
+            responses.setdefault("default", {"description": "A problem (RFC 9457)"})
+            for status in {"default", "422"} & responses.keys():
+                responses[status].setdefault("content", {})[PROBLEM_TYPE] = problem
+        return document
+
+    app.openapi = openapi_with_problems  # type: ignore[method-assign]
