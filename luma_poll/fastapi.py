@@ -24,7 +24,7 @@ from luma_poll.client import LumaClient
 from luma_poll.errors import ConfigurationError, LumaError
 from luma_poll.models import Generation
 from luma_poll.poller import Poller, PollEvent
-from luma_poll.problems import Problem, retry_after, to_problem
+from luma_poll.problems import PERHAPS_SUBMITTED, Problem, retry_after, to_problem
 from luma_poll.schedules import Schedule
 
 __all__ = [
@@ -169,9 +169,9 @@ Prompt = Annotated[str, Field(min_length=1, max_length=6000), AfterValidator(_ch
 def add_error_handlers(app: Starlette) -> None:
     """Answer every `LumaError` with problem+json, and let a client that hung up go in silence.
 
-    So it does with the errors of a task group: of several the one with the highest status is
-    answered. A group with errors of any other kind in it stays what it is. The OpenAPI document
-    of a FastAPI app tells of the problems.
+    So are the errors of a task group: of several the one with the highest status is answered,
+    unless a submission has failed that may have been accepted. A group in which there is any
+    other error is not touched. The OpenAPI document of a FastAPI app tells of the problems.
 
     A WebSocket that is open is closed, with 1011 and the code of the problem as its reason.
     A mounted app has handlers of its own: call it for each.
@@ -190,7 +190,7 @@ async def _answer(connection: Any, error: Exception) -> Any:
     problems = [(to_problem(each), each) for each in errors if isinstance(each, LumaError)]
     if not problems:
         return Response(status_code=499)  # nginx's "client closed request": only a log sees it
-    problem, cause = max(problems, key=lambda each: each[0].status)
+    problem, cause = max(problems, key=lambda each: _gravity(each[0]))
     if (
         isinstance(connection, WebSocket)
         and connection.application_state is not WebSocketState.CONNECTING
@@ -205,6 +205,11 @@ async def _answer(connection: Any, error: Exception) -> Any:
         headers=None if seconds is None else {"Retry-After": str(seconds)},
         media_type=PROBLEM_TYPE,
     )
+
+
+def _gravity(problem: Problem) -> tuple[bool, int]:
+    # Nobody may be told to try again where something may have been paid for.
+    return problem.detail == PERHAPS_SUBMITTED, problem.status
 
 
 def _flatten(error: Exception) -> Iterator[Exception]:

@@ -235,15 +235,20 @@ def test_nobody_is_told_to_pay_twice(error: APIError, retryable: bool) -> None:
     [
         ([make("NotFoundError")], (404, "not_found"), 0),
         ([make("ServerError"), make("AuthenticationError")], (503, "unavailable"), 2),
+        (
+            [make("ServerError", generation_id=None), make("AuthenticationError")],
+            (502, "upstream_error"),
+            2,
+        ),
         ([ClientDisconnect(), make("RateLimitError")], (503, "rate_limited"), 1),
         ([ExceptionGroup("inner", [make("PollTimeoutError")])], (504, "timed_out"), 0),
     ],
-    ids=["one", "the-highest", "nobody-listens", "nested"],
+    ids=["one", "the-highest", "perhaps-submitted", "nobody-listens", "nested"],
 )
 def test_errors_of_a_task_group_are_answered(
     errors: list[Exception], answer: tuple[int, str], logged: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As one, that with the highest status; each is logged as if it were alone."""
+    """As one, by the highest status or the risk to pay twice; each is logged as if alone."""
     response = answer_to(ExceptionGroup("in a task group", errors))
     assert (response.status_code, response.json()["code"]) == answer
     assert response.headers["Content-Type"] == "application/problem+json"
