@@ -115,6 +115,11 @@ def states(page: webdriver.Chrome) -> list[str | None]:
     return [card.get_dom_attribute("data-state") for card in cards(page)]
 
 
+def text_of(element: WebElement) -> str:
+    """Also while it appears; Selenium's `text` is of what can be seen."""
+    return str(element.get_property("textContent"))
+
+
 def until_all_are(page: webdriver.Chrome, state: str, *, count: int = 1) -> None:
     WebDriverWait(page, 30, 0.05).until(lambda _: states(page) == [state] * count)
 
@@ -204,7 +209,7 @@ def test_all_outputs_are_shown(page: webdriver.Chrome) -> None:
     script = "return [...arguments[0].querySelectorAll('img')].map((img) => img.naturalWidth > 0)"
     WebDriverWait(page, 10, 0.05).until(lambda _: page.execute_script(script, card) == [True, True])
     links = card.find_elements(By.CSS_SELECTOR, ".actions a")
-    assert [link.text for link in links] == ["Open 1", "Open 2"]
+    assert [text_of(link) for link in links] == ["Open 1", "Open 2"]
     assert links[0].get_property("href") != links[1].get_property("href")
 
 
@@ -227,12 +232,12 @@ def test_only_addresses_of_the_web_become_links(page: webdriver.Chrome) -> None:
     submit(page, "a fox")
     until_all_are(page, "failed")
     (card,) = cards(page)
-    assert "No picture" in card.text
+    assert "No picture" in text_of(card)
     assert card.find_elements(By.CSS_SELECTOR, "a, img") == []
 
 
 def seconds(card: WebElement) -> int:
-    return int(card.find_element(By.CLASS_NAME, "time").text.removesuffix(" s"))
+    return int(text_of(card.find_element(By.CLASS_NAME, "time")).removesuffix(" s"))
 
 
 @in_a_browser
@@ -259,9 +264,9 @@ def test_a_lost_submission_outlives_a_reload(page: webdriver.Chrome, answer: str
     page.refresh()
     (card,) = cards(page)
     assert card.get_dom_attribute("data-state") == "failed"
-    assert "a dear fox" in card.text
-    assert "Look for it before you submit it again" in card.text
-    assert "Try again" not in card.text
+    assert "a dear fox" in text_of(card)
+    assert "Look for it before you submit it again" in text_of(card)
+    assert "Try again" not in text_of(card)
 
 
 @in_a_browser
@@ -276,7 +281,7 @@ def test_what_a_restart_has_forgotten_can_be_submitted_again(browser: webdriver.
         browser.get(f"http://127.0.0.1:{port}")
         until_all_are(browser, "failed")
         (card,) = cards(browser)
-        assert "The sandbox has been started anew" in card.text
+        assert "The sandbox has been started anew" in text_of(card)
         card.find_element(By.CSS_SELECTOR, ".actions button").click()
         until_all_are(browser, "completed")
 
