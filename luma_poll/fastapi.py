@@ -5,26 +5,27 @@ Needs the extra `luma-poll[fastapi]`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
-from types import EllipsisType
-from typing import Annotated, Any, TypedDict, TypeVar, Unpack
+from copy import copy
+from typing import Annotated, Any, ParamSpec, TypedDict, Unpack
 
-import anyio
-from fastapi import Depends, Request, Response, WebSocket
+from fastapi import Depends, FastAPI, Request, Response, WebSocket
 from fastapi.requests import HTTPConnection
 from fastapi.responses import JSONResponse
+from pydantic import AfterValidator, Field
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.status import WS_1011_INTERNAL_ERROR
 from starlette.websockets import WebSocketState
 
+from luma_poll.callers import Caller
 from luma_poll.client import LumaClient
 from luma_poll.errors import ConfigurationError, LumaError
 from luma_poll.events import PollEvent
 from luma_poll.models import Generation
-from luma_poll.poller import AnyGeneration, Poller
-from luma_poll.problems import Problem, retry_after, to_problem
+from luma_poll.poller import Poller
+from luma_poll.problems import PERHAPS_SUBMITTED, Problem, retry_after, to_problem
 from luma_poll.schedules import Schedule
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "PollerDep",
     "PollerOptions",
     "Problem",
+    "Prompt",
     "add_error_handlers",
     "get_client",
     "get_poller",
@@ -40,7 +42,9 @@ __all__ = [
     "to_problem",
 ]
 
-T = TypeVar("T")
+P = ParamSpec("P")
+
+PROBLEM_TYPE = "application/problem+json"
 
 
 class PollerOptions(TypedDict, total=False):
@@ -106,101 +110,52 @@ def _state(connection: HTTPConnection, name: str) -> Any:
         ) from None
 
 
-class _Caller:
-    """Who waits for the answer to one request, while its handler runs."""
-
-    def __init__(self, connection: HTTPConnection) -> None:
-        self.request = connection if isinstance(connection, Request) else None
-        self._gone = False
-        self._body_read = False
-        self._receiving = anyio.Lock()  # a server may tell only one listener that they have gone
-
-    async def unless_gone(self, awaitable: Awaitable[T]) -> T:
-        """Await it; cancel it when the client hangs up.
-
-        Raises:
-            ClientDisconnect: It did.
-        """
-        if self.request is None:
-            return await awaitable
-        await self._read_body(self.request)
-        results: list[T] = []
-        error = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._cancel_when_gone, self.request, tasks.cancel_scope)
-            try:
-                results.append(await awaitable)
-            except Exception as raised:
-                error = raised  # the task group would wrap it
-            tasks.cancel_scope.cancel()
-        if error is not None:
-            raise error
-        if not results:
-            raise ClientDisconnect
-        return results[0]
-
-    async def _read_body(self, request: Request) -> None:
-        """Keep the body for the handler: what comes after it is news of the client."""
-        if self._body_read:
-            return
-        async with self._receiving:
-            with suppress(RuntimeError):  # the handler, or FastAPI, has read it as a stream
-                await request.body()
-            self._body_read = True
-
-    async def _cancel_when_gone(self, request: Request, scope: anyio.CancelScope) -> None:
-        async with self._receiving:
-            while not self._gone:
-                self._gone = (await request.receive())["type"] == "http.disconnect"
-        scope.cancel()
-
-
-async def _get_caller(connection: HTTPConnection) -> AsyncIterator[_Caller]:
-    caller = _Caller(connection)
-    yield caller
-    # From here on Starlette listens (to streams), or the client has its answer (background tasks).
-    caller.request = None
-
-
-class _RequestPoller(Poller):
-    """The app's poller as one handler sees it. `watch` is what all other methods stand on."""
-
-    def __init__(self, shared: Poller, caller: _Caller) -> None:
-        self._shared = shared
-        self._caller = caller
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._shared, name)
-
-    def __repr__(self) -> str:
-        return repr(self._shared)
-
-    def watch(
-        self,
-        generation: AnyGeneration,
-        *,
-        timeout: float | EllipsisType | None = ...,
-    ) -> AsyncGenerator[Generation]:
-        return self._unless_gone(self._shared.watch(generation, timeout=timeout))
-
-    async def _unless_gone(
-        self, snapshots: AsyncGenerator[Generation]
-    ) -> AsyncGenerator[Generation]:
-        async with aclosing(snapshots):
-            while (found := await self._caller.unless_gone(anext(snapshots, None))) is not None:
-                yield found
+async def _get_caller(connection: HTTPConnection) -> AsyncIterator[Caller | None]:
+    if not isinstance(connection, Request):
+        yield None  # what a WebSocket receives is its handler's
+        return
+    caller = Caller(connection)
+    try:
+        yield caller
+    finally:
+        await caller.let_go()
 
 
 async def get_poller(
     connection: HTTPConnection,
-    caller: Annotated[_Caller, Depends(_get_caller, scope="function")],
+    caller: Annotated[Caller | None, Depends(_get_caller, scope="function")],
 ) -> Poller:
     """The app's poller: the dependency behind `PollerDep`.
 
     When the client hangs up, a wait in the handler ends with Starlette's `ClientDisconnect`.
-    Other waits go on, and so does what the handler does besides: nothing else is cancelled.
+    Other waits go on, and so does what the handler does besides: nothing else is cancelled. Nor
+    is a wait that outlives the handler: in a background task, say.
     """
-    return _RequestPoller(_state(connection, "luma_poller"), caller)
+    shared: Poller = _state(connection, "luma_poller")
+    if caller is None:
+        return shared
+    view = copy(shared)
+    view._watch = _attended(shared._watch, caller)  # type: ignore[method-assign]
+    return view
+
+
+def _attended(
+    watch: Callable[P, AsyncGenerator[Generation]], caller: Caller
+) -> Callable[P, AsyncGenerator[Generation]]:
+    """`watch`, ended by a caller who hangs up."""
+
+    async def watch_while_there(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Generation]:
+        async with aclosing(watch(*args, **kwargs)) as snapshots:
+            while (found := await caller.unless_gone(anext(snapshots, None))) is not None:
+                yield found
+
+    return watch_while_there
+
+
+def _check_prompt(prompt: str) -> str:
+    if not prompt.strip():
+        raise ValueError("a prompt must not be blank")
+    return prompt
 
 
 ClientDep = Annotated[LumaClient, Depends(get_client)]
@@ -208,20 +163,35 @@ ClientDep = Annotated[LumaClient, Depends(get_client)]
 PollerDep = Annotated[Poller, Depends(get_poller)]
 """The app's `Poller`. A wait in a handler ends when the client hangs up."""
 
+Prompt = Annotated[str, Field(min_length=1, max_length=6000), AfterValidator(_check_prompt)]
+"""A prompt that `create` and the API take, for a model or a parameter; others are answered 422."""
+
 
 def add_error_handlers(app: Starlette) -> None:
     """Answer every `LumaError` with problem+json, and let a client that hung up go in silence.
+
+    So are the errors of a task group: of several the one with the highest status is answered,
+    unless a submission has failed that may have been accepted. A group in which there is any
+    other error is not touched. The OpenAPI document of a FastAPI app tells of the problems.
 
     A WebSocket that is open is closed, with 1011 and the code of the problem as its reason.
     A mounted app has handlers of its own: call it for each.
     """
     app.add_exception_handler(LumaError, _answer)
-    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    app.add_exception_handler(ClientDisconnect, _answer)
+    app.add_exception_handler(ExceptionGroup, _answer)
+    if isinstance(app, FastAPI):
+        _document_problems(app)
 
 
 async def _answer(connection: Any, error: Exception) -> Any:
-    assert isinstance(error, LumaError)
-    problem = to_problem(error)
+    errors = list(_flatten(error))
+    if not all(isinstance(each, LumaError | ClientDisconnect) for each in errors):
+        raise error
+    problems = [(to_problem(each), each) for each in errors if isinstance(each, LumaError)]
+    if not problems:
+        return Response(status_code=499)  # nginx's "client closed request": only a log sees it
+    problem, cause = max(problems, key=lambda each: _gravity(each[0]))
     if (
         isinstance(connection, WebSocket)
         and connection.application_state is not WebSocketState.CONNECTING
@@ -229,14 +199,45 @@ async def _answer(connection: Any, error: Exception) -> Any:
         with suppress(RuntimeError):  # it is closed
             await connection.close(WS_1011_INTERNAL_ERROR, problem.code)
         return None
-    seconds = retry_after(error)
+    seconds = retry_after(cause)
     return JSONResponse(
         problem.model_dump(),
         problem.status,
         headers=None if seconds is None else {"Retry-After": str(seconds)},
-        media_type="application/problem+json",
+        media_type=PROBLEM_TYPE,
     )
 
 
-async def _answer_nobody(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nginx's "client closed request": only a log sees it
+def _gravity(problem: Problem) -> tuple[bool, int]:
+    # Nobody may be told to try again where something may have been paid for.
+    return problem.detail == PERHAPS_SUBMITTED, problem.status
+
+
+def _flatten(error: Exception) -> Iterator[Exception]:
+    if not isinstance(error, ExceptionGroup):
+        yield error
+        return
+    for each in error.exceptions:
+        yield from _flatten(each)
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Add the problems to the app's OpenAPI document.
+
+    FastAPI's `responses=` would call them application/json, and hide its own validation error.
+    """
+    openapi = app.openapi
+    problem = {"schema": {"$ref": "#/components/schemas/LumaProblem"}}
+
+    def openapi_with_problems() -> dict[str, Any]:
+        document = openapi()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas["LumaProblem"] = Problem.model_json_schema()
+        for operation in (each for path in document["paths"].values() for each in path.values()):
+            responses = operation["responses"]
+            responses.setdefault("default", {"description": "A problem (RFC 9457)"})
+            for status in {"default", "422"} & responses.keys():
+                responses[status].setdefault("content", {})[PROBLEM_TYPE] = problem
+        return document
+
+    app.openapi = openapi_with_problems  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What the public may know of an error: RFC 9457's problem details, for any web framework.
+"""Errors as the public may know them: RFC 9457's problem details, for any web framework.
 
 https://www.rfc-editor.org/rfc/rfc9457
 """
@@ -143,7 +143,7 @@ _KINDS: dict[type[LumaError], _Kind] = {
         "It goes on: ask again with the same id, rather than submit it again.",
     ),
 }
-_PERHAPS_SUBMITTED = (
+PERHAPS_SUBMITTED = (
     "It is not known whether the generation was submitted. It may be running: "
     "look for it before you submit it again."
 )
@@ -152,7 +152,7 @@ _LONGEST_DETAIL = 500  # characters
 
 
 def to_problem(error: LumaError) -> Problem:
-    """What the public may know of an error. What it may not know is logged.
+    """As much of an error as the public may know. The rest is logged.
 
     The faults of the operator (key, balance, budget, configuration) all look the same, and are
     logged as errors with their traceback; other trouble with a status from 500 as warnings.
@@ -187,7 +187,7 @@ def _kind(error: LumaError) -> _Kind:
 
 def _detail(error: LumaError, kind: _Kind) -> str:
     if isinstance(error, APIError) and error.retryable and not _retryable(error, kind):
-        return _PERHAPS_SUBMITTED
+        return PERHAPS_SUBMITTED
     words = None
     if kind.status < 500:  # Luma's words about the caller's input
         words = getattr(error, "failure_reason", None) or getattr(error, "detail", None)

@@ -55,6 +55,7 @@ ORDER = [
     "streams",
     "poller",
     "problems",
+    "callers",
     "fastapi",
     "ids",
     "submissions",

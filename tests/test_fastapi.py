@@ -7,12 +7,13 @@ import json
 import logging
 import socket
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
 import httpx
 import pytest
 import uvicorn
@@ -21,14 +22,18 @@ from fastapi import (
     BackgroundTasks,
     Depends,
     FastAPI,
+    HTTPException,
     Request,
     WebSocket,
     WebSocketDisconnect,
 )
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.testclient import TestClient
+from pydantic import BaseModel
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.testclient import WebSocketDenialResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenacity import wait_fixed
 
 import luma_poll
@@ -55,6 +60,7 @@ from luma_poll.fastapi import (
     PollerDep,
     PollerOptions,
     Problem,
+    Prompt,
     add_error_handlers,
     get_client,
     get_poller,
@@ -222,6 +228,96 @@ def test_nobody_is_told_to_pay_twice(error: APIError, retryable: bool) -> None:
     problem = to_problem(error)
     assert problem.retryable is retryable
     assert ("not known whether" in problem.detail) is not retryable
+
+
+@pytest.mark.parametrize(
+    ("errors", "answer", "logged"),
+    [
+        ([make("NotFoundError")], (404, "not_found"), 0),
+        ([make("ServerError"), make("AuthenticationError")], (503, "unavailable"), 2),
+        (
+            [make("ServerError", generation_id=None), make("AuthenticationError")],
+            (502, "upstream_error"),
+            2,
+        ),
+        ([ClientDisconnect(), make("RateLimitError")], (503, "rate_limited"), 1),
+        ([ExceptionGroup("inner", [make("PollTimeoutError")])], (504, "timed_out"), 0),
+    ],
+    ids=["one", "the-highest", "perhaps-submitted", "nobody-listens", "nested"],
+)
+def test_errors_of_a_task_group_are_answered(
+    errors: list[Exception], answer: tuple[int, str], logged: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one, by the highest status or the risk to pay twice; each is logged as if alone."""
+    response = answer_to(ExceptionGroup("in a task group", errors))
+    assert (response.status_code, response.json()["code"]) == answer
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert len(caplog.records) == logged
+
+
+def test_a_task_group_whose_client_hung_up_is_silent() -> None:
+    """Its waits have all ended with Starlette's error."""
+    assert (
+        answer_to(ExceptionGroup("", [ClientDisconnect(), ClientDisconnect()])).status_code == 499
+    )
+
+
+def test_a_group_with_an_error_of_the_app_stays_an_error_of_the_app() -> None:
+    """The mistake is not hidden behind what Luma said."""
+    with pytest.raises(ExceptionGroup) as raised:
+        answer_to(ExceptionGroup("", [make("NotFoundError"), ValueError("a mistake")]))
+    assert len(raised.value.exceptions) == 2
+
+
+class Order(BaseModel):
+    prompt: Prompt
+
+
+def ordering_app() -> FastAPI:
+    """An app that takes a prompt, and has another handler that takes nothing."""
+    app = FastAPI()
+    add_error_handlers(app)
+
+    @app.post("/")
+    async def order(order: Order) -> str:
+        return order.prompt
+
+    @app.get("/")
+    async def nothing() -> None: ...
+
+    return app
+
+
+@pytest.mark.parametrize("code", [*range(0x21), 0x7F, 0x85, 0xA0, 0x2028, 0x200B, 0x3000])
+def test_a_prompt_that_passes_can_be_submitted(code: int) -> None:
+    """Only what `create` takes gets past the declaration; the caller hears of the rest."""
+    prompt = chr(code) * 2
+    status = TestClient(ordering_app()).post("/", json={"prompt": prompt}).status_code
+    assert status == (422 if prompt.isspace() else 200)
+
+
+@pytest.mark.parametrize(("length", "status"), [(0, 422), (1, 200), (6000, 200), (6001, 422)])
+def test_a_prompt_has_the_length_that_the_api_takes(length: int, status: int) -> None:
+    """From 1 to 6000 characters."""
+    answer = TestClient(ordering_app()).post("/", json={"prompt": "é" * length})
+    assert answer.status_code == status
+
+
+def test_the_openapi_document_tells_of_problems() -> None:
+    """At each operation, as problem+json, beside FastAPI's own validation error."""
+    http = TestClient(ordering_app())
+    document = http.get("/openapi.json").json()
+    assert http.get("/openapi.json").json() == document
+    operations = document["paths"]["/"]
+    for operation, validates in ((operations["post"], True), (operations["get"], False)):
+        content = operation["responses"]["default"]["content"]
+        assert list(content) == ["application/problem+json"]
+        name = content["application/problem+json"]["schema"]["$ref"].rpartition("/")[2]
+        schema = document["components"]["schemas"][name]
+        assert list(schema["properties"]) == list(Problem.model_fields)
+        assert ("422" in operation["responses"]) is validates
+    validation = operations["post"]["responses"]["422"]["content"]
+    assert list(validation) == ["application/json", "application/problem+json"]
 
 
 # --- the lifespan and the dependencies -----------------------------------------------------------
@@ -424,6 +520,27 @@ def test_the_handler_can_still_read_the_body(length: int) -> None:
         assert http.post("/stream", content=b"x" * length).json() == length
 
 
+@pytest.mark.parametrize("layers", [0, 2])
+def test_a_body_that_comes_during_waits_is_whole(layers: int) -> None:
+    """Behind middlewares too, of which Starlette's own loses what it hears as it is cancelled."""
+    app, _ = fake_app(FakeClient("queued", "processing", "completed"))
+    for _ in range(layers):
+        app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
+
+    @app.post("/")
+    async def handler(request: Request, poller: PollerDep) -> str:
+        with contextlib.suppress(PollTimeoutError):
+            await poller.wait(ID, timeout=0.001)
+        await poller.wait(ID)
+        return (await request.body()).decode()
+
+    def pieces() -> Iterator[bytes]:
+        yield from (f"{number}, ".encode() for number in range(100))
+
+    with TestClient(app) as http:
+        assert http.post("/", content=pieces()).json() == b"".join(pieces()).decode()
+
+
 def test_background_tasks_may_wait() -> None:
     """The answer is out and the client gone, but the task goes on."""
     app, _ = fake_app(FakeClient("queued", "queued", "completed"))
@@ -442,6 +559,192 @@ def test_background_tasks_may_wait() -> None:
     with TestClient(app) as http:
         assert http.post("/").status_code == 202
     assert ended == [1]
+
+
+async def pass_on(request: Request, call_next: Any) -> Any:
+    """The least that a middleware can do."""
+    return await call_next(request)
+
+
+# --- a client that sends slowly, much, or nothing ------------------------------------------------
+
+
+@dataclass
+class Exchange:
+    """One request as a server hands it to an app: pieces of a body, then nothing more."""
+
+    pieces: Iterator[bytes] = field(default_factory=lambda: iter([b""]))
+    last: bytes | None = None  # piece; None: it never comes
+    taken: int = 0
+    sent: list[Message] = field(default_factory=list)
+    over: anyio.Event = field(default_factory=anyio.Event)
+
+    async def receive(self) -> Message:
+        for piece in self.pieces:
+            self.taken += len(piece)
+            return {"type": "http.request", "body": piece, "more_body": True}
+        if self.last is not None:
+            piece, self.last = self.last, None
+            self.taken += len(piece)
+            return {"type": "http.request", "body": piece, "more_body": False}
+        if not self.over.is_set():
+            await self.over.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.over.set()
+
+    async def run(self, app: FastAPI, poller: Poller) -> int:
+        """Have the app answer it; gives the status."""
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/",
+            "query_string": b"",
+            "headers": [],
+            "state": {"luma_poller": poller},
+        }
+        await app(scope, self.receive, self.send)
+        return int(self.sent[0]["status"])
+
+
+def app_at(handler: Callable[..., Any]) -> FastAPI:
+    """An app that has nothing but this handler."""
+    app = FastAPI()
+    add_error_handlers(app)
+    app.post("/")(handler)
+    return app
+
+
+async def wait_nine_seconds(poller: PollerDep) -> None:
+    """A handler."""
+    await poller.wait(ID, timeout=9)
+
+
+def poller_of(*answers: Any) -> Poller:
+    return Poller(FakeClient(*answers), wait=wait_fixed(1))
+
+
+@pytest.mark.anyio
+async def test_a_body_without_end_does_not_fill_the_memory() -> None:
+    """So much of it is taken as a form has; the wait begins at once, and ends in its time."""
+    exchange = Exchange(b"x" * 65536 for _ in range(1000))
+    began = anyio.current_time()
+    assert await exchange.run(app_at(wait_nine_seconds), poller_of("queued")) == 504
+    assert anyio.current_time() - began < 10
+    assert exchange.taken <= 512 * 1024
+
+
+@pytest.mark.anyio
+async def test_a_body_that_never_comes_holds_nothing_up() -> None:
+    """The wait begins at once, and ends in its time."""
+    exchange = Exchange(iter(()))
+    began = anyio.current_time()
+    assert await exchange.run(app_at(wait_nine_seconds), poller_of("queued")) == 504
+    assert anyio.current_time() - began < 10
+
+
+@pytest.mark.anyio
+async def test_a_client_that_hangs_up_in_the_middle_of_its_body_ends_the_wait() -> None:
+    """As one does that has sent all of it."""
+    exchange = Exchange(iter([b"the first half"]))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(exchange.run, app_at(wait_nine_seconds), poller_of("queued"))
+        await anyio.sleep(2)
+        assert not exchange.sent
+        exchange.over.set()
+        await anyio.sleep(0.01)
+        assert exchange.sent[0]["status"] == 499
+
+
+@pytest.mark.anyio
+async def test_a_long_body_can_be_read_after_a_wait() -> None:
+    """Byte for byte, and from then on the client is listened to again."""
+    pieces = [bytes([number]) * 10_000 for number in range(100)]
+    exchange = Exchange(iter(pieces), last=b"end")
+    read: list[bytes] = []
+
+    async def handler(request: Request, poller: PollerDep) -> None:
+        with pytest.raises(PollTimeoutError):
+            await poller.wait(ID, timeout=9)
+        assert exchange.taken < 500_000
+        read.append(await request.body())
+        await poller.wait(ID, timeout=None)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(exchange.run, app_at(handler), poller_of("queued"))
+        await anyio.sleep(20)
+        assert read == [b"".join([*pieces, b"end"])]
+        assert not exchange.sent
+        exchange.over.set()
+        await anyio.sleep(0.01)
+        assert exchange.sent[0]["status"] == 499
+
+
+@pytest.mark.anyio
+async def test_one_task_may_read_while_another_waits() -> None:
+    """Neither takes a piece from the other."""
+    exchange = Exchange((b"x" * 1000 for _ in range(1000)), last=b"end")
+    read: list[bytes] = []
+
+    async def handler(request: Request, poller: PollerDep) -> None:
+        async def wait() -> None:
+            await poller.wait(ID)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            async for piece in request.stream():
+                read.append(piece)
+                await anyio.sleep(0.01)
+
+    assert await exchange.run(app_at(handler), poller_of("queued", (2, "completed"))) == 200
+    assert b"".join(read) == b"x" * 1_000_000 + b"end"
+
+
+@pytest.mark.anyio
+async def test_what_a_middleware_says_of_a_body_reaches_the_handler() -> None:
+    """A limit of the app's own holds: the wait goes on, and reading the body does not."""
+    exchange = Exchange(iter([b"x" * 1000]))
+    waited: list[int] = []
+
+    async def handler(request: Request, poller: PollerDep) -> None:
+        waited.append(len(await poller.wait(ID)))
+        await request.body()
+
+    class Limit:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            async def limited() -> Message:
+                if len((message := await receive())["body"]) > 100:
+                    raise HTTPException(413)
+                return message
+
+            await self.app(scope, limited, send)
+
+    app = app_at(handler)
+    app.add_middleware(Limit)
+    assert await exchange.run(app, poller_of("queued", "completed")) == 413
+    assert waited == [1]
+
+
+@pytest.mark.anyio
+async def test_a_handler_can_ask_whether_the_client_is_there() -> None:
+    """Starlette's `is_disconnected` hears of it between waits."""
+    exchange = Exchange(iter(()), last=b"")
+    heard: list[bool] = []
+
+    async def handler(request: Request, poller: PollerDep) -> None:
+        await poller.wait(ID)
+        heard.append(await request.is_disconnected())
+        exchange.over.set()
+        heard.append(await request.is_disconnected())
+
+    await exchange.run(app_at(handler), poller_of("queued", "completed"))
+    assert heard == [False, True]
 
 
 # --- behind a real server ------------------------------------------------------------------------
@@ -551,6 +854,36 @@ async def test_a_client_that_hung_up_leaves_no_traceback(caplog: pytest.LogCaptu
         await eventually(lambda: not served.server.server_state.tasks)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert repr(poller) == "Poller(generations=0)"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("layers", [0, 2])
+async def test_a_wait_that_outlives_its_handler_goes_on(
+    layers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Answered, hung up or behind middlewares: nobody listens any more, and nobody cancels it."""
+    state = "queued"
+    app, poller = fake_app(FakeClient(at=lambda now: state))
+    for _ in range(layers):
+        app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
+    waits: list[asyncio.Task[Any]] = []
+
+    @app.post("/")
+    async def handler(poller: PollerDep) -> None:
+        waits.append(asyncio.create_task(poller.wait(ID)))
+        waits.append(asyncio.create_task(poller.wait_all([ID, ID.replace("1", "2")])))
+        await asyncio.sleep(0.1)
+
+    async with serve(app, log_config=None) as served:
+        assert (await served.http.post("/", content=b"x" * 1000)).status_code == 200
+        await served.http.aclose()
+        await eventually(lambda: not served.server.server_state.connections)
+        assert repr(poller) == "Poller(generations=2)"
+        state = "completed"
+        one, two = await asyncio.gather(*waits)
+    assert len(one) == 1
+    assert [result.ok for result in two] == [True, True]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def with_events(app: FastAPI) -> FastAPI:
