@@ -11,7 +11,7 @@ import httpx
 import pytest
 import respx
 from respx.handlers import ASGIHandler
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenacity import wait_fixed
 
 import luma_poll
@@ -33,8 +33,14 @@ def with_the_heros_generation(app: ASGIApp, generation_id: str) -> ASGIApp:
     """The id in the README is nobody's: another one answers for it."""
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_renamed(message: Message) -> None:
+            body = message.get("body", b"").replace(generation_id.encode(), HERO_ID.encode())
+            await send({**message, "body": body} if "body" in message else message)
+
+        if HERO_ID not in scope["path"]:
+            return await app(scope, receive, send)
         path = scope["path"].replace(HERO_ID, generation_id)
-        await app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+        await app({**scope, "path": path, "raw_path": path.encode()}, receive, send_renamed)
 
     return wrapped
 
