@@ -37,10 +37,9 @@ def with_the_heros_generation(app: ASGIApp, generation_id: str) -> ASGIApp:
             body = message.get("body", b"").replace(generation_id.encode(), HERO_ID.encode())
             await send({**message, "body": body} if "body" in message else message)
 
-        if HERO_ID not in scope["path"]:
-            return await app(scope, receive, send)
         path = scope["path"].replace(HERO_ID, generation_id)
-        await app({**scope, "path": path, "raw_path": path.encode()}, receive, send_renamed)
+        renamed = send if path == scope["path"] else send_renamed
+        await app({**scope, "path": path, "raw_path": path.encode()}, receive, renamed)
 
     return wrapped
 
