@@ -9,7 +9,6 @@ from functools import partial
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
-from tenacity import RetryCallState
 
 from luma_poll.batch import PollResult
 from luma_poll.client import LumaClient
@@ -19,7 +18,6 @@ from luma_poll.poller import Poller
 from luma_poll.redaction import redact
 from luma_poll.results import verdict
 from luma_poll.sandbox import Sandbox
-from luma_poll.schedules import DEFAULT_WAIT
 
 SPEED = 10.0
 DEMO_KEY = "luma-api-sandbox"
@@ -56,11 +54,6 @@ class Result:
             self.lines = [f"{type(result.error).__name__}: {result.error}"]
 
 
-def ten_times_as_often(state: RetryCallState) -> float:
-    """The default schedule, as fast as the sandbox."""
-    return DEFAULT_WAIT(state) / SPEED
-
-
 async def run_demo(out: Console, err: Console, *, chaos: bool = False) -> None:
     """Submit `PROMPTS`, wait for all with a live table on `err`, and print what became of them.
 
@@ -78,7 +71,7 @@ async def run_demo(out: Console, err: Console, *, chaos: bool = False) -> None:
             say("")
         with live_table("prompt", "model", console=err) as table:
             async with LumaClient(DEMO_KEY, base_url=base_url, timeout=1.0) as client:
-                poller = Poller(client, wait=ten_times_as_often, timeout=60, on_poll=table.on_poll)
+                poller = Poller(client, wait=sandbox.wait, timeout=60, on_poll=table.on_poll)
                 submitted = _submit(client, table, results)
                 async with poller.as_completed(submitted) as ended:
                     async for each in ended:
@@ -100,7 +93,8 @@ async def _submit(
     client: LumaClient, table: LiveTable, results: dict[str, Result]
 ) -> AsyncGenerator[Generation]:
     for prompt, model, script in PROMPTS:
-        generation = await client.generations.create(f"{prompt} {script}", model=model)
+        kind = "video" if model == "ray-3.2" else "image"
+        generation = await client.generations.create(f"{prompt} {script}", model=model, type=kind)
         table.add(generation.id, prompt, model, state=generation.state)
         results[generation.id] = Result(prompt)
         yield generation

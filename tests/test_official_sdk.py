@@ -147,7 +147,9 @@ async def test_layers() -> None:
 async def test_fresh_url() -> None:
     """Each GET gives a fresh URL, and both download without a key."""
     async with connect(Sandbox()) as client, httpx.AsyncClient() as storage:
-        created = await client.generations.create(prompt="sandbox:duration=0", model="ray-3.2")
+        created = await client.generations.create(
+            prompt="sandbox:duration=0", model="ray-3.2", type="video"
+        )
         urls: list[str] = []
         for _ in range(2):
             (output,) = (await client.generations.get(created.id)).output or []

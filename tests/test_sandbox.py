@@ -6,11 +6,13 @@ import logging
 import math
 import signal
 import struct
+import sys
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from types import FrameType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
@@ -22,10 +24,12 @@ import trio
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from luma_poll import LumaClient, Poller
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.jobs import MEDIAN_DURATIONS
 
 KEY = "luma-api-test"
+SOURCE = {"url": "https://example.com/a.jpg"}
 
 
 @asynccontextmanager
@@ -155,7 +159,8 @@ async def test_speed() -> None:
 async def test_drawn_durations(model: str) -> None:
     """Half of the generations end within the published median, nearly all within twice that."""
     async with connect(Sandbox(seed=1)) as client:
-        generations = [await submit(client, model=model) for _ in range(400)]
+        kind = "video" if model == "ray-3.2" else "image"
+        generations = [await submit(client, model=model, type=kind) for _ in range(400)]
         done = []
         for _ in range(2):
             await anyio.sleep(MEDIAN_DURATIONS[model])
@@ -181,6 +186,20 @@ def test_second_event_loop() -> None:
     for backend in ("trio", "asyncio"):
         again = anyio.run(check, first, backend=backend)
         assert {**again, "output": []} == {**first, "output": []}
+
+
+@pytest.mark.anyio
+async def test_its_schedule_is_as_fast_as_it_is() -> None:
+    """A poller with the sandbox's schedule sees the end as soon as its speed lets it be."""
+    sandbox = Sandbox(speed=100)
+    transport = httpx.ASGITransport(app=sandbox.app)
+    async with httpx.AsyncClient(transport=transport) as http:
+        client = LumaClient(KEY, base_url="http://localhost/v1", http_client=http)
+        generation = await client.generations.create("A cat sandbox:duration=30")
+        started = anyio.current_time()
+        await Poller(client, wait=sandbox.wait, max_rate=None).wait(generation)
+    assert 0.3 <= anyio.current_time() - started <= 0.4
+    assert 6 <= sandbox.calls["GET /generations/{id}"] <= 8
 
 
 # Scripts
@@ -336,15 +355,12 @@ async def test_seed() -> None:
     [
         ({}, "uni-1", "image"),
         ({"model": "uni-1-max"}, "uni-1-max", "image"),
-        ({"model": "ray-3.2"}, "ray-3.2", "video"),
-        ({"type": "video_edit"}, "ray-3.2", "video_edit"),
-        ({"type": "layering"}, "uni-1", "layering"),
-        ({"model": None, "type": None, "aspect_ratio": None}, "uni-1", "image"),
-        ({"aspect_ratio": "21:9", "unknown": [1]}, "uni-1", "image"),
+        ({"type": "image_edit", "source": SOURCE}, "uni-1", "image_edit"),
+        ({"type": "layering", "source": SOURCE}, "uni-1", "layering"),
     ],
 )
 async def test_defaults(fields: dict[str, Any], model: str, kind: str) -> None:
-    """Model and type have the documented defaults, and each follows from the other."""
+    """Without a model it is uni-1, without a type it is an image, as documented."""
     async with connect(Sandbox()) as client:
         generation = await submit(client, **fields)
     assert (generation["model"], generation["type"]) == (model, kind)
@@ -371,14 +387,10 @@ async def test_defaults(fields: dict[str, Any], model: str, kind: str) -> None:
         (b'{"prompt": "A cat", "model": "\\ud800"}', "Unknown model: \ud800"),
         (
             b'{"prompt": "A cat", "type": "gif"}',
-            "Invalid type 'gif'. Valid: image, image_edit, video, video_edit, video_reframe, "
-            "layering",
+            "Type 'gif' is not supported for model 'uni-1'",
         ),
-        (
-            b'{"prompt": "A cat", "aspect_ratio": "5:4"}',
-            "Invalid aspect_ratio '5:4'. Valid: 3:1, 2:1, 21:9, 16:9, 4:3, 3:2, 1:1, 3:4, 2:3, "
-            "9:16, 1:2, 1:3",
-        ),
+        (b'{"prompt": "A cat", "type": {}}', "Type '{}' is not supported for model 'uni-1'"),
+        (b'{"prompt": "A cat", "video": NaN}', "Request body must be a JSON object"),
     ],
 )
 async def test_bad_submission(body: bytes, detail: str) -> None:
@@ -444,6 +456,17 @@ async def test_accepted_keys() -> None:
         async with connect(Sandbox(auth_tokens=auth_tokens), key) as client:
             response = await client.post("/generations", json={"prompt": "A cat"})
             assert response.status_code == status
+
+
+@pytest.mark.anyio
+async def test_strict_keys() -> None:
+    """A sandbox that is strict about keys refuses those that cannot be Luma's."""
+    for key, status in (("any", 401), ("LUMA-API-any", 401), (KEY, 201)):
+        async with connect(Sandbox(strict_keys=True), key) as client:
+            response = await client.post("/generations", json={"prompt": "A cat"})
+            assert response.status_code == status
+            if status == 401:
+                assert response.json() == {"detail": "Missing or invalid API key"}
 
 
 @pytest.mark.anyio
@@ -642,6 +665,9 @@ async def test_fresh_urls() -> None:
         ("bytes=10-999999999", slice(10, None)),
         ("bytes=-10", slice(-10, None)),
         ("bytes=0-0", slice(0, 1)),
+        ("bytes=0000000000000000000000010-0019", slice(10, 20)),
+        (f"bytes=0-{'9' * 5000}", slice(None)),
+        (f"bytes=-{'9' * 5000}", slice(None)),
     ],
 )
 async def test_ranges(wanted: str, given: slice) -> None:
@@ -656,12 +682,52 @@ async def test_ranges(wanted: str, given: slice) -> None:
     assert part.content == whole.content[given]
     start, stop, _ = given.indices(len(whole.content))
     assert part.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{len(whole.content)}"
-    for headers in ({"Range": wanted, "If-Range": '"other"'}, {"Range": "bytes=-"}):
+    for headers in (
+        {"Range": wanted, "If-Range": '"other"'},
+        {"Range": "bytes=-"},
+        {"Range": "bytes=19-10"},
+    ):
         other = await download(sandbox, url, **headers)
         assert (other.status_code, other.content) == (200, whole.content)
-    beyond = await download(sandbox, url, Range=f"bytes={len(whole.content)}-")
-    assert beyond.status_code == 416
-    assert beyond.headers["Content-Range"] == f"bytes */{len(whole.content)}"
+    for first in (len(whole.content), "9" * 5000):
+        beyond = await download(sandbox, url, Range=f"bytes={first}-")
+        assert beyond.status_code == 416
+        assert beyond.headers["Content-Range"] == f"bytes */{len(whole.content)}"
+
+
+@pytest.mark.anyio
+async def test_the_cost_of_a_download() -> None:
+    """A download runs through the same code, however many generations there are."""
+    counts = []
+    for others in (0, 500):
+        sandbox = Sandbox(seed=1)
+        async with connect(sandbox) as client:
+            for _ in range(others):
+                await submit(client)
+            created = await submit(client, "sandbox:duration=0")
+            url = (await get(client, created))["output"][0]["url"]
+        counts.append(await count_lines("app.py", download(sandbox, url)))
+    assert counts[0] == counts[1] > 0
+
+
+async def count_lines(file: str, awaitable: Awaitable[Any]) -> int:
+    """How many lines of the sandbox's file run while it is awaited."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal count
+        if not frame.f_code.co_filename.endswith(f"sandbox/{file}"):
+            return None
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        await awaitable
+    finally:
+        sys.settrace(before)
+    return count
 
 
 @pytest.mark.anyio
@@ -725,7 +791,7 @@ async def test_key_on_download() -> None:
 async def test_layers() -> None:
     """Layers are numbered from the front, and the last one is the opaque background."""
     async with connect(Sandbox()) as client:
-        created = await submit(client, "sandbox:duration=0", type="layering")
+        created = await submit(client, "sandbox:duration=0", type="layering", source=SOURCE)
         outputs = (await get(client, created))["output"]
     layers = [output["layer"] for output in outputs]
     assert [output["type"] for output in outputs] == ["image"] * 3
@@ -739,7 +805,7 @@ async def test_layers() -> None:
 async def test_video() -> None:
     """A video has one output of type video, without a layer."""
     async with connect(Sandbox()) as client:
-        created = await submit(client, "sandbox:duration=0", model="ray-3.2")
+        created = await submit(client, "sandbox:duration=0", model="ray-3.2", type="video")
         (output,) = (await get(client, created))["output"]
     assert output == {"type": "video", "url": output["url"]}
 
@@ -792,6 +858,7 @@ async def test_lifespan() -> None:
         ("requests_per_minute", [0, -1, 1.5, math.nan]),
         ("max_concurrent", [0, -1, 1.5, math.nan]),
         ("auth_tokens", [KEY]),
+        ("extra_parameters", ["seed"]),
     ],
 )
 def test_bad_arguments(name: str, values: list[Any]) -> None:
@@ -828,6 +895,20 @@ async def test_serve() -> None:
     assert asyncio.all_tasks() == tasks
     with pytest.raises(OSError, match=r"Connect call failed|refused"):
         await asyncio.open_connection(urlsplit(base_url).hostname, urlsplit(base_url).port)
+
+
+@pytest.mark.asyncio
+async def test_a_client_cannot_make_a_fault() -> None:
+    """What a client sends and the answer echoes never lets the connection misbehave."""
+    headers = {"Authorization": f"Bearer {KEY}", "X-Request-Id": "X-Sandbox-Fault: hang"}
+    async with (
+        Sandbox().serve() as base_url,
+        httpx.AsyncClient(base_url=base_url, headers=headers, timeout=5) as client,
+    ):
+        generation = await submit(client, "sandbox:duration=0")
+        response = await client.get(f"/generations/{generation['id']}")
+    assert response.headers["X-Request-Id"] == "X-Sandbox-Fault: hang"
+    assert response.json()["state"] == "completed"
 
 
 @pytest.mark.asyncio

@@ -21,18 +21,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from tenacity import RetryCallState
 
 from luma_poll.sandbox import jobs, limits, media, storage
 from luma_poll.sandbox.clock import SandboxClock
-from luma_poll.sandbox.faults import HEADER, Faults
+from luma_poll.sandbox.faults import MISBEHAVE, Faults, Misbehave
 from luma_poll.sandbox.jobs import Job, Script, parse_script
 from luma_poll.sandbox.server import serve_app
-from luma_poll.sandbox.submission import Submission, parse_submission
+from luma_poll.sandbox.submission import RefusedError, Submission, parse_submission
+from luma_poll.schedules import DEFAULT_WAIT
 
 API_VERSION = "2026-04-01"
 CONCURRENCY_RETRY_AFTER = 60  # seconds, always
 
-_ON_SOCKET = "luma_poll.sandbox.on_socket"  # in the scope, where faults can reach the socket
+KEY_PREFIX = "luma-api-"
 
 SCRIPTED_KEYS = {
     "luma-api-invalid": (401, "Invalid API key"),
@@ -71,12 +73,18 @@ class Sandbox:
     So do four keys: `luma-api-invalid`, `luma-api-revoked` and `luma-api-expired` are answered
     401, and `luma-api-suspended` 403.
 
+    A submission that the API's documentation excludes is refused as the API does it, with 400, 413
+    or 422. So is an unknown parameter, which the API itself may let pass.
+
     Args:
         speed: How many times as fast as real generations these are. `url_expires` and the
             limits keep their own time.
         seed: The same seed gives the same ids and durations; None gives others each time.
         auth_tokens: The API keys that are accepted, each a client of its own, which sees only
             its own generations. None accepts every key, those four excepted.
+        strict_keys: Whether a key must begin with `luma-api-`, as the API's must.
+        extra_parameters: Parameters of a submission that are accepted with any value, beside
+            those of the official SDK 0.5.0: for what the API has learned since.
         url_expires: Seconds for which the URL of an output is good, rounded up to whole ones.
             They count from the whole second in which it was signed, as in S3.
         faults: The share of the answers to polls that is replaced by faults, from 0 to 1: error
@@ -111,6 +119,8 @@ class Sandbox:
         speed: float = 1.0,
         seed: int | None = None,
         auth_tokens: Collection[str] | None = None,
+        strict_keys: bool = False,
+        extra_parameters: Collection[str] = (),
         url_expires: float = 3600,
         faults: float | Mapping[str, float] = 0.0,
         storage_faults: float | Mapping[str, float] = 0.0,
@@ -123,11 +133,15 @@ class Sandbox:
         _check_count("max_concurrent", max_concurrent)
         if isinstance(auth_tokens, str):
             raise ValueError("auth_tokens must be a collection of API keys, not a single string")
+        if isinstance(extra_parameters, str):
+            raise ValueError("extra_parameters must be a collection of names, not a single string")
 
         self.calls = Counter()
         self._speed = speed
         self._random = Random(seed)
         self._auth_tokens = None if auth_tokens is None else frozenset(auth_tokens)
+        self._strict_keys = strict_keys
+        self._extra_parameters = frozenset(extra_parameters)
         self._url_expires = math.ceil(url_expires)
         self._requests_per_minute = requests_per_minute
         self._max_concurrent = max_concurrent
@@ -140,7 +154,7 @@ class Sandbox:
         self.storage_faults_served = self._storage_faults.served
 
         self._clock = SandboxClock()
-        self._jobs: dict[tuple[str, str], Job] = {}  # by client and id: strangers get a 404
+        self._jobs: dict[str, Job] = {}
         self._usages: dict[str, limits.Usage] = {}
         self._signing_key = secrets.token_bytes(32)
         self._nonces = count(1)
@@ -148,6 +162,10 @@ class Sandbox:
 
     def __repr__(self) -> str:
         return f"<Sandbox speed={self._speed} generations={len(self._jobs)}>"
+
+    def wait(self, retry_state: RetryCallState) -> float:
+        """The default schedule, `speed` times as fast: `Poller(client, wait=sandbox.wait)`."""
+        return DEFAULT_WAIT(retry_state) / self._speed
 
     @asynccontextmanager
     async def serve(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
@@ -167,11 +185,8 @@ class Sandbox:
         """
         if not 0 <= port <= 65535:
             raise ValueError(f"port must be from 0 to 65535, not {port!r}")
-        async with serve_app(self._app_on_socket, host, port) as origin:
+        async with serve_app(self.app, host, port) as origin:
             yield f"{origin}/v1"
-
-    async def _app_on_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app({**scope, _ON_SOCKET: True}, receive, send)
 
     def _build_app(self) -> Starlette:
         app = Starlette(
@@ -195,11 +210,11 @@ class Sandbox:
         usage = self._usages.setdefault(client, limits.Usage())
         self._check_rate(usage, now)
         usage.add_request(now)
-        submission, script = _parse(body)
+        submission, script = _parse(body, self._extra_parameters)
         self._check_concurrency(usage, now)
-        job = self._make_job(submission, script, now)
+        job = self._make_job(client, submission, script, now)
         usage.add_job(now, job.ends)
-        self._jobs[client, job.id] = job
+        self._jobs[job.id] = job
 
         # The moment is before it all: the answer is "queued", even for a job of no duration.
         content = self._describe(job, -math.inf, request)
@@ -212,11 +227,11 @@ class Sandbox:
     async def _get(self, request: Request) -> Response:
         self.calls[f"{request.method} /generations/{{id}}"] += 1
         client = self._authenticate(request)
-        job = self._jobs.get((client, request.path_params["id"]))
-        if job is None:
+        job = self._jobs.get(request.path_params["id"])
+        if job is None or job.client != client:
             raise HTTPException(404, "Generation not found")
         answer = _answer_json(200, self._describe(job, self._clock.now(), request))
-        return await self._faults.spoil(answer, on_socket=_ON_SOCKET in request.scope)
+        return await self._faults.spoil(answer, _misbehave(request))
 
     async def _download(self, request: Request) -> Response:
         self.calls[f"{request.method} /storage/{{id}}/{{index}}"] += 1
@@ -229,29 +244,25 @@ class Sandbox:
             return _answer_xml(403, "SignatureDoesNotMatch", message)
         if self._clock.timestamp(self._clock.now()) >= media.expiry_time(query):
             return _answer_xml(403, "AccessDenied", "Request has expired")
-        fault = self._storage_faults.draw()
-        on_socket = _ON_SOCKET in request.scope
-        if fault is not None and fault.startswith("cut-") and not on_socket:
-            fault = None
-        if fault is not None:
-            self._storage_faults.served[fault] += 1
-            if (refused := storage.refusal(fault)) is not None:
-                return refused
-        answer = storage.answer(self._blob(path), request, fault)
-        if fault is not None and fault.startswith("cut-"):
-            half = int(answer.headers.get("Content-Length", 0)) // 2
-            answer.headers[HEADER] = f"{fault}_{half}"
-        return answer
+        job = self._jobs[request.path_params["id"]]
+        return self._answer_blob(storage.Blob(path, job.script.size), request)
 
-    def _blob(self, path: str) -> storage.Blob:
-        job_id = path.split("/")[2]
-        sizes = (job.script.size for job in self._jobs.values() if job.id == job_id)
-        return storage.Blob(path, next(sizes, None))
+    def _answer_blob(self, blob: storage.Blob, request: Request) -> Response:
+        fault, misbehave = self._storage_faults.draw(), _misbehave(request)
+        cut = fault is not None and fault.startswith("cut-")
+        if fault is None or (cut and misbehave is None):
+            return storage.answer(blob, request, None)
+        self._storage_faults.served[fault] += 1
+        answer = storage.refusal(fault) or storage.answer(blob, request, fault)
+        if cut and misbehave is not None:
+            misbehave(fault, int(answer.headers.get("Content-Length", 0)) // 2)
+        return answer
 
     def _authenticate(self, request: Request) -> str:
         """The key is the client: two keys are two clients."""
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        if scheme != "Bearer" or not key.strip():
+        wrong = self._strict_keys and not key.startswith(KEY_PREFIX)
+        if scheme != "Bearer" or not key.strip() or wrong:
             raise HTTPException(401, "Missing or invalid API key")
         if key in SCRIPTED_KEYS:
             raise HTTPException(*SCRIPTED_KEYS[key])
@@ -279,12 +290,13 @@ class Sandbox:
             "X-RateLimit-Reset": str(math.ceil(self._clock.timestamp(reset))),
         }
 
-    def _make_job(self, submission: Submission, script: Script, now: float) -> Job:
+    def _make_job(self, client: str, submission: Submission, script: Script, now: float) -> Job:
         # Both are always drawn, so that a script changes nothing for the jobs after it.
         job_id = UUID(int=self._random.getrandbits(128), version=4)
         drawn = jobs.draw_duration(self._random, submission.model)
         return Job(
             id=str(job_id),
+            client=client,
             model=submission.model,
             type=submission.type,
             created=now,
@@ -358,10 +370,18 @@ def _check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} must be a whole number from 1 up, not {value!r}")
 
 
-def _parse(body: bytes) -> tuple[Submission, Script]:
+def _misbehave(request: Request) -> Misbehave | None:
+    """How to break the connection of a request, where the sandbox has it."""
+    misbehave: Misbehave | None = request.scope.get("state", {}).get(MISBEHAVE)
+    return misbehave
+
+
+def _parse(body: bytes, extra_parameters: Collection[str]) -> tuple[Submission, Script]:
     try:
-        submission = parse_submission(body)
+        submission = parse_submission(body, extra_parameters)
         return submission, parse_script(submission.prompt)
+    except RefusedError as refusal:
+        raise HTTPException(refusal.status, refusal.detail) from None
     except ValueError as error:
         raise HTTPException(400, str(error)) from None
 

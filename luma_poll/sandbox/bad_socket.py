@@ -1,53 +1,51 @@
-"""Connections that do to an answer what its header `X-Sandbox-Fault` says, down to the socket."""
+"""Connections that misbehave when they are told to, down to the socket."""
 
 import asyncio
-import re
 import socket
 import struct
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from luma_poll.sandbox.faults import HEADER
+from luma_poll.sandbox.faults import MISBEHAVE
 
 TRICKLE = 0.1  # seconds from byte to byte
 GARBAGE = b"\x15\x03\x01\x00\x02\x02\x28 this is not HTTP\r\n\r\n"
 
-_MARK = re.compile(rb"(?i)" + HEADER.encode() + rb": ([\w-]+)\r\n")
-
 
 class BadTransport:
-    """A transport that passes everything on, until an answer is marked; then it misbehaves."""
+    """A transport that passes everything on, until it is told to misbehave."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._fault: str | None = None
+        self._begun = False
         self._trickling = bytearray()
         self._left = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def misbehave(self, fault: str, after: int) -> None:
+        """Do this to the next answer; a cut comes after so many bytes of its body."""
+        self._fault, self._left = fault, after
+
     def write(self, data: bytes) -> None:
         """Send it, or what the fault makes of it."""
         if self._fault is None:
-            mark = _MARK.search(data)
-            if mark is None:
-                self._transport.write(data)
-                return
-            self._fault = mark[1].decode()
-            data = data.replace(mark[0], b"")
-            self._begin(data)
+            self._transport.write(data)
+        elif not self._begun:
+            self._begun = True
+            self._begin(self._fault, data)
         elif self._fault == "trickle":
             self._trickling += data
         elif self._fault.startswith("cut-"):
             self._pass_on(data)
 
-    def _begin(self, head: bytes) -> None:
-        kind, _, left = (self._fault or "").partition("_")
-        match kind:
+    def _begin(self, fault: str, head: bytes) -> None:
+        match fault:
             case "cut-reset" | "cut-truncated":
-                self._left = int(left) + head.index(b"\r\n\r\n") + 4
+                self._left += head.index(b"\r\n\r\n") + 4
                 self._pass_on(head)
             case "reset":
                 self._reset()
@@ -75,7 +73,7 @@ class BadTransport:
         self._left = max(self._left - len(data), 0)
         if self._left:
             return
-        if (self._fault or "").startswith("cut-truncated"):
+        if self._fault == "cut-truncated":
             self._transport.close()
         else:
             asyncio.get_running_loop().call_later(0.02, self._reset)
@@ -99,5 +97,7 @@ class BadProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 over a `BadTransport`."""
 
     def connection_made(self, transport: Any) -> None:
-        """Begin a connection."""
-        super().connection_made(BadTransport(transport))  # type: ignore[arg-type]
+        """Begin a connection, and hand its requests the means to break it."""
+        bad: Any = BadTransport(transport)
+        self.app_state = {**self.app_state, MISBEHAVE: bad.misbehave}
+        super().connection_made(bad)

@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from random import Random
-from typing import Final
+from typing import Final, TypeAlias
 
 import anyio
 from starlette.responses import Response
@@ -32,8 +32,10 @@ HTTP_FAULTS: Final[Mapping[str, tuple[int, str, bytes]]] = {
 }
 # These need a socket; without one only `hang` is possible.
 SOCKET_FAULTS: Final = ("reset", "reset-body", "truncated", "garbage", "trickle", "hang")
-HEADER: Final = "X-Sandbox-Fault"
-"""Tells the server what to do to an answer. It never reaches the client."""
+Misbehave: TypeAlias = Callable[[str, int], None]
+"""Lets a connection do this fault to its next answer; a cut comes after so many bytes of body."""
+MISBEHAVE: Final = "luma_poll.sandbox.misbehave"
+"""The name of a `Misbehave` in the state of a request, where the sandbox has the socket."""
 
 
 class Faults:
@@ -66,10 +68,10 @@ class Faults:
         self._random = Random(None if seed is None else f"{name} {seed}")
         self.served: Counter[str] = Counter()
 
-    async def spoil(self, answer: Response, *, on_socket: bool) -> Response:
+    async def spoil(self, answer: Response, misbehave: Misbehave | None) -> Response:
         """The answer, or what the client gets in its place."""
         kind = self.draw()
-        if kind in SOCKET_FAULTS and not on_socket and kind != "hang":
+        if kind in SOCKET_FAULTS and misbehave is None and kind != "hang":
             kind = None
         if kind is None:
             return answer
@@ -78,9 +80,10 @@ class Faults:
             status, media_type, body = HTTP_FAULTS[kind]
             headers = {"Retry-After": str(RETRY_AFTER)} if status == 429 else None
             return Response(body, status, headers, media_type)
-        if not on_socket:
+        if misbehave is None:
             await anyio.sleep_forever()
-        answer.headers[HEADER] = kind
+        else:
+            misbehave(kind, 0)
         return answer
 
     def draw(self) -> str | None:

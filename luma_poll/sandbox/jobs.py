@@ -56,6 +56,7 @@ class Job:
 
     Attributes:
         id: A UUID.
+        client: The API key that submitted it.
         model: For example `uni-1`.
         type: For example `image`.
         created: The moment of its submission, in seconds of the sandbox's clock.
@@ -64,6 +65,7 @@ class Job:
     """
 
     id: str
+    client: str
     model: str
     type: str
     created: float

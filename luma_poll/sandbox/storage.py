@@ -83,15 +83,20 @@ def _xml(code: str) -> str:
 
 def _wanted_range(blob: Blob, headers: Mapping[str, str]) -> tuple[int, int] | None:
     """First byte and end of a single range; None for the whole file."""
-    found = re.fullmatch(r"bytes=(\d*)-(\d*)", headers.get("Range", ""))
-    if found is None or found.groups() == ("", ""):
+    found = re.fullmatch(r"bytes=([0-9]*)-([0-9]*)", headers.get("Range", ""))
+    if found is None or headers.get("If-Range", blob.etag) != blob.etag:
         return None
-    if headers.get("If-Range", blob.etag) != blob.etag:
-        return None
-    first, last = found.groups()
-    if not first:
-        return max(blob.size - int(last), 0), blob.size
-    return int(first), min(int(last) + 1, blob.size) if last else blob.size
+    first, last = (_position(digits) for digits in found.groups())
+    if first is None:
+        return None if last is None else (max(blob.size - last, 0), blob.size)
+    if last is None:
+        return first, blob.size
+    return None if last < first else (first, min(last + 1, blob.size))
+
+
+def _position(digits: str) -> int | None:
+    # Python refuses to read thousands of digits, and twenty lead beyond any file.
+    return int(digits.lstrip("0")[:20] or 0) if digits else None
 
 
 async def _pieces(blob: Blob, start: int, stop: int, pause: float) -> AsyncIterator[bytes]:
