@@ -98,8 +98,10 @@ def test_any_parameter_can_be_given(cli: Cli, sent: Sent) -> None:
 
 def test_a_parameter_reaches_the_api(cli: Cli) -> None:
     """And one that the client takes by position is no exception."""
-    told = cli("create", "a fox", "--param", "model=uni-1-max", "--param", "self=1", "--json")
+    told = cli("create", "a fox", "--param", "model=uni-1-max", "--json")
     assert json.loads(told.out)["model"] == "uni-1-max"
+    told = cli("create", "a fox", "--param", "self=1")
+    assert "400 Bad Request: Unknown parameter: self" in told.err
 
 
 @pytest.mark.parametrize(
