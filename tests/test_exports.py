@@ -34,6 +34,7 @@ ORDER = [
     "_version",
     "redaction",
     "errors",
+    "event_loops",
     "models",
     "batch",
     "arguments",
