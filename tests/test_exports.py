@@ -40,6 +40,8 @@ ORDER = [
     "arguments",
     "translation",
     "transport",
+    "http_client",
+    "session",
     "media",
     "files",
     "storage",

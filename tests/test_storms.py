@@ -34,8 +34,8 @@ def base_url() -> Iterator[str]:
 
 def connections(client: LumaClient) -> list[Any]:
     """The connections of the client that no request holds."""
-    assert client._transport is not None
-    pools: list[Any] = [idle.transport._pool for idle in client._transport._idle]
+    assert client._session._transport is not None
+    pools: list[Any] = [idle.transport._pool for idle in client._session._transport._idle]
     return [connection for pool in pools for connection in pool.connections]
 
 
