@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import os
@@ -11,9 +10,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from types import EllipsisType, TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
-from urllib.parse import quote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 from uuid import UUID
 
 import anyio
@@ -27,33 +25,21 @@ from luma_poll.arguments import (
     check_positive,
     check_retries,
     check_token,
-    is_loopback,
 )
 from luma_poll.download import MAX_BYTES, DownloadProgress, download
 from luma_poll.errors import (
-    APIConnectionError,
     APIError,
     APIStatusError,
     APITimeoutError,
     ConfigurationError,
-    RateLimitError,
 )
 from luma_poll.models import Generation, GenerationLike, parse
-from luma_poll.redaction import redact
-from luma_poll.translation import classes, status_error, translate_error
-from luma_poll.transport import PooledTransport
+from luma_poll.session import Session
+from luma_poll.translation import retry_after, status_error, translate_error
 
 if TYPE_CHECKING:
     import httpx2
 
-TIMEOUTS = {"connect": 10.0, "read": None, "write": None, "pool": None}
-"""Seconds, within the client's `timeout`, which bounds the whole request."""
-MAX_CONNECTIONS = 100
-"""Connections, and so requests under way, of one client."""
-MAX_DOWNLOADS = 4
-"""Files that one client fetches at once; the others wait for their turn."""
-KEEPALIVE = 30.0
-"""Seconds that an idle connection is kept: longer than the usual time between two polls."""
 LONGEST_RETRY_SLEEP = 60.0
 """Seconds that `get` and `create` sleep at the most between two tries (as in the official SDK)."""
 
@@ -68,8 +54,8 @@ class LumaClient:
         auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
             White space around it is removed.
         base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1. Includes `/v1`.
-        timeout: Seconds that one whole request may take, from connecting to the last byte;
-            None for no limit.
+        timeout: Seconds that one whole request may take, from waiting for a free connection to
+            the last byte; None for no limit.
         max_retries: How often a request is repeated after a transient failure: no connection,
             no answer in time, 408, 409, 425, 429, 5xx, an unreadable body.
         http_client: The `httpx.AsyncClient` (or `httpx2.AsyncClient`) to send with. It is not
@@ -94,22 +80,15 @@ class LumaClient:
             {
                 "Authorization": f"Bearer {self._token}",
                 "Accept": "application/json",
+                "Accept-Encoding": "gzip",
                 "User-Agent": f"luma-poll/{__version__}",
             }
         )
         self.base_url = check_base_url(base_url)
         self.timeout = check_positive("timeout", timeout)
         self.max_retries = check_retries(max_retries)
-        self._owns_http_client = http_client is None
-        self._transport: PooledTransport | None = None
-        if http_client is None:
-            self._http, self._transport = _default_http_client(self.base_url)
-        else:
-            self._http = _checked_http_client(http_client)
-        # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
-        # 1099, 1111), and is slow at queueing many. So its pool has no limit, and they queue here.
-        self._slots = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
-        self._downloads = anyio.Semaphore(MAX_DOWNLOADS)
+        self._session = Session(self.base_url, http_client)
+        self._is_view = False
         self.generations = Generations(self)
 
     def __repr__(self) -> str:
@@ -127,9 +106,13 @@ class LumaClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections, except those of an `http_client` that was handed in."""
-        if self._owns_http_client:
-            await self._http.aclose()
+        """Close the connections, except those of an `http_client` that was handed in.
+
+        Raises:
+            ConfigurationError: They are in use in another event loop.
+        """
+        if not self._is_view:
+            await self._session.aclose()
 
     def with_options(
         self, *, timeout: float | EllipsisType | None = ..., max_retries: int | None = None
@@ -144,8 +127,10 @@ class LumaClient:
             ConfigurationError: An argument is unusable.
         """
         view = copy.copy(self)
-        view._owns_http_client = False
-        view.generations = Generations(view)
+        view._is_view = True
+        if isinstance(self.generations, Generations):
+            view.generations = copy.copy(self.generations)  # with what a test has put in its place
+            view.generations._client = view
         if timeout is not ...:
             view.timeout = check_positive("timeout", timeout)
         if max_retries is not None:
@@ -187,12 +172,13 @@ class LumaClient:
                 files of the generation were fetched all the same.
             APIError: The API refused a GET of the generation, or was out of reach.
         """
+        self._session.enter()
         return await download(
             generation,
             directory,
-            http=self._http,
+            http=self._session.http,
             get=self.generations.get,
-            slots=self._downloads,
+            slots=self._session.downloads,
             timeout=timeout,
             max_bytes=max_bytes,
             overwrite=overwrite,
@@ -207,52 +193,34 @@ class LumaClient:
         if body is not None:
             headers = httpx.Headers(headers)
             headers["Content-Type"] = "application/json"
-        response = None
-        async with self._slots:
-            try:
-                with anyio.move_on_after(self.timeout):
-                    response = await self._send(method, self.base_url + path, headers, body)
-            except Exception as error:
-                translated = translate_error(error, generation_id)
-                if translated is None:
-                    raise
-                raise translated from error
-        if response is None:
+        answer, sent = None, False
+        try:
+            with anyio.move_on_after(self.timeout):
+                async with self._session.turn(method):
+                    sent = True
+                    answer = await self._session.send(
+                        method,
+                        self.base_url + path,
+                        headers=headers,
+                        body=body,
+                        generation_id=generation_id,
+                    )
+        except Exception as error:
+            translated = translate_error(error, generation_id, secret=self._token)
+            if translated is None or translated is error:
+                raise
+            raise translated from error
+        if answer is None:
+            missing = "complete answer" if sent else "free connection"
             raise APITimeoutError(
-                f"no complete answer within {self.timeout:g} s", generation_id=generation_id
+                f"no {missing} within {self.timeout:g} s",
+                generation_id=generation_id,
+                request_sent=sent,
             )
-        if not 200 <= response.status_code < 300:
-            raise status_error(response, generation_id, secret=self._token, base_url=self.base_url)
-        snapshot = parse(Generation.model_validate_json, response.content, generation_id)
-        return snapshot.answered_at(response.headers.get("Date"))
-
-    async def _send(self, method: str, url: str, headers: httpx.Headers, body: bytes | None) -> Any:
-        if self._transport is None:
-            return await self._send_through_client(method, url, headers, body)
-        # Without the client's layers (cookies, redirects, authentication, hooks), none of which
-        # is in use here, a request costs a quarter less.
-        request = httpx.Request(
-            method, url, headers=headers, content=body, extensions={"timeout": TIMEOUTS}
-        )
-        response = await self._transport.handle_async_request(request)
-        try:
-            await response.aread()
-        finally:
-            await response.aclose()
-        return response
-
-    async def _send_through_client(
-        self, method: str, url: str, headers: httpx.Headers, body: bytes | None
-    ) -> Any:
-        request = self._http.build_request(
-            method, url, headers=headers, content=body, timeout=tuple(TIMEOUTS.values())
-        )
-        try:
-            return await self._http.send(request, auth=None, follow_redirects=False)
-        except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True):
-                await _close_orphans(self._http)
-            raise
+        if not 200 <= answer.status_code < 300:
+            raise status_error(answer, generation_id, secrets=[self._token], base_url=self.base_url)
+        snapshot = parse(Generation.model_validate_json, answer.content, generation_id)
+        return snapshot.answered_at(answer.headers.get("Date"), retry_after(answer.headers))
 
 
 class Generations:
@@ -303,10 +271,14 @@ class Generations:
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigurationError(f"the parameters are not JSON: {error}") from None
         request = partial(self._client._request, "POST", "/generations", body=body)
+
+        def may_be_repeated(error: APIError) -> bool:
+            return error.retryable and not error.may_have_been_accepted
+
         try:
-            return await self._retried(request, _certainly_not_accepted)
+            return await self._retried(request, may_be_repeated)
         except APIError as error:
-            if error.retryable and not _certainly_not_accepted(error):
+            if error.may_have_been_accepted:
                 error.add_note(
                     "It is not known whether the generation was accepted: it may be running and "
                     "be billed. Look at the usage of the account before you submit it again."
@@ -348,12 +320,6 @@ class Generations:
         return await retrying(next_try)
 
 
-def _certainly_not_accepted(error: APIError) -> bool:
-    if isinstance(error, APIConnectionError):
-        return not error.request_sent
-    return isinstance(error, RateLimitError)
-
-
 def _retry_after(error: BaseException | None) -> float | None:
     return error.retry_after if isinstance(error, APIStatusError) else None
 
@@ -362,55 +328,3 @@ def _retry_wait(state: tenacity.RetryCallState) -> float:
     wanted = _retry_after(state.outcome.exception() if state.outcome else None)
     backoff: float = min(0.5 * 2 ** (state.attempt_number - 1), 8.0) * random.uniform(0.75, 1.0)
     return backoff if wanted is None else max(wanted, backoff)
-
-
-def _default_http_client(base_url: str) -> tuple[Any, PooledTransport | None]:
-    """The client, and the transport that it has if there is no proxy in between."""
-    try:
-        if not _has_proxy(base_url):
-            transport = PooledTransport(KEEPALIVE)
-            return httpx.AsyncClient(transport=transport), transport
-        limits = httpx.Limits(
-            max_connections=None,
-            max_keepalive_connections=MAX_CONNECTIONS,
-            keepalive_expiry=KEEPALIVE,
-        )
-        return httpx.AsyncClient(limits=limits), None
-    except (ImportError, ValueError, OSError) as error:
-        raise ConfigurationError(
-            "the environment's settings of a proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) or of "
-            f"certificates (SSL_CERT_FILE, SSL_CERT_DIR) are not usable: {redact(str(error))}"
-        ) from None
-
-
-def _has_proxy(base_url: str) -> bool:
-    parts = urlsplit(base_url)
-    host, proxies = parts.hostname or "", getproxies()
-    if is_loopback(host) or proxy_bypass(host):
-        return False
-    return bool(proxies.get(parts.scheme) or proxies.get("all"))
-
-
-def _checked_http_client(http_client: object) -> Any:
-    if not isinstance(http_client, classes("AsyncClient")):
-        raise ConfigurationError(
-            f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}"
-        )
-    return http_client
-
-
-async def _close_orphans(http: Any) -> None:
-    """Close the connections that httpcore has forgotten.
-
-    A request that is cancelled after its connection is made and before it is sent leaves the
-    connection open in the pool, where nothing will ever use or close it (encode/httpcore 1099).
-    """
-    for transport in (http._transport, *http._mounts.values()):
-        if not isinstance(transport, classes("AsyncHTTPTransport")):
-            continue
-        with contextlib.suppress(AttributeError):  # in another version of httpcore
-            pool = cast(Any, transport)._pool
-            used = {id(request.connection) for request in pool._requests}
-            for connection in pool.connections:
-                if id(connection) not in used and not connection.is_idle():
-                    await connection.aclose()

@@ -21,7 +21,7 @@ from luma_poll.errors import (
     OutputNotFoundError,
     PollTimeoutError,
 )
-from luma_poll.models import LONGEST_AGE, MAX_CLOCK_ERROR, Generation
+from luma_poll.models import LONGEST_AGE, MAX_CLOCK_ERROR, Generation, snapshot_retry_after
 from luma_poll.schedules import Schedule, next_delay, tell_end
 
 NOT_FOUND_GRACE = 10.0
@@ -118,6 +118,7 @@ class Progress:
     result: Generation | LumaError | None = None
     _last_poll: float = -math.inf
     _poll_before: float = -math.inf
+    _not_before: float = -math.inf
     _snapshot_at: float = -math.inf
     _unfinished_at: float | None = None
     _without_output: int = 0
@@ -172,6 +173,7 @@ class Progress:
         if self.result is None:
             delay = next_delay(schedule, answer, attempt=self.answers, born=self.born, now=now)
             self.due = now + delay
+            self._not_before = now + _least_delay(answer)
 
     def _end_of(self, answer: Generation) -> Generation | OutputNotFoundError | None:
         if _is_end(answer):
@@ -204,6 +206,7 @@ class Progress:
         # An answer of half a margin before the last poll is as good, and a burst helps nobody.
         if at > last and self._last_poll < last - deadline.margin / 2:
             at = last
+        at = max(at, self._not_before)
         return at if max(at, quiet.until) < deadline.at else math.inf
 
     def next_poll(self, deadlines: Iterable[Deadline], quiet: Quiet) -> float | None:
@@ -212,6 +215,15 @@ class Progress:
             return None
         at = min((self.poll_at(deadline, quiet) for deadline in deadlines), default=math.inf)
         return None if at == math.inf else max(at, quiet.until)
+
+
+def _least_delay(answer: Generation | APIError) -> float:
+    """Seconds for which a successful answer asks to leave this generation alone.
+
+    The same hint of an error is for all generations: a `Quiet`.
+    """
+    hint = snapshot_retry_after(answer) if isinstance(answer, Generation) else None
+    return hint or 0.0
 
 
 def _is_end(snapshot: Generation) -> bool:

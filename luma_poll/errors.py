@@ -79,21 +79,38 @@ class APIError(LumaError):
         super().__init__(subject + message)
         self.generation_id = generation_id
 
+    @property
+    def may_have_been_accepted(self) -> bool:
+        """For a failed submission: whether the API may have accepted it all the same.
+
+        Then it may be running and be billed, and so would be another one.
+        """
+        if isinstance(self, APIConnectionError):
+            return self.request_sent
+        if isinstance(self, APIStatusError):  # the others are refusals
+            return self.retryable and not isinstance(self, RateLimitError)
+        return True
+
 
 class APIConnectionError(APIError):
     """No response: the name did not resolve, the connection was refused or broke.
 
     Attributes:
         request_sent: False when it is certain that the API saw nothing of the request.
+        retryable: False when the certificate of the other side does not hold.
     """
 
-    retryable = True
-
     def __init__(
-        self, message: str, *, generation_id: str | None = None, request_sent: bool = True
+        self,
+        message: str,
+        *,
+        generation_id: str | None = None,
+        request_sent: bool = True,
+        retryable: bool = True,
     ) -> None:
         super().__init__(message, generation_id=generation_id)
         self.request_sent = request_sent
+        self.retryable = retryable
 
 
 class APITimeoutError(APIConnectionError):
@@ -101,7 +118,7 @@ class APITimeoutError(APIConnectionError):
 
 
 class InvalidResponseError(APIError):
-    """The API answered 200, but the body is not a generation."""
+    """The API answered 200, but the body is not a generation, or too large for one."""
 
     retryable = True
 

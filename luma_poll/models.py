@@ -169,6 +169,12 @@ class Generation(_Snapshot):
     failure_reason: RedactedText = None
     output: Annotated[list[GenerationOutput], BeforeValidator(_usable_outputs)] = []
 
+    # Of the answer alone: no field, and no copy and no pickle has it.
+    __slots__ = ("_retry_after",)
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.state))
+
     @model_validator(mode="wrap")
     @classmethod
     def _keep_unreadable_output(cls, value: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
@@ -193,10 +199,14 @@ class Generation(_Snapshot):
             return None
         return max(0.0, age) if age > -MAX_CLOCK_ERROR else None
 
-    def answered_at(self, date: str | None) -> Self:
-        """Note the `Date` of the answer, for `age`. It is no part of what the snapshot equals."""
+    def answered_at(self, date: str | None, retry_after: float | None = None) -> Self:
+        """Note the `Date` of the answer, for `age`, and the seconds of its `Retry-After`.
+
+        They are no part of what the snapshot equals.
+        """
         if date is not None:
             vars(self)["_date"] = date
+        object.__setattr__(self, "_retry_after", retry_after)
         return self
 
     @property
@@ -227,6 +237,15 @@ class GenerationLike(Protocol):
     def state(self) -> str:
         """Its state."""
         ...
+
+
+def snapshot_retry_after(generation: Generation) -> float | None:
+    """Seconds to leave the generation alone, where the answer that it came in said so."""
+    try:
+        seconds: float | None = object.__getattribute__(generation, "_retry_after")
+    except AttributeError:  # it came in no answer of ours
+        return None
+    return seconds
 
 
 def as_generation(value: object, generation_id: str | None = None) -> Generation:

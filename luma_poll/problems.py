@@ -13,7 +13,6 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from luma_poll.errors import (
-    APIConnectionError,
     APIError,
     APIStatusError,
     AuthenticationError,
@@ -186,7 +185,7 @@ def _kind(error: LumaError) -> _Kind:
 
 
 def _detail(error: LumaError, kind: _Kind) -> str:
-    if isinstance(error, APIError) and error.retryable and not _retryable(error, kind):
+    if _may_have_been_submitted(error):
         return PERHAPS_SUBMITTED
     words = None
     if kind.status < 500:  # Luma's words about the caller's input
@@ -208,8 +207,12 @@ def _retryable(error: LumaError, kind: _Kind) -> bool:
         return False
     if isinstance(error, PollTimeoutError):
         return True
-    if isinstance(error, APIError) and error.generation_id is None:
-        # A submission: a second one may be billed too, unless the first certainly went nowhere.
-        not_sent = isinstance(error, APIConnectionError) and not error.request_sent
-        return not_sent or isinstance(error, RateLimitError)
+    if _may_have_been_submitted(error):
+        return False  # a second one may be billed too
     return isinstance(error, (APIError, GenerationError, DownloadError)) and error.retryable
+
+
+def _may_have_been_submitted(error: LumaError) -> bool:
+    if not isinstance(error, APIError) or error.generation_id is not None:
+        return False
+    return error.may_have_been_accepted

@@ -1,31 +1,47 @@
 """Keeps secrets out of everything that is shown: messages, logs and reprs."""
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+_URL = re.compile(r"(://[^\s?<>]*)(\?[^\s<>]*)?")  # its query may be a signature
 _SECRETS = re.compile(
     r"""(?ix)
-    (\b[a-z][a-z0-9+.-]{,20}://[^\s?<>]{1,1000}\?) [^\s<>]*  # a URL's query: may be a signature
-    | (x-amz-(?:signature|credential|security-token)=) [^\s&"'<>]+
+      (x-amz-(?:signature|credential|security-token)=) [^\s&"'<>]+
     | (\bbearer\s+) [^\s"'<>,]+
     | (luma-api-) [\w-]+                     # the API's keys
     """
 )
+MIN_SECRET_LENGTH = 8
+"""Characters; what is shorter may be part of any word."""
+MAX_DEPTH = 20
+"""Containers inside each other; what is deeper is left out."""
 
 
-def redact(text: str) -> str:
-    """Replace URL queries and API keys in `text` by `...`."""
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """Replace URL queries, API keys and these `secrets` in `text` by `...`."""
+    for secret in secrets:
+        if len(secret) >= MIN_SECRET_LENGTH:
+            text = text.replace(secret, "...")
+    text = _URL.sub(lambda found: f"{found[1]}?..." if found[2] else found[0], text)
     return _SECRETS.sub(lambda found: f"{found[found.lastindex or 0]}...", text)
 
 
-def redact_value(value: Any) -> Any:
-    """`redact` every string in `value`, inside dicts, lists and tuples too."""
+def redact_value(value: Any, secrets: Iterable[str] = (), depth: int = MAX_DEPTH) -> Any:
+    """`redact` every string in `value`, inside mappings, lists and tuples too."""
     if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict):
-        return {redact_value(key): redact_value(item) for key, item in value.items()}
+        return redact(value, secrets)
+    if not isinstance(value, (Mapping, list, tuple)):
+        return value
+    if not depth:
+        return "..."
+
+    def clean(item: Any) -> Any:
+        return redact_value(item, secrets, depth - 1)
+
+    if isinstance(value, Mapping):
+        return {clean(key): clean(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [redact_value(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(redact_value(item) for item in value)
-    return value
+        return [clean(item) for item in value]
+    items = [clean(item) for item in value]
+    return value._make(items) if hasattr(value, "_make") else tuple(items)

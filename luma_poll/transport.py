@@ -14,65 +14,90 @@ from dataclasses import dataclass
 
 import anyio
 import httpx
-from anyio.lowlevel import current_token
+
+_BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 
 
 @dataclass(frozen=True)
 class _Idle:
-    """A transport whose connection is unused, since when, and the event loop that it lives in."""
+    """A transport whose connection is unused, and since when."""
 
     transport: httpx.AsyncHTTPTransport
     since: float
-    loop: object
 
 
 class PooledTransport(httpx.AsyncBaseTransport):
-    """Sends each request on a connection of its own, the one that was used last if it is free.
+    """Sends each request on a connection of its own.
+
+    A GET takes the one that was used last if it is free. A server may close that at the same
+    moment, so a GET that it breaks under is sent once more, on a new one. Anything else has a
+    new connection from the start: nobody could tell whether it may be sent again.
 
     How many there are is up to the caller: one for each response that is not closed.
 
     Args:
         keepalive: Seconds that an unused connection is kept.
+        proxy: The URL of the proxy to go through, if any.
     """
 
-    def __init__(self, keepalive: float) -> None:
+    def __init__(self, keepalive: float, proxy: str | None = None) -> None:
         self._keepalive = keepalive
+        self._proxy = proxy
         self._limits = httpx.Limits(max_connections=1, keepalive_expiry=keepalive)
         self._ssl_context = httpx.create_ssl_context()
         self._idle: deque[_Idle] = deque()  # in the order in which they became so
         self._closed = False
+        self._connectable()  # an unusable proxy is refused here
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; the connection is free again when the response is closed."""
         if self._closed:
             raise RuntimeError("the client has been closed")
-        if self._idle and self._idle[-1].loop != current_token():
-            self._idle.clear()  # those of an event loop that has ended cannot even be closed
         await self._close_idle(until=anyio.current_time() - self._keepalive)
-        transport = self._idle.pop().transport if self._idle else self._connectable()
-        try:
-            response = await transport.handle_async_request(request)
-        except BaseException:
-            await _close(transport)
-            raise
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _Body(response.stream, transport, self)
-        return response
+        if self._idle:
+            transport = self._idle.pop().transport
+            if request.method != "GET":
+                await _close(transport)  # in exchange for the new one
+            else:
+                try:
+                    return await self._send(request, transport)
+                except _BROKEN:
+                    pass
+        return await self._send(request, self._connectable())
 
     async def aclose(self) -> None:
         """Close the unused connections at once, the others when their response is closed."""
         self._closed = True
         await self._close_idle(until=anyio.current_time())
 
-    async def put_back(self, transport: httpx.AsyncHTTPTransport) -> None:
+    def forget_idle(self) -> None:
+        """Drop the unused connections: those of an event loop that has ended cannot be closed."""
+        self._idle = deque()
+
+    async def put_back(self, transport: httpx.AsyncHTTPTransport, idle: deque[_Idle]) -> None:
         """Take back a transport whose response is closed."""
         if self._closed:
             await _close(transport)
         else:
-            self._idle.append(_Idle(transport, anyio.current_time(), current_token()))
+            idle.append(_Idle(transport, anyio.current_time()))
+
+    async def _send(
+        self, request: httpx.Request, transport: httpx.AsyncHTTPTransport
+    ) -> httpx.Response:
+        idle = self._idle  # of this event loop
+        try:
+            response = await transport.handle_async_request(request)
+        except BaseException:
+            await _close(transport)
+            raise
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = _Body(response.stream, transport, self, idle)
+        return response
 
     def _connectable(self) -> httpx.AsyncHTTPTransport:
-        return httpx.AsyncHTTPTransport(verify=self._ssl_context, limits=self._limits)
+        return httpx.AsyncHTTPTransport(
+            verify=self._ssl_context, limits=self._limits, proxy=self._proxy
+        )
 
     async def _close_idle(self, until: float) -> None:
         while self._idle and self._idle[0].since <= until:
@@ -87,8 +112,9 @@ class _Body(httpx.AsyncByteStream):
         stream: httpx.AsyncByteStream,
         transport: httpx.AsyncHTTPTransport,
         home: PooledTransport,
+        idle: deque[_Idle],
     ) -> None:
-        self._stream, self._transport, self._home = stream, transport, home
+        self._stream, self._transport, self._home, self._idle = stream, transport, home, idle
         self._open = True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -98,8 +124,12 @@ class _Body(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         if self._open:
             self._open = False
-            await self._stream.aclose()
-            await self._home.put_back(self._transport)
+            try:
+                await self._stream.aclose()
+            except BaseException:  # such as a task's own `cancel`, against which no shield helps
+                await _close(self._transport)
+                raise
+            await self._home.put_back(self._transport, self._idle)
 
 
 async def _close(transport: httpx.AsyncHTTPTransport) -> None:

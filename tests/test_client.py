@@ -1,15 +1,19 @@
 """The client's contract with HTTP, in virtual time, on asyncio and trio."""
 
+import gzip
 import json
 import traceback
+import tracemalloc
 import warnings
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any, cast
+from unittest.mock import AsyncMock
 from uuid import UUID
 
 import anyio
+import anyio.lowlevel
 import httpx
 import httpx2
 import pytest
@@ -33,13 +37,15 @@ from luma_poll import (
     NotFoundError,
     PayloadTooLargeError,
     PermissionDeniedError,
+    Poller,
     RateLimitError,
     ServerError,
     UnprocessableEntityError,
     __version__,
 )
-from luma_poll.client import MAX_CONNECTIONS
-from tests.fakes import ID, URL
+from luma_poll.models import snapshot_retry_after
+from luma_poll.session import MAX_ANSWER, MAX_CONNECTIONS, MAX_GETS
+from tests.fakes import ID, URL, FakeClient, snapshot
 
 TOKEN = "luma-api-test"
 API = "https://agents.lumalabs.ai/v1"
@@ -80,6 +86,13 @@ async def error_for(*answers: httpx.Response | Exception, **options: Any) -> Any
     """The error that `get` raises for these answers."""
     with pytest.raises(APIError) as caught:
         await connected(Api(*answers), **{"max_retries": 0, **options}).generations.get(ID)
+    return caught.value
+
+
+async def error_for_handler(handler: Handler) -> Any:
+    """The error that `get` raises for what this answers."""
+    with pytest.raises(APIError) as caught:
+        await connected(handler, max_retries=0).generations.get(ID)
     return caught.value
 
 
@@ -179,7 +192,7 @@ async def test_an_id_is_one_segment_of_the_path(
 
     def handler(request: Any) -> Any:
         requests.append(request)
-        return library.Response(200, json=QUEUED)
+        return library.Response(200, json={**QUEUED, "id": generation_id})
 
     http_client = library.AsyncClient(transport=library.MockTransport(handler))
     await LumaClient(TOKEN, http_client=http_client).generations.get(generation_id)
@@ -273,6 +286,13 @@ async def test_a_redirect_is_an_error_and_the_key_stays_here(method: str) -> Non
         assert not elsewhere.called
 
 
+@pytest.mark.anyio
+async def test_not_modified_is_no_redirect() -> None:
+    """A cache in between says so; the base URL is not at fault."""
+    error = await error_for(httpx.Response(304))
+    assert str(error) == f"generation {ID}: HTTP 304 Not Modified."
+
+
 # --- Retry-After ---------------------------------------------------------------------------------
 
 NOW = datetime(2026, 4, 8, 12, 0, 0, tzinfo=UTC)
@@ -290,8 +310,10 @@ def http_date(seconds: float) -> str:
         ("0", 0.0),
         ("2.5", 2.5),
         (" 7 ", 7.0),
-        ("3600", 3600.0),
-        ("3601", None),
+        ("120", 120.0),
+        ("121", 120.0),
+        ("3600", 120.0),
+        ("1e300", 120.0),
         ("-1", None),
         ("nan", None),
         ("inf", None),
@@ -305,7 +327,7 @@ def http_date(seconds: float) -> str:
         (http_date(90).replace("GMT", "-0000"), 90.0),
         (http_date(0), 0.0),
         (http_date(-90), None),
-        (http_date(7200), None),
+        (http_date(7200), 120.0),
         ("Wed, 08 Apr 2026 12:01:30 +9999", None),
         ("Wed, 08 Apr 99999 12:01:30 GMT", None),
         ("Wed, 08 Apr 99999999999999999999 12:01:30 GMT", None),
@@ -313,7 +335,7 @@ def http_date(seconds: float) -> str:
     ],
 )
 async def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> None:
-    """Counted from the server's own clock; what makes no sense is ignored."""
+    """By the server's own clock; believed up to two minutes; what makes no sense is ignored."""
     headers = {"Retry-After": value, "Date": http_date(0)}
     error = await error_for(httpx.Response(429, headers=headers))
     assert type(error) is RateLimitError
@@ -324,10 +346,10 @@ async def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | Non
 @pytest.mark.parametrize("date", [None, "", "today", "Wed, 08 Apr 99999999999999999999 12:00 GMT"])
 async def test_without_a_usable_date_our_own_clock_counts(date: str | None) -> None:
     """A server may leave the header out."""
-    until = datetime.now(UTC) + timedelta(seconds=1800)
+    until = datetime.now(UTC) + timedelta(seconds=90)
     headers = {"Retry-After": format_datetime(until, usegmt=True)}
     error = await error_for(httpx.Response(503, headers=headers | ({"Date": date} if date else {})))
-    assert error.retry_after == pytest.approx(1800, abs=60)
+    assert error.retry_after == pytest.approx(60, abs=30)
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=255)) | st.from_regex(r"[\w ,:+-]*"))
@@ -337,7 +359,7 @@ def test_no_retry_after_hides_the_status(value: str) -> None:
     answer = httpx.Response(429, headers=headers)
     error = anyio.run(error_for, answer)
     assert type(error) is RateLimitError
-    assert error.retry_after is None or 0 <= error.retry_after <= 3600
+    assert error.retry_after is None or 0 <= error.retry_after <= 120
 
 
 # --- retries of get ------------------------------------------------------------------------------
@@ -356,6 +378,9 @@ TRANSIENT: list[httpx.Response | Exception] = [
     httpx.DecodingError("no gzip"),
     ConnectionResetError("reset"),
     TimeoutError("of the system"),
+    anyio.EndOfStream(),
+    anyio.BrokenResourceError(),
+    anyio.ClosedResourceError(),
     httpx.Response(200, text="<html>busy</html>"),
     httpx.Response(200),
     httpx.Response(204),
@@ -416,7 +441,7 @@ async def test_a_permanent_failure_ends_the_retries() -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("retry_after", "least", "most"),
-    [("0", 0.375, 0.5), ("0.1", 0.375, 0.5), ("20", 20, 20), ("60", 60, 60), ("9999", 0.375, 0.5)],
+    [("0", 0.375, 0.5), ("0.1", 0.375, 0.5), ("20", 20, 20), ("60", 60, 60), ("soon", 0.375, 0.5)],
 )
 async def test_a_retry_respects_retry_after(retry_after: str, least: float, most: float) -> None:
     """It is the least time until the next try, unless it makes no sense."""
@@ -427,12 +452,28 @@ async def test_a_retry_respects_retry_after(retry_after: str, least: float, most
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("method", ["get", "create"])
-async def test_a_retry_after_above_a_minute_is_not_slept(method: str) -> None:
+@pytest.mark.parametrize(("said", "seconds"), [("61", 61), ("9999", 120)])
+async def test_a_retry_after_above_a_minute_is_not_slept(
+    method: str, said: str, seconds: float
+) -> None:
     """The error is raised at once, with the seconds for the caller to decide."""
-    api = Api(httpx.Response(429, headers={"Retry-After": "61"}))
+    api = Api(httpx.Response(429, headers={"Retry-After": said}))
     elapsed, error = await timed(getattr(connected(api).generations, method)(ID))
     assert (elapsed, len(api.requests)) == (0, 1)
-    assert error.retry_after == 61
+    assert error.retry_after == seconds
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("said", "seconds"), [("7", 7), ("9999", 120), ("-1", None), (None, None)])
+async def test_a_retry_after_of_a_snapshot_is_kept_for_the_poller(
+    said: str | None, seconds: float | None
+) -> None:
+    """An answer with status 200 may have one too; it is no part of what the snapshot says."""
+    headers = {} if said is None else {"Retry-After": said}
+    api = Api(httpx.Response(200, json=QUEUED, headers=headers))
+    generation = await connected(api).generations.get(ID)
+    assert snapshot_retry_after(generation) == seconds
+    assert generation == Generation.model_validate(QUEUED)
 
 
 @pytest.mark.anyio
@@ -614,26 +655,188 @@ async def test_an_outer_scope_that_ends_first_is_no_error_of_ours() -> None:
     assert (await client.generations.get(ID)).id == ID
 
 
-@pytest.mark.anyio
-async def test_more_requests_than_connections_queue() -> None:
-    """None of them fails, and their time begins when they are sent."""
-    under_way = most = 0
+class Busy:
+    """An API that takes its time, and counts the requests under way."""
 
-    async def busy(request: httpx.Request) -> httpx.Response:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        await anyio.sleep(1)
-        under_way -= 1
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.under_way = self.most = self.count = 0
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.count += 1
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await anyio.sleep(self.seconds if request.method == "GET" else 1)
+        finally:
+            self.under_way -= 1
         return httpx.Response(200, json=QUEUED)
 
-    client = connected(busy, timeout=1.5, max_retries=0)
+
+@pytest.mark.anyio
+async def test_more_requests_than_connections_queue() -> None:
+    """None of them fails as long as their time, which the queueing is part of, is enough."""
+    busy = Busy(1)
+    client = connected(busy, timeout=3.5, max_retries=0)
     began = anyio.current_time()
     async with anyio.create_task_group() as tasks:
-        for _ in range(2 * MAX_CONNECTIONS + 50):
+        for _ in range(2 * MAX_GETS + 50):
             tasks.start_soon(client.generations.get, ID)
     assert anyio.current_time() - began == pytest.approx(3)
-    assert most == MAX_CONNECTIONS
+    assert busy.most == MAX_GETS
+
+
+@pytest.mark.anyio
+async def test_the_timeout_bounds_the_queueing_too() -> None:
+    """Nothing was sent of what had no turn, and the error says so."""
+    busy = Busy(1000)
+    client = connected(busy, timeout=5, max_retries=0)
+    results: list[tuple[float, Any]] = []
+
+    async def get() -> None:
+        results.append(await timed(client.generations.get(ID)))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(MAX_GETS + 10):
+            tasks.start_soon(get)
+    assert {elapsed for elapsed, _ in results} == {5}
+    assert {type(error) for _, error in results} == {APITimeoutError}
+    sent = [error.request_sent for _, error in results]
+    assert (sent.count(True), sent.count(False)) == (MAX_GETS, 10) == (busy.count, 10)
+    assert sum("no free connection within 5 s" in str(error) for _, error in results) == 10
+
+
+@pytest.mark.anyio
+async def test_a_submission_does_not_queue_behind_polls() -> None:
+    """Some connections are kept for submissions, however slow the GETs are."""
+    client = connected(Busy(1000), timeout=30, max_retries=0)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(500):
+            tasks.start_soon(timed, client.generations.get(ID))
+        await anyio.sleep(1)
+        elapsed, generation = await timed(client.generations.create("A cat"))
+        assert (elapsed, generation.id) == (1, ID)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_submission_that_had_no_turn_is_certainly_not_accepted() -> None:
+    """It is repeated, and without a note in the end."""
+
+    async def hang(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    client = connected(hang, timeout=None)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(MAX_CONNECTIONS):
+            tasks.start_soon(client.generations.create, "A cat")
+        await anyio.sleep(1)
+        view = client.with_options(timeout=5, max_retries=1)
+        elapsed, error = await timed(view.generations.create("A dog"))
+        assert 10.375 <= elapsed <= 10.5
+        assert type(error) is APITimeoutError
+        assert not error.may_have_been_accepted
+        assert not hasattr(error, "__notes__")
+        tasks.cancel_scope.cancel()
+
+
+# --- the size of an answer -----------------------------------------------------------------------
+
+
+class Endless(httpx.AsyncByteStream):
+    """A body that never ends, and counts what is taken of it."""
+
+    def __init__(self, chunk: bytes) -> None:
+        self.chunk = chunk
+        self.taken = 0
+
+    async def __aiter__(self) -> Any:
+        while True:
+            self.taken += len(self.chunk)
+            yield self.chunk
+            await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("method", ["get", "create"])
+async def test_an_answer_is_read_up_to_its_limit(method: str) -> None:
+    """More than that is no generation, and would fill the memory."""
+    body = Endless(b" " * 10_000)
+    client = connected(lambda request: httpx.Response(200, stream=body), max_retries=0)
+    elapsed, error = await timed(getattr(client.generations, method)(ID))
+    assert elapsed == 0
+    assert type(error) is InvalidResponseError
+    assert f"larger than {MAX_ANSWER:,} bytes" in str(error)
+    assert MAX_ANSWER < body.taken < MAX_ANSWER + 10 * len(body.chunk)
+    assert hasattr(error, "__notes__") == (method == "create")
+
+
+@pytest.mark.anyio
+async def test_what_an_answer_holds_compressed_is_bounded_too() -> None:
+    """A chunk of 20 kB that would become 20 MB never does; the next ones are not looked at."""
+    chunk = gzip.compress(b" " * 20 * 1024**2)
+    body = Endless(chunk)
+    answer = httpx.Response(200, stream=body, headers={"Content-Encoding": "gzip"})
+    tracemalloc.start()
+    try:
+        error = await error_for_handler(lambda request: answer)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert type(error) is InvalidResponseError
+    assert "larger than" in str(error)
+    assert body.taken < 10 * len(chunk)
+    assert peak < 4 * MAX_ANSWER
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}])
+async def test_an_error_status_counts_although_its_body_is_of_no_use(
+    headers: dict[str, str],
+) -> None:
+    """Too large or no gzip: the status says what to do, and that a submission was refused."""
+    answer = httpx.Response(
+        429, stream=Endless(b"x" * 10_000), headers={"Retry-After": "7"} | headers
+    )
+    client = connected(lambda request: answer, max_retries=0)
+    _, error = await timed(client.generations.create("A cat"))
+    assert type(error) is RateLimitError
+    assert (error.detail, error.retry_after) == (None, 7)
+    assert not hasattr(error, "__notes__")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip"])
+async def test_an_encoding_that_was_not_asked_for_is_an_unreadable_answer(encoding: str) -> None:
+    """Only gzip is asked for, which can be decoded bit by bit."""
+    answer = httpx.Response(200, stream=Endless(b"x"), headers={"Content-Encoding": encoding})
+    error = await error_for_handler(lambda request: answer)
+    assert type(error) is InvalidResponseError
+    assert f"encoded as {encoding!r}" in str(error)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
+async def test_a_hook_may_read_the_answer_first(library: Any) -> None:
+    """What it has read is read no more, and is an answer like any other."""
+
+    async def read(response: Any) -> None:
+        await response.aread()
+
+    def handler(request: Any) -> Any:
+        class Stream(library.AsyncByteStream):  # type: ignore[misc]
+            async def __aiter__(self) -> Any:
+                yield gzip.compress(json.dumps(QUEUED).encode())
+
+        return library.Response(200, stream=Stream(), headers={"Content-Encoding": "gzip"})
+
+    http_client = library.AsyncClient(
+        transport=library.MockTransport(handler), event_hooks={"response": [read]}
+    )
+    client = LumaClient(TOKEN, http_client=http_client)
+    assert (await client.generations.get(ID)).state == "queued"
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -656,6 +859,30 @@ async def test_with_options_is_a_view_with_other_options() -> None:
         async with LumaClient(TOKEN) as owner:
             await owner.with_options(timeout=3).aclose()
             assert (await owner.generations.get(ID)).id == ID
+
+
+@pytest.mark.anyio
+async def test_what_a_test_puts_in_the_place_of_get_is_used_by_a_poller() -> None:
+    """Else the test would talk to the real API."""
+    async with LumaClient(TOKEN) as client:
+        client.generations.get = AsyncMock(return_value=snapshot())  # type: ignore[method-assign]
+        (output,) = await Poller(client).wait(ID)
+        assert output.url == URL
+        client.generations.get.assert_awaited_once_with(ID)
+        client.generations = FakeClient("completed").generations  # type: ignore[assignment]
+        assert await Poller(client).wait(ID)
+
+
+@pytest.mark.anyio
+async def test_a_view_of_a_view_of_a_client_has_its_own_options() -> None:
+    """Nothing is shared but the connections."""
+    api = Api(httpx.Response(503))
+    client = connected(api, max_retries=1)
+    view = client.with_options(max_retries=0).with_options(timeout=7)
+    await timed(view.generations.get(ID))
+    assert len(api.requests) == 1
+    await timed(client.generations.get(ID))
+    assert len(api.requests) == 3
 
 
 @pytest.mark.anyio

@@ -41,6 +41,8 @@ ORDER = [
     "arguments",
     "translation",
     "transport",
+    "http_client",
+    "session",
     "media",
     "files",
     "storage",

@@ -453,6 +453,22 @@ async def test_a_quiet_time_does_not_outlive_itself() -> None:
     assert (elapsed, len(outputs)) == (0, 1)
 
 
+async def test_a_hint_on_a_good_answer_is_the_least_time_to_the_next_poll_of_it() -> None:
+    """Of that generation alone: the others of the poller are not held up."""
+    polled: dict[str, list[float]] = {ID: [], OTHER_ID: []}
+    began = anyio.current_time()
+
+    class Client(FakeClient):
+        async def get(self, generation_id: str) -> Any:
+            polled[generation_id].append(round(anyio.current_time() - began, 6))
+            hint = 20.0 if generation_id == ID else None
+            return snapshot("queued", id=generation_id).answered_at(None, hint)
+
+    poller = Poller(Client(), wait=wait_fixed(5), max_rate=None)
+    await together(lambda: poller.wait(ID, timeout=39), lambda: poller.wait(OTHER_ID, timeout=12))
+    assert polled == {ID: [0, 20], OTHER_ID: [0, 5, 10, 11]}
+
+
 # --- many waits ----------------------------------------------------------------------------------
 
 

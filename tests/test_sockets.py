@@ -6,15 +6,21 @@ import gc
 import gzip
 import json
 import socket
+import ssl
 import struct
+import tracemalloc
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
+import anyio
 import httpx
 import luma_agents
 import pytest
+from anyio.from_thread import start_blocking_portal
 from httpx_aiohttp import HttpxAiohttpClient
 from tenacity import wait_fixed
 
@@ -26,12 +32,13 @@ from luma_poll import (
     ConfigurationError,
     InvalidResponseError,
     LumaClient,
+    LumaError,
     Poller,
     PollEvent,
     PollTimeoutError,
     ServerError,
 )
-from luma_poll.client import MAX_CONNECTIONS
+from luma_poll.session import MAX_ANSWER, MAX_GETS
 from tests.fakes import ID, OUTPUT, URL
 
 TOKEN = "luma-api-test"
@@ -69,10 +76,12 @@ class Server:
 
 
 @asynccontextmanager
-async def serve(*connections: Connection, port: int = 0) -> AsyncIterator[Server]:
+async def serve(
+    *connections: Connection, port: int = 0, ssl: ssl.SSLContext | None = None
+) -> AsyncIterator[Server]:
     """A server on this machine that handles its connections so."""
     server = Server(*connections)
-    listening = await asyncio.start_server(server.connected, "127.0.0.1", port)
+    listening = await asyncio.start_server(server.connected, "127.0.0.1", port, ssl=ssl)
     server.port = listening.sockets[0].getsockname()[1]
     try:
         async with listening:
@@ -297,6 +306,100 @@ async def test_a_connection_is_kept_and_replaced_when_the_server_drops_it() -> N
 
 
 @pytest.mark.asyncio
+async def test_a_get_that_an_idle_connection_breaks_under_is_sent_once_more() -> None:
+    """The server closes it at the same moment: nobody notices, and no poll is lost."""
+    for end in (answer(b""), answer(b"", then=reset)):
+        kept = answer(http(QUEUED), then=end)
+        async with serve(kept, completed) as server, client_of(server.base_url) as client:
+            assert (await client.generations.get(ID)).state == "queued"
+            assert (await client.generations.get(ID)).state == "completed"
+        assert server.accepted == 2
+
+
+@pytest.mark.asyncio
+async def test_a_get_is_sent_once_more_only_once() -> None:
+    """A fault of the new connection is a fault; so is one in the middle of an answer."""
+    broken = answer(b"")
+    for second, accepted in ((broken, 2), (answer(http(b"{", length=99)), 1)):
+        kept = answer(http(QUEUED), then=second)
+        async with serve(kept, broken) as server, client_of(server.base_url) as client:
+            await client.generations.get(ID)
+            with pytest.raises(APIConnectionError):
+                await client.generations.get(ID)
+        assert server.accepted == accepted
+
+
+@pytest.mark.asyncio
+async def test_a_submission_uses_no_idle_connection() -> None:
+    """If the server closed it just then, nobody could tell whether it was accepted."""
+    requests: list[bytes] = []
+
+    async def read_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.read())
+
+    kept = answer(http(QUEUED), then=read_on)
+    async with serve(kept, patiently()) as server, client_of(server.base_url) as client:
+        await client.generations.get(ID)
+        for _ in range(3):
+            await client.generations.create("a fox")
+        await eventually(lambda: len(server.open) == 1)
+        await client.generations.get(ID)
+    assert requests == [b""]
+    assert server.accepted == 4
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("status", ["200 OK", "500 Internal Server Error"])
+@pytest.mark.parametrize("http_client", [None, httpx.AsyncClient, HttpxAiohttpClient])
+async def test_an_answer_without_end_is_given_up(
+    http_client: Callable[[], httpx.AsyncClient] | None, status: str
+) -> None:
+    """After some megabytes, and its connection is closed; an error status is told all the same."""
+    head = f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    sent = 0
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await read_request(reader)
+        writer.write(head)
+        while not writer.is_closing():
+            writer.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+            sent += 0x10000
+            await writer.drain()
+
+    async with serve(flood) as server, AsyncExitStack() as stack:
+        mine = http_client and await stack.enter_async_context(http_client())
+        client = await stack.enter_async_context(client_of(server.base_url, http_client=mine))
+        with pytest.raises(APIError) as caught:
+            await client.generations.get(ID)
+        await eventually(lambda: not server.open)
+    assert type(caught.value) is (InvalidResponseError if "200" in status else ServerError)
+    assert sent > MAX_ANSWER
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("http_client", [None, httpx.AsyncClient, HttpxAiohttpClient])
+async def test_a_small_answer_that_decodes_to_a_gigabyte_fills_no_memory(
+    http_client: Callable[[], httpx.AsyncClient] | None,
+) -> None:
+    """It is decoded bit by bit, and no further than an answer may be long."""
+    packer = zlib.compressobj(wbits=31)
+    bomb = b"".join(packer.compress(b" " * 1024**2) for _ in range(1024)) + packer.flush()
+    body = http(bomb, more="Content-Encoding: gzip\r\n")
+    async with serve(answer(body)) as server, AsyncExitStack() as stack:
+        mine = http_client and await stack.enter_async_context(http_client())
+        client = await stack.enter_async_context(client_of(server.base_url, http_client=mine))
+        tracemalloc.start()
+        try:
+            with pytest.raises(InvalidResponseError, match="larger than"):
+                await client.generations.get(ID)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 8 * MAX_ANSWER
+
+
+@pytest.mark.asyncio
 async def test_a_compressed_answer_is_read() -> None:
     """The client asks for compression, as httpx does."""
     body = http(gzip.compress(COMPLETED), more="Content-Encoding: gzip\r\n")
@@ -305,10 +408,10 @@ async def test_a_compressed_answer_is_read() -> None:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("count", [50, MAX_CONNECTIONS + 50])
+@pytest.mark.parametrize("count", [50, MAX_GETS + 50])
 async def test_cancelled_requests_leave_nothing_behind(count: int) -> None:
     """No task, and no connection that the next request would miss, even if some had to queue."""
-    sent = min(count, MAX_CONNECTIONS)
+    sent = min(count, MAX_GETS)
     async with (
         serve(*[hang] * sent, completed) as server,
         client_of(server.base_url, timeout=30) as client,
@@ -352,7 +455,7 @@ async def test_no_moment_to_cancel_makes_the_client_useless(
     monkeypatch: pytest.MonkeyPatch, http_client: HttpClient
 ) -> None:
     """While it connects, between connecting and sending, or later: no connection is used up."""
-    monkeypatch.setattr("luma_poll.client.MAX_CONNECTIONS", 2)
+    monkeypatch.setattr("luma_poll.session.MAX_CONNECTIONS", 2)
     async with (
         serve(hang) as server,
         http_client() as http,
@@ -377,6 +480,23 @@ async def test_no_moment_to_cancel_leaves_a_connection_open(http_client: HttpCli
     ):
         await cancel_at_every_moment(server, client)
         await eventually(lambda: not server.open)
+
+
+@pytest.mark.asyncio
+async def test_no_moment_to_cancel_forgets_a_connection() -> None:
+    """Not the last one either: it is closed or kept, and never left to the collector."""
+    async with serve(patiently()) as server, client_of(server.base_url) as client:
+        for steps in range(60):
+            await client.generations.get(ID)
+            request = asyncio.create_task(client.generations.get(ID))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+            await eventually(lambda: len(server.open) <= 1)
+        assert not request.cancelled()  # the last moments came after the end
+        gc.collect()
+    await eventually(lambda: not server.open)
 
 
 @pytest.mark.asyncio
@@ -456,7 +576,7 @@ async def test_as_many_connections_as_requests_under_way() -> None:
 @pytest.mark.asyncio
 async def test_what_is_not_used_any_more_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a burst the client goes back to the few connections that it needs."""
-    monkeypatch.setattr("luma_poll.client.KEEPALIVE", 0.2)
+    monkeypatch.setattr("luma_poll.http_client.KEEPALIVE", 0.2)
     async with serve(patiently(0.01)) as server, client_of(server.base_url) as client:
         await asyncio.gather(*[client.generations.get(ID) for _ in range(20)])
         for _ in range(10):
@@ -525,12 +645,174 @@ async def test_no_proxy_stands_between_us_and_this_machine(
         assert (await client.generations.get(ID)).state == "queued"
 
 
-def test_an_unusable_proxy_is_told_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not as an error of a library that the user has never heard of."""
-    monkeypatch.setenv("HTTPS_PROXY", "foo://127.0.0.1:9?key=5ec4e7")
-    with pytest.raises(ConfigurationError, match="HTTPS_PROXY") as caught:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HTTPS_PROXY", "foo://127.0.0.1:9?key=5ec4e7"),
+        ("HTTPS_PROXY", "foo://user:5ec4e7@127.0.0.1:9"),
+        ("HTTPS_PROXY", "http://user:5ec4e7@127.0.0.1:x"),
+        ("ALL_PROXY", "http://user:5ec4e7@[::1"),
+        ("HTTPS_PROXY", "http://user:5ec4e7@127.0.0.1:99999"),
+    ],
+)
+def test_an_unusable_proxy_is_told_of_at_once(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """Not as an error of a library that the user has never heard of, nor with its password."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=name) as caught:
         LumaClient(TOKEN)
     assert "5ec4e7" not in str(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_a_submission_through_a_proxy_uses_no_idle_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And a GET that one breaks under is sent once more: as without a proxy."""
+    kept = answer(http(QUEUED), then=answer(b""))
+    async with serve(kept, patiently()) as server:
+        monkeypatch.setenv("HTTP_PROXY", f"127.0.0.1:{server.port}")
+        with pytest.warns(UserWarning, match="unencrypted"):
+            client = client_of("http://api.example.com/v1")
+        async with client:
+            await client.generations.get(ID)
+            await client.generations.get(ID)
+            await client.generations.create("a fox")
+        assert server.accepted == 3
+
+
+# --- certificates --------------------------------------------------------------------------------
+
+SELF_SIGNED = Path(__file__).with_name("self_signed.pem")
+
+
+@contextlib.asynccontextmanager
+async def serve_tls(connection: Connection) -> AsyncIterator[str]:
+    """A base URL on this machine, with a certificate that nobody has signed."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(SELF_SIGNED)
+    async with serve(connection, ssl=tls) as server:
+        yield f"https://127.0.0.1:{server.port}/v1"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("http_client", [None, httpx.AsyncClient, HttpxAiohttpClient])
+async def test_a_certificate_that_does_not_hold_ends_a_wait_at_once(
+    http_client: Callable[[], httpx.AsyncClient] | None,
+) -> None:
+    """It will not hold at the next poll either; nothing was sent, and the message says what to do."""
+    async with serve_tls(completed) as base_url, AsyncExitStack() as stack:
+        mine = http_client and await stack.enter_async_context(http_client())
+        client = await stack.enter_async_context(
+            client_of(base_url, http_client=mine, max_retries=2)
+        )
+        with pytest.raises(APIConnectionError, match="self-signed certificate.*SSL_CERT_FILE") as e:
+            await Poller(client, wait=SOON).wait(ID, timeout=5)
+        assert (e.value.retryable, e.value.request_sent) == (False, False)
+        with pytest.raises(APIConnectionError) as e:
+            await client.generations.create("a fox")
+        assert not hasattr(e.value, "__notes__")
+
+
+def test_a_certificate_that_does_not_hold_is_the_same_on_trio() -> None:
+    """Whose own errors stand between the certificate's and httpx's."""
+
+    async def get(base_url: str) -> APIError:
+        async with client_of(base_url, max_retries=2) as client:
+            with pytest.raises(APIConnectionError, match="self-signed certificate") as caught:
+                await client.generations.get(ID)
+            return caught.value
+
+    with start_blocking_portal() as portal:
+        with portal.wrap_async_context_manager(serve_tls(completed)) as base_url:
+            assert not anyio.run(get, base_url, backend="trio").retryable
+
+
+@pytest.mark.asyncio
+async def test_a_certificate_of_the_environment_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the message advises."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(SELF_SIGNED))
+    async with serve_tls(completed) as base_url, client_of(base_url) as client:
+        assert (await client.generations.get(ID)).state == "completed"
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+ANY_KEY = "0fd9-any-key-of-a-gateway-77c1"
+"""Without the form of Luma's keys, by which alone it cannot be found in a text."""
+
+
+def shown_by(error: BaseException | None) -> str:
+    """All that a log or an error tracker shows of an error and its chain."""
+    shown = []
+    while error is not None:
+        shown += [str(error), repr(error), repr(error.args), repr(vars(error))]
+        shown += [repr(vars(value)) for value in vars(error).values() if hasattr(value, "headers")]
+        error = error.__cause__ or error.__context__
+    return "\n".join(shown)
+
+
+ECHOES = {
+    "detail": http(f'{{"detail": "Invalid API key: {ANY_KEY}"}}'.encode(), status="401 No"),
+    "cut": http(
+        json.dumps({"detail": "x" * (1000 - len(ANY_KEY) // 2) + ANY_KEY}).encode(), status="401 No"
+    ),
+    "list": http(json.dumps({"detail": [{"input": ANY_KEY}]}).encode(), status="422 No"),
+    "request id": http(b"{}", status="401 No", more=f"X-Request-Id: {ANY_KEY}\r\n"),
+    "illegal header line": f"HTTP/1.1 200 OK\r\nAuthorization {ANY_KEY}\r\n\r\n".encode(),
+    "illegal status line": f"Authorization: {ANY_KEY}\r\n\r\n".encode(),
+    "no generation": http(json.dumps({"id": ANY_KEY, ANY_KEY: ANY_KEY}).encode()),
+    "no gzip": http(ANY_KEY.encode(), more="Content-Encoding: gzip\r\n"),
+    "unknown encoding": http(b"", more=f"Content-Encoding: {ANY_KEY}\r\n"),
+}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("key", [ANY_KEY, TOKEN])
+@pytest.mark.parametrize("echo", ECHOES)
+@pytest.mark.parametrize("http_client", [None, httpx.AsyncClient, HttpxAiohttpClient])
+async def test_a_server_that_echoes_the_key_does_not_get_it_into_an_error(
+    http_client: Callable[[], httpx.AsyncClient] | None, echo: str, key: str
+) -> None:
+    """Neither into ours nor into its causes."""
+    connection = answer(ECHOES[echo].replace(ANY_KEY.encode(), key.encode().ljust(len(ANY_KEY))))
+    async with serve(connection) as server, AsyncExitStack() as stack:
+        mine = http_client and await stack.enter_async_context(http_client())
+        client = LumaClient(key, base_url=server.base_url, max_retries=0, http_client=mine)
+        with pytest.raises(APIError) as caught:
+            await client.generations.get(ID)
+        await client.aclose()
+    shown = shown_by(caught.value)
+    assert key not in shown
+    assert key[: len(key) // 2] not in shown.replace("luma-api-...", "")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", ["closed after the request", "garbage", "reset inside the body"])
+async def test_no_error_of_aiohttp_keeps_the_key(name: str) -> None:
+    """Some of them keep the whole request."""
+    connection, _ = FAULTS[name]
+    async with serve(connection) as server, HttpxAiohttpClient() as http:
+        client = LumaClient(ANY_KEY, base_url=server.base_url, max_retries=0, http_client=http)
+        with pytest.raises(APIError) as caught:
+            await client.generations.get(ID)
+    assert caught.value.__cause__ is not None
+    assert ANY_KEY not in shown_by(caught.value)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("echo", ["detail", "cut", "list", "request id", "illegal header line"])
+async def test_a_server_that_echoes_the_key_of_the_official_sdk(echo: str) -> None:
+    """Its errors keep the request, the body and the text: the key is in none of them."""
+    async with (
+        serve(answer(ECHOES[echo])) as server,
+        luma_agents.AsyncLuma(auth_token=ANY_KEY, base_url=server.base_url) as sdk,
+    ):
+        with pytest.raises(LumaError) as caught:
+            await Poller(sdk, wait=SOON).wait(ID, timeout=0.1)
+    assert ANY_KEY not in shown_by(caught.value)
+    assert ANY_KEY[:12] not in shown_by(caught.value)
 
 
 # --- the official SDK ----------------------------------------------------------------------------
@@ -623,6 +905,9 @@ def test_the_synchronous_sdk_is_refused() -> None:
         Poller(client)
 
 
+# --- event loops ---------------------------------------------------------------------------------
+
+
 def test_a_client_outlives_its_event_loop() -> None:
     """Connections of the old one are not used in the new one."""
 
@@ -641,6 +926,98 @@ def test_a_client_outlives_its_event_loop() -> None:
             asyncio.run(get_twice(client))
         del client
         gc.collect()
+
+
+@pytest.fixture
+def base_url() -> Iterator[str]:
+    """An API in a thread of its own."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serve(patiently())) as server,
+    ):
+        yield server.base_url
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("backends", [("asyncio", "trio"), ("trio", "asyncio"), ("asyncio",) * 2])
+def test_a_client_is_used_in_one_kind_of_event_loop_after_the_other(
+    base_url: str, backends: tuple[str, str]
+) -> None:
+    """Requests, downloads' turns and the end: nothing of the first one is left."""
+
+    async def use(client: LumaClient) -> None:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(client.generations.get, ID)
+        await client.generations.create("a fox")
+
+    async def use_and_close() -> None:
+        await use(client)
+        await client.aclose()
+        await client.aclose()
+
+    client = client_of(base_url)
+    anyio.run(use, client, backend=backends[0])
+    anyio.run(use_and_close, backend=backends[1])
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_client_that_is_closed_in_a_later_event_loop(base_url: str) -> None:
+    """A program may have one event loop for its work and one for its end."""
+    client = client_of(base_url)
+    asyncio.run(client.generations.get(ID))  # type: ignore[arg-type]
+    asyncio.run(client.aclose())
+    gc.collect()
+    with pytest.raises(RuntimeError, match="closed"):
+        asyncio.run(client.generations.get(ID))  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_turns_that_a_dead_event_loop_held_are_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was closed in the middle of requests, whose ends never ran."""
+    monkeypatch.setattr("luma_poll.session.MAX_CONNECTIONS", 1)
+
+    async def never() -> None:
+        await anyio.sleep_forever()
+
+    async def start(client: LumaClient) -> None:
+        task = asyncio.create_task(client.generations.get(ID))
+        tasks.append(task)
+        await asyncio.sleep(0.05)
+
+    async def get(client: LumaClient) -> str:
+        async with serve(patiently()) as server:
+            client.base_url = server.base_url
+            return (await client.generations.get(ID)).state
+
+    tasks: list[Any] = []
+    http_client = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: never()))  # type: ignore[arg-type, return-value]
+    client = client_of("http://127.0.0.1:1/v1", http_client=http_client)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(start(client))
+    loop.close()
+    client._session.http = httpx.AsyncClient()
+    assert asyncio.run(get(client)) == "queued"
+
+
+def test_a_client_in_two_event_loops_at_once_is_refused(base_url: str) -> None:
+    """With the advice to make one for each, for requests, downloads and the end."""
+    client = client_of(base_url)
+    uses: list[Callable[[], Any]] = [
+        lambda: client.generations.get(ID),
+        lambda: client.generations.create("a fox"),
+        lambda: client.with_options(timeout=1).generations.get(ID),
+        lambda: client.download(ID, "nowhere"),
+        client.aclose,
+    ]
+    with start_blocking_portal() as portal:
+        portal.call(client.generations.get, ID)
+        for use in uses:
+            with pytest.raises(ConfigurationError, match="make a LumaClient for each event loop"):
+                anyio.run(use)
+        assert portal.call(client.generations.get, ID).state == "queued"
+        portal.call(client.aclose)
 
 
 # --- httpx-aiohttp -------------------------------------------------------------------------------

@@ -31,9 +31,9 @@ from luma_poll import (
     PollEvent,
     PollTimeoutError,
 )
-from luma_poll.client import MAX_CONNECTIONS
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.faults import HTTP_FAULTS, SOCKET_FAULTS
+from luma_poll.session import MAX_CONNECTIONS
 
 CODES = ["", "", "content_moderated", "", "", "a_code_of_tomorrow"]
 SHORT = 200  # waits with a deadline that comes first
@@ -134,7 +134,9 @@ async def soak(options: argparse.Namespace) -> None:
                 tasks.start_soon(wait_in_vain, other_poller, generation_id, tally)
 
         now = await client.generations.create("the next request works at once")
-        slots = sum(MAX_CONNECTIONS - each._slots.value for each in (client, other_client))
+        slots = sum(
+            MAX_CONNECTIONS - each._session._requests.value for each in (client, other_client)
+        )
         streams = len(poller._streams) + len(other_poller._streams)
     await asyncio.sleep(0.1)
     sockets_left = count_sockets() - sockets_before
