@@ -46,7 +46,11 @@ def _proxy_for(base_url: str) -> str | None:
     if is_loopback(host) or proxy_bypass(host):
         return None
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+    if not proxy:
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    _ = urlsplit(proxy).port  # is checked here
+    return proxy
 
 
 def checked_http_client(http_client: object) -> Any:

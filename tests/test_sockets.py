@@ -12,7 +12,7 @@ import tracemalloc
 import warnings
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,6 +103,14 @@ async def eventually(holds: Callable[[], bool]) -> None:
 
 def client_of(base_url: str, **options: Any) -> LumaClient:
     return LumaClient(TOKEN, base_url=base_url, **{"timeout": 5, "max_retries": 0, **options})
+
+
+HttpClient = Callable[[], AbstractAsyncContextManager[httpx.AsyncClient | None]]
+HTTP_CLIENTS = [
+    pytest.param(contextlib.nullcontext, id="default"),
+    pytest.param(httpx.AsyncClient, id="http_client"),
+]
+ANY_HTTP_CLIENT = [*HTTP_CLIENTS, pytest.param(HttpxAiohttpClient, id="aiohttp")]
 
 
 def short_if_it_hangs(error_class: type[APIError]) -> float:
@@ -350,10 +358,8 @@ async def test_a_submission_uses_no_idle_connection() -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("status", ["200 OK", "500 Internal Server Error"])
-@pytest.mark.parametrize("http_client", [None, httpx.AsyncClient, HttpxAiohttpClient])
-async def test_an_answer_without_end_is_given_up(
-    http_client: Callable[[], httpx.AsyncClient] | None, status: str
-) -> None:
+@pytest.mark.parametrize("http_client", ANY_HTTP_CLIENT)
+async def test_an_answer_without_end_is_given_up(http_client: HttpClient, status: str) -> None:
     """After some megabytes, and its connection is closed; an error status is told all the same."""
     head = f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     sent = 0
@@ -367,9 +373,11 @@ async def test_an_answer_without_end_is_given_up(
             sent += 0x10000
             await writer.drain()
 
-    async with serve(flood) as server, AsyncExitStack() as stack:
-        mine = http_client and await stack.enter_async_context(http_client())
-        client = await stack.enter_async_context(client_of(server.base_url, http_client=mine))
+    async with (
+        serve(flood) as server,
+        http_client() as mine,
+        client_of(server.base_url, http_client=mine) as client,
+    ):
         with pytest.raises(APIError) as caught:
             await client.generations.get(ID)
         await eventually(lambda: not server.open)
@@ -378,17 +386,19 @@ async def test_an_answer_without_end_is_given_up(
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("http_client", [None, httpx.AsyncClient, HttpxAiohttpClient])
-async def test_a_small_answer_that_decodes_to_a_gigabyte_fills_no_memory(
-    http_client: Callable[[], httpx.AsyncClient] | None,
+@pytest.mark.parametrize("http_client", ANY_HTTP_CLIENT)
+async def test_a_small_answer_that_decodes_to_a_large_one_fills_no_memory(
+    http_client: HttpClient,
 ) -> None:
     """It is decoded bit by bit, and no further than an answer may be long."""
     packer = zlib.compressobj(wbits=31)
-    bomb = b"".join(packer.compress(b" " * 1024**2) for _ in range(1024)) + packer.flush()
+    bomb = b"".join(packer.compress(b" " * 1024**2) for _ in range(128)) + packer.flush()
     body = http(bomb, more="Content-Encoding: gzip\r\n")
-    async with serve(answer(body)) as server, AsyncExitStack() as stack:
-        mine = http_client and await stack.enter_async_context(http_client())
-        client = await stack.enter_async_context(client_of(server.base_url, http_client=mine))
+    async with (
+        serve(answer(body)) as server,
+        http_client() as mine,
+        client_of(server.base_url, http_client=mine) as client,
+    ):
         tracemalloc.start()
         try:
             with pytest.raises(InvalidResponseError, match="larger than"):
@@ -428,13 +438,6 @@ async def test_cancelled_requests_leave_nothing_behind(count: int) -> None:
             assert (await client.generations.get(ID)).state == "completed"
         await eventually(lambda: not server.open)
         assert asyncio.all_tasks() == before
-
-
-HttpClient = Callable[[], AbstractAsyncContextManager[httpx.AsyncClient | None]]
-HTTP_CLIENTS = [
-    pytest.param(contextlib.nullcontext, id="default"),
-    pytest.param(httpx.AsyncClient, id="http_client"),
-]
 
 
 async def cancel_at_every_moment(server: Server, client: LumaClient) -> None:
@@ -697,17 +700,19 @@ async def serve_tls(connection: Connection) -> AsyncIterator[str]:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("http_client", [None, httpx.AsyncClient, HttpxAiohttpClient])
+@pytest.mark.parametrize("http_client", ANY_HTTP_CLIENT)
 async def test_a_certificate_that_does_not_hold_ends_a_wait_at_once(
-    http_client: Callable[[], httpx.AsyncClient] | None,
+    http_client: HttpClient,
 ) -> None:
-    """It will not hold at the next poll either; nothing was sent, and the message says what to do."""
-    async with serve_tls(completed) as base_url, AsyncExitStack() as stack:
-        mine = http_client and await stack.enter_async_context(http_client())
-        client = await stack.enter_async_context(
-            client_of(base_url, http_client=mine, max_retries=2)
-        )
-        with pytest.raises(APIConnectionError, match="self-signed certificate.*SSL_CERT_FILE") as e:
+    """It will not hold at the next poll either. Nothing was sent; the message says what to do."""
+    async with (
+        serve_tls(completed) as base_url,
+        http_client() as mine,
+        client_of(base_url, http_client=mine, max_retries=2) as client,
+    ):
+        with pytest.raises(
+            APIConnectionError, match=r"self-signed certificate.*SSL_CERT_FILE"
+        ) as e:
             await Poller(client, wait=SOON).wait(ID, timeout=5)
         assert (e.value.retryable, e.value.request_sent) == (False, False)
         with pytest.raises(APIConnectionError) as e:
@@ -724,9 +729,11 @@ def test_a_certificate_that_does_not_hold_is_the_same_on_trio() -> None:
                 await client.generations.get(ID)
             return caught.value
 
-    with start_blocking_portal() as portal:
-        with portal.wrap_async_context_manager(serve_tls(completed)) as base_url:
-            assert not anyio.run(get, base_url, backend="trio").retryable
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serve_tls(completed)) as base_url,
+    ):
+        assert not anyio.run(get, base_url, backend="trio").retryable
 
 
 @pytest.mark.asyncio
@@ -748,7 +755,8 @@ def shown_by(error: BaseException | None) -> str:
     shown = []
     while error is not None:
         shown += [str(error), repr(error), repr(error.args), repr(vars(error))]
-        shown += [repr(vars(value)) for value in vars(error).values() if hasattr(value, "headers")]
+        requests = [vars(error).get(name) for name in ("request", "_request")]
+        shown += [repr(request.headers.items()) for request in requests if request is not None]
         error = error.__cause__ or error.__context__
     return "\n".join(shown)
 
@@ -771,18 +779,19 @@ ECHOES = {
 @pytest.mark.asyncio
 @pytest.mark.parametrize("key", [ANY_KEY, TOKEN])
 @pytest.mark.parametrize("echo", ECHOES)
-@pytest.mark.parametrize("http_client", [None, httpx.AsyncClient, HttpxAiohttpClient])
+@pytest.mark.parametrize("http_client", ANY_HTTP_CLIENT)
 async def test_a_server_that_echoes_the_key_does_not_get_it_into_an_error(
-    http_client: Callable[[], httpx.AsyncClient] | None, echo: str, key: str
+    http_client: HttpClient, echo: str, key: str
 ) -> None:
     """Neither into ours nor into its causes."""
     connection = answer(ECHOES[echo].replace(ANY_KEY.encode(), key.encode().ljust(len(ANY_KEY))))
-    async with serve(connection) as server, AsyncExitStack() as stack:
-        mine = http_client and await stack.enter_async_context(http_client())
-        client = LumaClient(key, base_url=server.base_url, max_retries=0, http_client=mine)
+    async with (
+        serve(connection) as server,
+        http_client() as mine,
+        LumaClient(key, base_url=server.base_url, max_retries=0, http_client=mine) as client,
+    ):
         with pytest.raises(APIError) as caught:
             await client.generations.get(ID)
-        await client.aclose()
     shown = shown_by(caught.value)
     assert key not in shown
     assert key[: len(key) // 2] not in shown.replace("luma-api-...", "")
@@ -966,11 +975,11 @@ def test_a_client_is_used_in_one_kind_of_event_loop_after_the_other(
 def test_a_client_that_is_closed_in_a_later_event_loop(base_url: str) -> None:
     """A program may have one event loop for its work and one for its end."""
     client = client_of(base_url)
-    asyncio.run(client.generations.get(ID))  # type: ignore[arg-type]
+    asyncio.run(client.generations.get(ID))
     asyncio.run(client.aclose())
     gc.collect()
     with pytest.raises(RuntimeError, match="closed"):
-        asyncio.run(client.generations.get(ID))  # type: ignore[arg-type]
+        asyncio.run(client.generations.get(ID))
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -992,7 +1001,7 @@ def test_turns_that_a_dead_event_loop_held_are_free_again(monkeypatch: pytest.Mo
             return (await client.generations.get(ID)).state
 
     tasks: list[Any] = []
-    http_client = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: never()))  # type: ignore[arg-type, return-value]
+    http_client = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: never()))  # type: ignore[arg-type]
     client = client_of("http://127.0.0.1:1/v1", http_client=http_client)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(start(client))
