@@ -169,7 +169,8 @@ class Server(uvicorn.Server):
 
 if __name__ == "__main__":
     port = int(os.environ.get("PORT", "8000"))
-    config = uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=10)
+    # A submission may take as long as the client lets it: to cancel it would lose its id.
+    config = uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=30)
     print(f"Open http://127.0.0.1:{port} (Ctrl-C ends it)")  # noqa: T201
     with suppress(KeyboardInterrupt):
         Server(config).run()
