@@ -65,26 +65,26 @@ add_error_handlers(app)
 
 
 class NewGeneration(BaseModel):
-    """What the page submits."""
+    """A submission of the page."""
 
     prompt: Prompt
 
 
 class Submitted(BaseModel):
-    """What it gets: the id is all that it needs from now on."""
+    """The answer: the id is all that the page needs from now on."""
 
     id: str
 
 
 class State(BaseModel):
-    """What it is then told."""
+    """A state, as the page is told of it."""
 
     state: str
     urls: list[str]
 
 
 def describe(generation: Generation) -> State:
-    """What the page shows of a snapshot."""
+    """As much of a snapshot as the page shows."""
     return State(state=generation.state, urls=[output.url for output in generation.output])
 
 
