@@ -24,14 +24,15 @@ class Inbox:
 
     Args:
         receive: The server's, which nobody else may call from now on.
+        more_body: Whether there is any of the body to come.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, *, more_body: bool) -> None:
         self._receive = receive
         self._receiving = anyio.Lock()  # a server tells only one listener that they have gone
         self._listening = anyio.CancelScope()
         self._body = bytearray()
-        self._more_body = True
+        self._more_body = more_body
         self._unread = False  # there is a piece of the body for the handler, which may be empty
         self._was_read = anyio.Event()
         self._end: Message | Exception | None = None
@@ -111,8 +112,9 @@ class Caller:
     """
 
     def __init__(self, request: Request) -> None:
-        self._inbox = Inbox(request.receive)
-        request._receive = self._inbox.receive  # Starlette has no public way to give it back
+        # Starlette has no public way to learn that a body has been read, nor to give one back.
+        self._inbox = Inbox(request.receive, more_body=not request._stream_consumed)
+        request._receive = self._inbox.receive
         self._listeners: dict[anyio.CancelScope, anyio.Event] = {}
         self._let_go = False
 

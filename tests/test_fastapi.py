@@ -603,7 +603,7 @@ class Exchange:
             "method": "POST",
             "path": "/",
             "query_string": b"",
-            "headers": [],
+            "headers": [(b"content-type", b"application/json")],
             "state": {"luma_poller": poller},
         }
         await app(scope, self.receive, self.send)
@@ -644,6 +644,24 @@ async def test_a_body_that_never_comes_holds_nothing_up() -> None:
     began = anyio.current_time()
     assert await exchange.run(app_at(wait_nine_seconds), poller_of("queued")) == 504
     assert anyio.current_time() - began < 10
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_body_that_has_come_costs_a_wait_no_time(declared: bool) -> None:
+    """Whether FastAPI has read it or nobody has."""
+    exchange = Exchange(iter(()), last=b'{"prompt": "a fox"}')
+
+    async def handler(poller: PollerDep) -> None:
+        await poller.wait(ID)
+
+    async def handler_with_body(order: Order, poller: PollerDep) -> None:
+        await poller.wait(ID)
+
+    app = app_at(handler_with_body if declared else handler)
+    began = anyio.current_time()
+    assert await exchange.run(app, poller_of("queued", "completed")) == 200
+    assert anyio.current_time() - began == pytest.approx(1)
 
 
 @pytest.mark.anyio

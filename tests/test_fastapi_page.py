@@ -265,6 +265,7 @@ def test_a_lost_submission_outlives_a_reload(page: webdriver.Chrome, answer: str
     (card,) = cards(page)
     assert card.get_dom_attribute("data-state") == "failed"
     assert "a dear fox" in text_of(card)
+    assert "May be running" in text_of(card)
     assert "Look for it before you submit it again" in text_of(card)
     assert "Try again" not in text_of(card)
 

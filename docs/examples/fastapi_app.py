@@ -65,26 +65,26 @@ add_error_handlers(app)
 
 
 class NewGeneration(BaseModel):
-    """What the page submits."""
+    """A submission of the page."""
 
     prompt: Prompt
 
 
 class Submitted(BaseModel):
-    """What it gets: the id is all that it needs from now on."""
+    """The answer: the id is all that the page needs from now on."""
 
     id: str
 
 
 class State(BaseModel):
-    """What it is then told."""
+    """A state, as the page is told of it."""
 
     state: str
     urls: list[str]
 
 
 def describe(generation: Generation) -> State:
-    """What the page shows of a snapshot."""
+    """As much of a snapshot as the page shows."""
     return State(state=generation.state, urls=[output.url for output in generation.output])
 
 
@@ -169,7 +169,8 @@ class Server(uvicorn.Server):
 
 if __name__ == "__main__":
     port = int(os.environ.get("PORT", "8000"))
-    config = uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=10)
+    # A submission may take as long as the client lets it: to cancel it would lose its id.
+    config = uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=30)
     print(f"Open http://127.0.0.1:{port} (Ctrl-C ends it)")  # noqa: T201
     with suppress(KeyboardInterrupt):
         Server(config).run()

@@ -127,12 +127,36 @@ async def hang_up(handlers: int) -> None:
         print(f"{handlers} hang up: no wait left after {time.perf_counter() - began:.2f} s")
 
 
+async def flood(handlers: int) -> None:
+    """Print what the app holds of bodies without end that come while its handlers wait."""
+    sent = 0
+
+    async def without_end() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            yield bytes(65536)
+            sent += 65536
+
+    async with Sandbox().serve() as base_url, serving(base_url) as http:
+        async with LumaClient("key", base_url=base_url) as client:
+            made = await client.generations.create("a fox sandbox:duration=10")
+        path = f"/generations/{made.id}/url"
+        tasks = [asyncio.create_task(http.get(path, data=without_end())) for _ in range(handlers)]
+        await asyncio.wait(tasks, timeout=20)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"{handlers} bodies without end: {sent / 1e6:.0f} MB sent, most memory {most:.0f} MiB")
+
+
 async def main() -> None:
     print("| handlers, ids | answered 200 | median, slowest | polls | processor | most memory |")
     print("|---|---|---|---|---|---|")
     for handlers, ids in ((50, 1), (500, 10), (500, 500)):
         await wait(handlers, ids)
     await hang_up(500)
+    await flood(100)
 
 
 if __name__ == "__main__":
