@@ -322,7 +322,7 @@ def test_create_prints_the_id(cli: Cli) -> None:
 
 def test_create_prints_json(cli: Cli) -> None:
     """The first snapshot."""
-    told = cli("create", "a fox", "--type", "video", "--json")
+    told = cli("create", "a fox", "--model", "ray-3.2", "--type", "video", "--json")
     assert json.loads(told.out)["type"] == "video"
 
 
