@@ -70,7 +70,8 @@ async def run_demo(out: Console, err: Console, *, chaos: bool = False) -> None:
         if err.is_terminal:
             say("")
         with live_table("prompt", "model", console=err) as table:
-            async with LumaClient(DEMO_KEY, base_url=base_url, timeout=1.0) as client:
+            patience = 1.0 if chaos else 30.0  # answers that never come are among the faults
+            async with LumaClient(DEMO_KEY, base_url=base_url, timeout=patience) as client:
                 poller = Poller(client, wait=sandbox.wait, timeout=60, on_poll=table.on_poll)
                 submitted = _submit(client, table, results)
                 async with poller.as_completed(submitted) as ended:

@@ -30,7 +30,7 @@ async def hero() -> str:
 
 
 core = [name for name in requires("luma-poll") or () if "extra ==" not in name]
-assert len(core) == 4, core
+assert len(core) == 5, core
 assert not {"typer", "rich", "starlette", "uvicorn", "fastapi"} & set(sys.modules)
 assert luma_poll.__version__ == version("luma-poll")
 assert files("luma_poll").joinpath("py.typed").is_file()

@@ -185,7 +185,7 @@ def test_get_prints_a_url_that_does_not_tell_when_it_expires(
 
 def test_wait_prints_the_urls_of_each_as_it_ends(cli: Cli) -> None:
     """First what ends first, and nothing on stderr, which is no terminal."""
-    slow, fast = submit("sandbox:duration=0.3"), submit("sandbox:duration=0 sandbox:outputs=2")
+    slow, fast = submit("sandbox:duration=1"), submit("sandbox:duration=0 sandbox:outputs=2")
     code, out, err = cli("wait", slow, fast)
     ids = [line.split("/")[4] for line in out.splitlines()]
     assert (code, err, ids) == (0, "", [fast, fast, slow])
@@ -268,7 +268,7 @@ def test_a_timeout_may_be_infinite(cli: Cli) -> None:
 
 def test_an_unknown_state_is_a_warning(cli: Cli) -> None:
     """The library logs it; the command line puts it into a line of its own."""
-    told = cli("wait", submit("sandbox:duration=0.2 sandbox:state=throttled"))
+    told = cli("wait", submit("sandbox:duration=2 sandbox:state=throttled"))
     assert told.code == 0
     assert told.err.startswith("warning: generation ")
     assert "'throttled'" in told.err
@@ -281,7 +281,7 @@ def test_a_table_on_a_terminal_leaves_results_alone(
     screen = terminal(width=100)
     for module in ("cli", "terminal"):
         monkeypatch.setattr(f"luma_poll.{module}.err", screen)
-    slow, bad = submit("sandbox:duration=0.3"), failing()
+    slow, bad = submit("sandbox:duration=1"), failing()
     code, out, err = cli("wait", slow, bad, ID)
     assert (code, err, out.count("\n")) == (4, "", 1)
     table = [line.split() for line in written(screen).splitlines()[-4:]]
@@ -305,7 +305,7 @@ def test_the_table_tells_a_timeout(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_watch_prints_every_change_of_state(cli: Cli) -> None:
     """With the seconds since it began, and at last the URLs."""
-    code, out, err = cli("watch", submit("sandbox:duration=2"))
+    code, out, err = cli("watch", submit("sandbox:duration=3"))
     *changes, url = out.splitlines()
     assert (code, err) == (0, "")
     assert [line.split()[2] for line in changes] == ["queued", "processing", "completed"]
@@ -322,7 +322,7 @@ def test_watch_tells_a_failure(cli: Cli, options: list[str]) -> None:
 
 def test_watch_prints_snapshots_as_json(cli: Cli) -> None:
     """One object a change."""
-    told = cli("watch", submit("sandbox:duration=2"), "--json")
+    told = cli("watch", submit("sandbox:duration=3"), "--json")
     states = [json.loads(line)["state"] for line in told.out.splitlines()]
     assert states == ["queued", "processing", "completed"]
 
@@ -339,7 +339,7 @@ def test_create_prints_the_id(cli: Cli) -> None:
 
 def test_create_prints_json(cli: Cli) -> None:
     """The first snapshot, and what it was submitted for."""
-    told = cli("create", "a fox", "--type", "video", "--json")
+    told = cli("create", "a fox", "--model", "ray-3.2", "--type", "video", "--json")
     assert json.loads(told.out).items() >= {"type": "video", "prompt": "a fox"}.items()
 
 

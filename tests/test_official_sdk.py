@@ -120,7 +120,7 @@ async def test_unknown_state() -> None:
     """A state that the SDK does not know comes through as it is."""
     async with connect(Sandbox()) as client:
         created = await client.generations.create(
-            prompt="A cat sandbox:duration=0.4 sandbox:state=throttled"
+            prompt="A cat sandbox:duration=2 sandbox:state=throttled"
         )
         states = {created.state}
         while "completed" not in states:

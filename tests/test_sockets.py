@@ -84,9 +84,10 @@ async def serve(
     listening = await asyncio.start_server(server.connected, "127.0.0.1", port, ssl=ssl)
     server.port = listening.sockets[0].getsockname()[1]
     try:
-        async with listening:
-            yield server
+        yield server
     finally:
+        # Not `async with listening`: since Python 3.12 that waits for connections to end.
+        listening.close()
         for task in server.open:
             task.cancel()
         await eventually(lambda: not server.open)

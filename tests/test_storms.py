@@ -66,7 +66,7 @@ def test_a_storm_of_deadlines(backend: str, base_url: str) -> None:
 
     before = threading.active_count()
     anyio.run(storm, **BACKENDS[backend])
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # an idle one of an earlier test may end meanwhile
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
