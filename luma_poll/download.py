@@ -6,14 +6,13 @@ import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 import anyio
-import anyio.to_thread
 import tenacity
 
 from luma_poll.arguments import check_count, check_generation_id, check_positive
@@ -24,23 +23,21 @@ from luma_poll.errors import (
     OutputNotFoundError,
 )
 from luma_poll.files import (
-    open_at,
+    PartFile,
+    in_thread,
     publish,
-    read_head,
     remove_parts,
     size_of,
     stem_of,
-    write,
-    write_and_close,
 )
-from luma_poll.media import EXTENSIONS, HEAD_SIZE, extension_of
+from luma_poll.media import EXTENSIONS, extension_of
 from luma_poll.models import Generation, GenerationOutput, as_generation
 from luma_poll.storage import (
     InterruptedTry,
     RefusedError,
     Version,
     check_continues,
-    next_chunk,
+    read,
     read_version,
     requested,
 )
@@ -53,8 +50,6 @@ MAX_TRIES = 5
 """Requests in a row that may bring not one byte more."""
 WAIT = tenacity.wait_exponential(multiplier=0.5, max=8) + tenacity.wait_random(0, 0.5)
 """Between two tries."""
-BUFFER = 1024**2
-"""Bytes that are written at once: each write is a visit to a thread."""
 
 T = TypeVar("T")
 
@@ -168,23 +163,27 @@ class _Job:
     overwrite: bool
     on_progress: Callable[[DownloadProgress], object] | None
     _version: Version | None = None
+    _may_resume: bool = True
     _most: int = 0
     _nonce: str = field(default_factory=lambda: secrets.token_hex(8))
 
     async def run(self) -> Path:
         """Try until the file is there, or the tries bring nothing more."""
-        fruitless = 0
+        fruitless, finished = 0, False
         try:
             while True:
                 most = self._most
                 try:
-                    return await self._try()
-                except InterruptedTry as error:
+                    path = await self._try()
+                    finished = True
+                    return path
+                except (InterruptedTry, RefusedError) as error:
                     trouble = error
-                except RefusedError as error:
-                    raise self._error(str(error)) from None
+                # Outside the `except`: what went wrong may know the signed URL.
+                if isinstance(trouble, RefusedError):
+                    raise self._error(str(trouble))
                 if trouble.changed:
-                    await self._drop_part()
+                    self._version, self._may_resume = None, False
                 fruitless = 1 if self._most > most else fruitless + 1
                 if fruitless >= MAX_TRIES:
                     raise self._error(f"{trouble}, {fruitless} times in a row", retryable=True)
@@ -194,7 +193,7 @@ class _Job:
                     await self._renew_url()
         finally:
             with anyio.CancelScope(shield=True):
-                await self._disk(self._part(None).unlink, missing_ok=True)
+                await self._tidy_up(finished)
 
     async def _try(self) -> Path:
         known, start = self._version, await self._bytes_of(self._version)
@@ -202,16 +201,20 @@ class _Job:
             return await self._finish(known)
         async with requested(self.http, self.url, known, start) as response:
             if known is not None and start and response.status_code == 206:
-                check_continues(response, known, start)
-                await self._receive(response, known, start)
+                stop = check_continues(response, known, start)
+                await self._receive(response, known, start, stop)
                 return await self._finish(known)
             version = read_version(response)
+            if not self._may_resume:
+                version = replace(version, etag=None)
             self._check_size(version.total or 0)
             if not self.overwrite and (path := await self._existing(version)) is not None:
                 return path
             self._version = version
+            if known not in (None, version):
+                await self._tidy_up()
             if known is not None or not await self._bytes_of(version):
-                await self._receive(response, version, 0)
+                await self._receive(response, version, 0, version.total)
                 return await self._finish(version)
         return await self._try()  # an earlier call left some of it
 
@@ -219,35 +222,31 @@ class _Job:
         if self.max_bytes is not None and size > self.max_bytes:
             raise self._error(f"the file is larger than max_bytes ({self.max_bytes:,} bytes)")
 
-    async def _drop_part(self) -> None:
-        if self._version is not None:
-            await self._disk(self._part(self._version).unlink, missing_ok=True)
-        self._version = None
+    async def _receive(self, response: Any, version: Version, start: int, stop: int | None) -> None:
+        """Write the body, which goes from `start` to `stop`. What arrives is kept, in any case."""
+        file = PartFile(self._part(version), start)
 
-    async def _receive(self, response: Any, version: Version, start: int) -> None:
-        """Write the body from `start` on. What has arrived is kept, however it ends."""
-        position, buffer = start, bytearray()
-        file = await self._disk(open_at, self._part(version), start, version.resumable)
-        if file is None:
-            raise InterruptedTry("the file was taken away while it was written")
-        try:
+        def take(chunk: bytes) -> bool:
+            position = file.position + len(chunk)
+            if stop is not None and position > stop:
+                raise self._error("the file is longer than announced")
+            self._check_size(position)
+            file.put(chunk)
+            self._most = max(self._most, position)
             self._report(position, version)
-            chunks = aiter(response.aiter_raw())
-            while (chunk := await next_chunk(chunks)) is not None:
-                position += len(chunk)
-                if version.total is not None and position > version.total:
-                    raise self._error("the file is longer than announced")
-                self._check_size(position)
-                buffer += chunk
-                self._most = max(self._most, position)
-                self._report(position, version)
-                if len(buffer) >= BUFFER:
-                    await self._disk(write, file, bytes(buffer))
-                    buffer.clear()
+            return file.is_full
+
+        try:
+            if not await self._disk(file.open, version.resumable):
+                raise InterruptedTry("the file was taken away while it was written")
+            self._report(start, version)
+            chunks = aiter(response.stream)
+            while await read(chunks, take):
+                await self._disk(file.flush)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._disk(write_and_close, file, bytes(buffer))
-        if version.total is not None and position < version.total:
+                await self._disk(file.close)
+        if version.total is not None and file.position < version.total:
             raise InterruptedTry("the file is shorter than announced")
 
     async def _renew_url(self) -> None:
@@ -272,6 +271,13 @@ class _Job:
         size = await self._disk(size_of, self._part(version)) or 0
         return size if size <= (version.total or 0) else 0
 
+    async def _tidy_up(self, finished: bool = False) -> None:
+        """Leave of the parts the one that can be gone on with."""
+        version = None if finished else self._version
+        keep = self._part(version) if version is not None and version.resumable else None
+        if finished or version is not None:
+            await self._disk(remove_parts, self.base, keep)
+
     def _part(self, version: Version | None) -> Path:
         # The version is in the name, and its bytes are always the same: whoever else is writing
         # it, now or earlier, writes the same bytes to the same places.
@@ -288,21 +294,15 @@ class _Job:
             if of_another is None:
                 raise InterruptedTry("the file was taken away while it was written") from None
             return of_another
-        await self._disk(remove_parts, self.base)
         self._report(self._most if version.total is None else version.total, version, path)
         return path
 
     async def _publish(self, version: Version) -> Path:
-        part = self._part(version)
-        head = await self._disk(read_head, part, HEAD_SIZE)
-        try:
-            extension = self._extension(head, version)
-        except DownloadError:
-            await self._disk(part.unlink, missing_ok=True)
-            raise
-        path = self.base.with_name(f"{self.base.name}.{extension}")
-        await self._disk(publish, part, path, version.total)
-        return path
+        def named(head: bytes) -> Path:
+            return self.base.with_name(f"{self.base.name}.{self._extension(head, version)}")
+
+        part, private = self._part(version), self._part(None)
+        return await self._disk(publish, part, private, version.total, named)
 
     def _extension(self, head: bytes, version: Version) -> str:
         if not head:
@@ -335,7 +335,7 @@ class _Job:
 
 async def _on_disk(path: Path, generation_id: str, function: Callable[[], T]) -> T:
     try:
-        return await anyio.to_thread.run_sync(function)
+        return await in_thread(function)
     except OSError as error:
         raise DownloadError(
             f"cannot write ({error.strerror or type(error).__name__})",
@@ -374,9 +374,13 @@ def _checked(generation: Generation) -> Generation:
 
 
 def _checked_directory(directory: object) -> Path:
-    if not isinstance(directory, (str, os.PathLike)) or "\0" in str(directory):
-        raise ConfigurationError("directory must be a path")
-    return Path(directory)
+    try:
+        path = Path(cast(str, directory))
+        if b"\0" in os.fsencode(path):
+            raise ValueError
+    except (TypeError, ValueError):  # a UnicodeEncodeError is one
+        raise ConfigurationError("directory must be a path") from None
+    return path
 
 
 def _id_of(generation: object) -> str:

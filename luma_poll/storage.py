@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import anyio
 
@@ -26,6 +26,7 @@ STALL = 30.0
 """Seconds without a byte after which the connection is taken for dead."""
 LONGEST_RETRY_AFTER = 60.0
 REDIRECTS = (301, 302, 303, 307, 308)
+INVALID = "the URL of the output is not valid"
 HEADERS = {
     "Accept": "*/*",
     "Accept-Encoding": "identity",
@@ -38,7 +39,7 @@ class InterruptedTry(Exception):  # noqa: N818 (it is no error yet)
 
     Attributes:
         expired: Whether a fresh URL is needed.
-        changed: Whether the bytes that are there are of another version.
+        changed: Whether the bytes that are there may be of another version.
         retry_after: Seconds that the storage wants to be left alone.
     """
 
@@ -106,8 +107,7 @@ def read_version(response: Any) -> Version:
     content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if not is_media(content_type):
         raise RefusedError(f"the storage sends {content_type}, not an image or video")
-    encoding = headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
+    if encoding := _encoding(response):
         raise RefusedError(f"the storage sends the file encoded ({encoding[:20]})")
     length = re.fullmatch(r"[0-9]{1,18}", headers.get("Content-Length", ""))
     if length is None and not _is_framed(response):
@@ -116,59 +116,76 @@ def read_version(response: Any) -> Version:
     return Version(etag and etag[0], length and int(length[0]), content_type)
 
 
-def check_continues(response: Any, version: Version, start: int) -> None:
-    """Check that a part is the rest of what is there.
+def check_continues(response: Any, version: Version, start: int) -> int:
+    """Check that a part is the rest of what is there, and say where it ends.
+
+    The bytes are spliced, so all that was promised has to be said again.
 
     Raises:
-        InterruptedTry: It is of another version.
+        InterruptedTry: It is of another version, or may be.
     """
     said = re.fullmatch(
-        r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", response.headers.get("Content-Range", "")
+        r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})",
+        response.headers.get("Content-Range", ""),
     )
-    etag = response.headers.get("ETag", version.etag)
-    if not said or (int(said[1]), int(said[2]), etag) != (start, version.total, version.etag):
+    first, last, total = map(int, said.groups()) if said else (0, 0, 0)
+    same = response.headers.get("ETag") == version.etag and not _encoding(response)
+    if not same or (first, total) != (start, version.total) or not first <= last < total:
         raise InterruptedTry("the file has changed on the storage", changed=True)
+    return last + 1
 
 
-async def next_chunk(chunks: AsyncIterator[bytes]) -> bytes | None:
-    """The next bytes of a body; None at its end.
+async def read(chunks: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> bool:
+    """Hand the next bytes of a body to `take` until it has enough; False at the body's end.
 
     Raises:
         InterruptedTry: The connection is broken, or dead.
     """
-    with _network():
-        with anyio.fail_after(STALL):
-            return await anext(chunks, None)
-    return None
+    with _network(), anyio.fail_after(STALL + 1) as stall:
+        async for chunk in chunks:
+            now = anyio.current_time()
+            if stall.deadline < now + STALL:
+                stall.deadline = now + STALL + 1  # to move it for each chunk costs too much
+            if take(chunk):
+                return True
+    return False
 
 
 async def _follow(http: Any, url: str, headers: dict[str, str]) -> Any:
+    plain = url[:5].lower() == "http:"
     for _ in range(MAX_REDIRECTS + 1):
-        _check_url(url)
+        with _valid():
+            request = _request(http, url, headers)
+            _check_url(request.url, plain)
         with _network():
-            response = await _send(http, url, headers)
+            response = await _send(http, request)
         if response.status_code not in REDIRECTS:
             return response
         location = response.headers.get("Location", "")
         await _close(response)
-        try:
+        with _valid():
             url = urljoin(url, location)
-        except ValueError:
-            raise RefusedError("the storage redirects to something that is no URL") from None
     raise RefusedError(f"more than {MAX_REDIRECTS} redirects")
 
 
-def _check_url(url: str) -> None:
+@contextlib.contextmanager
+def _valid() -> Iterator[None]:
+    """What is no URL is refused."""
+    invalid: tuple[type[BaseException], ...] = (ValueError, *classes("InvalidURL"))
     try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        parts, host = urlsplit(""), ""
-    if not host or any(character.isspace() for character in url):
-        raise RefusedError("the URL of the output is not valid")
-    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
+        yield
+    except invalid:  # a UnicodeError is a ValueError, and idna's errors are too
+        raise RefusedError(INVALID) from None
+
+
+def _check_url(url: Any, plain: bool) -> None:
+    """Check what the request will be sent to; plain http only where the first URL had it too."""
+    host = url.host
+    if not host or not 0 <= (url.port or 0) <= 65535:
+        raise RefusedError(INVALID)
+    if url.scheme != "https" and not (plain and url.scheme == "http" and is_loopback(host)):
         raise RefusedError(f"the URL on {host} is not https")
-    if parts.username is not None or parts.password is not None:
+    if url.userinfo:
         raise RefusedError(f"the URL on {host} has a user name or password")
 
 
@@ -188,26 +205,35 @@ def _check_status(response: Any) -> None:
 @contextlib.contextmanager
 def _network() -> Iterator[None]:
     """What goes wrong on the wire is worth another try."""
+    broken: tuple[type[BaseException], ...] = (
+        OSError,
+        *(anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream),
+        *classes("RequestError", "ClientError"),
+    )
     try:
         yield
-        return
-    except (OSError, anyio.BrokenResourceError) as error:
+    except UnicodeError:  # trio encodes the host's name only now
+        raise RefusedError(INVALID) from None
+    except broken as error:
         why = type(error).__name__
-    except classes("RequestError") as error:
-        why = type(error).__name__
-    # Outside the `except`: their errors keep the request, and with it the signed URL.
-    raise InterruptedTry(f"the connection to the storage failed ({why})")
+        raise InterruptedTry(f"the connection to the storage failed ({why})") from None
 
 
-async def _send(http: Any, url: str, headers: dict[str, str]) -> Any:
+def _request(http: Any, url: str, headers: dict[str, str]) -> Any:
+    """One of the library that the client is of."""
+    if any(character.isspace() for character in url):
+        raise ValueError("white space inside")
+    request_class = type(http.build_request("GET", "https://localhost"))
+    seconds = dict.fromkeys(("connect", "read", "write", "pool"), STALL)
+    return request_class("GET", url, headers=headers, extensions={"timeout": seconds})
+
+
+async def _send(http: Any, request: Any) -> Any:
     """Send through the transport of the client alone.
 
     The client itself would add its own headers, cookies, parameters and authentication, which
     are for the API, and would log the whole URL.
     """
-    request_class = type(http.build_request("GET", "https://localhost"))
-    seconds = dict.fromkeys(("connect", "read", "write", "pool"), STALL)
-    request = request_class("GET", url, headers=headers, extensions={"timeout": seconds})
     with anyio.fail_after(STALL):
         return await http._transport_for_url(request.url).handle_async_request(request)
 
@@ -215,6 +241,12 @@ async def _send(http: Any, url: str, headers: dict[str, str]) -> Any:
 async def _close(response: Any) -> None:
     with anyio.move_on_after(1, shield=True), contextlib.suppress(Exception):
         await response.aclose()
+
+
+def _encoding(response: Any) -> str:
+    """How the file is encoded; empty where it comes as it is."""
+    encoding: str = response.headers.get("Content-Encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
 
 
 def _is_framed(response: Any) -> bool:
