@@ -39,6 +39,7 @@ from luma_poll.models import Generation
 from luma_poll.poller import Poller
 from luma_poll.results import (
     EarlierResults,
+    append_line,
     lacks_newline,
     read_results,
     to_json,
@@ -544,20 +545,19 @@ def _appending(path: str) -> Iterator[Put]:
     """Gives what appends results to a file."""
     cut_off = lacks_newline(path)
     try:
-        file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
 
     def put(result: PollResult, paths: Paths) -> None:
-        print(to_json(result, paths), file=file, flush=True)
+        append_line(descriptor, to_json(result, paths))
 
     try:
         if cut_off:
-            print(file=file, flush=True)
+            append_line(descriptor, "")
         yield put
     finally:
-        with suppress(OSError):  # each line was flushed, and what could not be has been told
-            file.close()
+        os.close(descriptor)
 
 
 def _put_urls(generation: Generation, *before: str) -> None:
@@ -595,7 +595,7 @@ def _read_earlier(source: Source) -> EarlierResults:
         return EarlierResults()
     if not source.as_json and source.output is None:
         raise ConfigurationError("--resume goes with --json or --output: it reads their lines")
-    earlier = read_results(source.resume)
+    earlier = read_results(source.resume, source.download)
     for problem in earlier.problems():
         say(f"warning: {source.resume}: {problem}")
     return earlier

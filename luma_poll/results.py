@@ -80,8 +80,20 @@ def _error_fields(error: Exception) -> dict[str, Any]:
     }
 
 
-def read_results(path: str) -> EarlierResults:
+def append_line(descriptor: int, line: str) -> None:
+    """Write a line with its end at once, lest two processes that append to one file mix theirs."""
+    rest = memoryview(f"{line}\n".encode())
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def read_results(path: str, directory: str | None = None) -> EarlierResults:
     """Read a file that `to_json` wrote, whatever else has got into it.
+
+    Args:
+        path: The file.
+        directory: Where downloads go, if they are wanted: then a completed generation is done only
+            if its files are there.
 
     Raises:
         ConfigurationError: It is there but cannot be read.
@@ -90,7 +102,7 @@ def read_results(path: str) -> EarlierResults:
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip() and not _take(line, earlier.done):
+                if line.strip() and not _take(line, earlier.done, directory):
                     earlier.unreadable.append(number)
     except FileNotFoundError:
         return earlier
@@ -100,12 +112,13 @@ def read_results(path: str) -> EarlierResults:
     return earlier
 
 
-def _take(line: bytes, done: dict[str, bool]) -> bool:
+def _take(line: bytes, done: dict[str, bool], directory: str | None) -> bool:
     """Take what a line says; False if it is no result."""
     try:
         match json.loads(line):
-            case {"id": str(generation_id), "ok": True}:
-                done[generation_id] = True
+            case {"id": str(generation_id), "ok": True, **fields}:
+                if directory is None or _are_files(fields.get("paths"), Path(directory)):
+                    done[generation_id] = True
             case {"id": str(generation_id), "ok": False, "error": {"type": str(kind)}}:
                 if kind in _FAILURES:
                     done.setdefault(generation_id, False)
@@ -116,12 +129,24 @@ def _take(line: bytes, done: dict[str, bool]) -> bool:
     return True
 
 
+def _are_files(paths: Any, directory: Path) -> bool:
+    """True if there are paths, all of files in this directory."""
+    return (
+        isinstance(paths, list)
+        and bool(paths)
+        and all(
+            Path(path).is_file() and Path(path).parent.resolve() == directory.resolve()
+            for path in map(str, paths)
+        )
+    )
+
+
 def lacks_newline(path: str) -> bool:
-    """Whether what is appended to this file would continue a line that was cut off."""
+    """True if the file's last line was cut off, so that an appended one would continue it."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
+            return False
         with open(path, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return False
             if file.seek(0, os.SEEK_END) == 0:
                 return False
             file.seek(-1, os.SEEK_END)

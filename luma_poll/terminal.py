@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -51,12 +52,14 @@ def exit_codes(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[None
 
 def let_go_of_stdout() -> None:
     """Python would try to write the rest at exit, and complain."""
-    with suppress(OSError):  # in a test it may have no file number
+    with suppress(OSError, AttributeError):  # in a test it has no number; closed, it is None
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def put_line(*fields: str) -> None:
     """Print a result, its fields with tabs between them, above the table if there is one."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise OSError(errno.EBADF, "standard output is closed")
     text = "\t".join(map(escape, fields))
     if _same_terminal():
         err.print(Text(text), soft_wrap=True)
@@ -72,13 +75,15 @@ def _same_terminal() -> bool:
 
 def say(text: str) -> None:
     """Print to stderr, above the table if there is one; a terminal gets whole words in a line."""
-    err.print(escape(text), soft_wrap=not err.is_terminal)
+    with suppress(OSError):  # where nothing can be said, the exit code still says it
+        err.print(escape(text), soft_wrap=not err.is_terminal)
 
 
 def say_lines(lines: Iterable[str]) -> None:
     """Print to stderr; what is indented may be copied, so it is never broken."""
-    for line in lines:
-        err.print(escape(line), soft_wrap=line.startswith(" ") or not err.is_terminal)
+    with suppress(OSError):
+        for line in lines:
+            err.print(escape(line), soft_wrap=line.startswith(" ") or not err.is_terminal)
 
 
 def say_error(error: Exception, where: str = "") -> None:

@@ -888,10 +888,18 @@ def test_python_m() -> None:
     assert (told.stdout, told.stderr) == (f"{__version__}\n", "")
 
 
-def test_closed_streams() -> None:
-    """Who has no stdout, no stdin and no stderr asked for silence."""
-    command = f"{shlex.join(COMMAND)} get {submit()} <&- >&- 2>&-"
-    assert subprocess.run(["sh", "-c", command], check=False, timeout=20).returncode == 0
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_a_closed_stdout_is_trouble(closed: str) -> None:
+    """The result could not be printed, so the exit code does not say that all went well."""
+    command = f"{shlex.join(COMMAND)} get {submit()} {closed}"
+    assert subprocess.run(["sh", "-c", command], check=False, timeout=20).returncode == 4
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_stderr_does_not_change_the_exit_code() -> None:
+    """Where nothing can be said, the exit code still says it."""
+    command = f"LUMA_BASE_URL=http://127.0.0.1:9/v1 {shlex.join(COMMAND)} get {ID} 2>/dev/full"
+    assert subprocess.run(["sh", "-c", command], check=False, timeout=60).returncode == 4
 
 
 def test_ctrl_c_in_a_process() -> None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -460,3 +461,27 @@ def test_a_reader_that_goes_away_hears_nothing_of_many() -> None:
         os.close(write)
         assert process.stderr
         assert (process.wait(10), process.stderr.read()) == (141, "")
+
+
+def test_results_of_two_processes_do_not_mix(tmp_path: Path) -> None:
+    """Lines far longer than a buffer, appended by two at the same time, stay whole."""
+    path = tmp_path / "results.jsonl"
+    code = (
+        "import os, sys; from luma_poll.results import append_line;"
+        "f = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666);"
+        "[append_line(f, sys.argv[2] * 100_000) for _ in range(200)]"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), word]) for word in "ab"]
+    assert [writer.wait(30) for writer in writers] == [0, 0]
+    lines = path.read_text().splitlines()
+    assert sorted(lines) == ["a" * 100_000] * 200 + ["b" * 100_000] * 200
+
+
+def test_results_go_to_a_pipe_with_a_name(tmp_path: Path) -> None:
+    """It is not opened for reading first, which would wait for a writer: for ever."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = submit()
+    with started(*COMMAND, "wait", done, "--output", str(pipe)) as process:
+        assert ids_of(pipe.read_text()) == [done]
+        assert process.wait(20) == 0

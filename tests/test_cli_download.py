@@ -120,6 +120,21 @@ def test_what_could_not_be_downloaded_is_not_done(cli: Cli, tmp_path: Path) -> N
     assert "1 done in" in cli(*command).err
 
 
+def test_what_is_done_has_its_files(cli: Cli, tmp_path: Path) -> None:
+    """A completed one is fetched where its line has no files, other files, or lost ones."""
+    good, kept, place = submit(), tmp_path / "results.jsonl", tmp_path / "out"
+    resume = ["--output", str(kept), "--resume", str(kept)]
+    assert cli("wait", good, *resume).code == 0
+    for directory in (place, tmp_path / "elsewhere"):
+        told = cli("wait", good, "--download", str(directory), *resume)
+        assert (told.code, (directory / f"{good}.png").exists()) == (0, True)
+        assert "done in" not in told.err
+    assert "1 done in" in cli("wait", good, "--download", str(place), *resume).err
+    (place / f"{good}.png").unlink()
+    assert "done in" not in cli("wait", good, "--download", str(place), *resume).err
+    assert (place / f"{good}.png").exists()
+
+
 def test_an_interrupted_download_goes_on(cli: Cli, tmp_path: Path) -> None:
     """SIGINT in the middle of a large file, and the same command again."""
     generation_id = ended(LARGE)
