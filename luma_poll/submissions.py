@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luma_poll.errors import (
-    APIConnectionError,
     APIError,
-    APIStatusError,
     BadRequestError,
     ConfigurationError,
     PayloadTooLargeError,
@@ -151,8 +149,4 @@ class Submissions:
 
 
 def _is_certainly_refused(error: Exception) -> bool:
-    if isinstance(error, APIConnectionError):
-        return not error.request_sent
-    if isinstance(error, APIStatusError):
-        return error.status_code == 429 or not error.retryable
-    return not isinstance(error, APIError)
+    return not (isinstance(error, APIError) and error.may_have_been_accepted)
