@@ -36,6 +36,7 @@ from luma_poll.storage import (
     InterruptedTry,
     RefusedError,
     Version,
+    body,
     check_continues,
     read,
     read_version,
@@ -240,9 +241,9 @@ class _Job:
             if not await self._disk(file.open, version.resumable):
                 raise InterruptedTry("the file was taken away while it was written")
             self._report(start, version)
-            chunks = aiter(response.stream)
-            while await read(chunks, take):
-                await self._disk(file.flush)
+            async with body(response) as chunks:
+                while await read(chunks, take):
+                    await self._disk(file.flush)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._disk(file.close)

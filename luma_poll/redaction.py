@@ -44,4 +44,5 @@ def redact_value(value: Any, secrets: Iterable[str] = (), depth: int = MAX_DEPTH
     if isinstance(value, list):
         return [clean(item) for item in value]
     items = [clean(item) for item in value]
-    return value._make(items) if hasattr(value, "_make") else tuple(items)
+    make: Any = getattr(value, "_make", tuple)  # a named tuple stays one
+    return make(items)

@@ -135,6 +135,19 @@ def check_continues(response: Any, version: Version, start: int) -> int:
     return last + 1
 
 
+@asynccontextmanager
+async def body(response: Any) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The bytes of a response as they come.
+
+    Not by `aiter_raw`: what a mock transport gives may have been read before.
+    """
+    chunks = aiter(response.stream)
+    try:
+        yield chunks
+    finally:
+        await _close(chunks)
+
+
 async def read(chunks: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> bool:
     """Hand the next bytes of a body to `take` until it has enough; False at the body's end.
 
@@ -238,9 +251,9 @@ async def _send(http: Any, request: Any) -> Any:
         return await http._transport_for_url(request.url).handle_async_request(request)
 
 
-async def _close(response: Any) -> None:
+async def _close(opened: Any) -> None:
     with anyio.move_on_after(1, shield=True), contextlib.suppress(Exception):
-        await response.aclose()
+        await opened.aclose()
 
 
 def _encoding(response: Any) -> str:
