@@ -281,6 +281,36 @@ def test_no_answer_and_an_unreadable_one_are_retryable() -> None:
     assert not APIError("").retryable
 
 
+@pytest.mark.parametrize(
+    ("error", "accepted"),
+    [
+        (APIConnectionError("", request_sent=False), False),
+        (APIConnectionError("", request_sent=False, retryable=False), False),
+        (APIConnectionError("", request_sent=True), True),
+        (APITimeoutError("", request_sent=False), False),
+        (APITimeoutError("", request_sent=True), True),
+        (InvalidResponseError(""), True),
+        (APIError(""), True),
+        *[
+            (APIStatusError("", status_code=status), False)
+            for status in (304, 307, 400, 401, 402, 403, 404, 413, 418, 422)
+        ],
+        *[
+            (APIStatusError("", status_code=status), True)
+            for status in (408, 409, 425, 500, 502, 503, 504, 599)
+        ],
+        (RateLimitError("", status_code=429), False),
+        (ServerError("", status_code=503), True),
+    ],
+)
+def test_only_what_certainly_went_nowhere_was_certainly_not_accepted(
+    error: APIError, accepted: bool
+) -> None:
+    """A refusal, or nothing sent; after anything else a submission may be running."""
+    assert error.may_have_been_accepted is accepted
+    assert pickle.loads(pickle.dumps(error)).may_have_been_accepted is accepted
+
+
 # --- secrets -------------------------------------------------------------------------------------
 
 
@@ -434,7 +464,58 @@ def test_a_ring_of_causes_is_no_trap() -> None:
     assert isinstance(translate_error(first), APIConnectionError)
 
 
-@pytest.mark.parametrize("piece", ["a-", "http://", "http://a?", "x-amz-signature=", "bearer "])
+class OddError(OSError):
+    """An error of somebody else's, which keeps what it likes."""
+
+    def __init__(self, kept: Any) -> None:
+        super().__init__("refused")
+        self.kept = kept
+
+
+def test_what_an_error_keeps_may_be_of_any_shape() -> None:
+    """Secrets are taken out of it; a ring is no trap, nor is what a server has nested deeply."""
+    deep: list[Any] = [TOKEN]
+    for _ in range(5_000):
+        deep = [deep]
+    ring: dict[str, Any] = {"key": TOKEN}
+    ring["ring"] = ring
+    for kept in ({"key": [TOKEN, (TOKEN,)]}, deep, ring):
+        error = OddError(kept)
+        assert isinstance(translate_error(error), APIConnectionError)
+        assert TOKEN not in repr(error.kept)
+    assert "..." in repr(error.kept)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://storage.example.com/{}/a.png?X-Amz-Signature=5ec4e7".format("x" * 5_000),
+        "s3+https://storage.example.com/?5ec4e7",
+        "https://a/https://b?5ec4e7",
+        f"https://storage.example.com/{TOKEN}/a.png",
+        f"https://storage.example.com/{TOKEN}/a.png?a=b",
+    ],
+)
+def test_a_secret_in_any_part_of_a_url_is_found(url: str) -> None:
+    """However long it is."""
+    assert_shows_no_secret(LumaError(f"before {url} after"))
+    assert str(LumaError(f"before {url} after")).endswith(" after")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a-",
+        "http://",
+        "http://a?",
+        "a://",
+        "a://a",
+        "x-amz-signature=",
+        "bearer ",
+        "luma-api-",
+        " ",
+    ],
+)
 def test_long_texts_are_redacted_in_no_time(piece: str) -> None:
     """A text of a megabyte must not hold up the event loop; the time limit of the tests says so."""
     assert redact(piece * (1_000_000 // len(piece)))

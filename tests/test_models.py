@@ -1,5 +1,6 @@
 """What is kept, what is shown, and what an answer must at least be."""
 
+import copy
 import json
 import pickle
 from datetime import UTC, datetime
@@ -31,8 +32,8 @@ from luma_poll import (
     OutputNotFoundError,
     UnsupportedFormatError,
 )
-from luma_poll.models import as_generation
-from tests.fakes import ID, URL, snapshot
+from luma_poll.models import as_generation, snapshot_retry_after
+from tests.fakes import ID, OUTPUT, URL, snapshot
 
 DOCUMENTED = """{
   "id": "182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e",
@@ -501,3 +502,32 @@ def test_the_age_is_no_part_of_what_a_snapshot_says() -> None:
     assert "_date" not in old.model_dump()
     assert "13:00" not in repr(old)
     assert snapshot("queued", created_at=CREATED).age is None
+
+
+# --- hints and hashes ----------------------------------------------------------------------------
+
+
+def test_a_hint_belongs_to_its_answer_alone() -> None:
+    """No copy, no pickle and no dump has it, and it is no part of what the snapshot says."""
+    told = snapshot("queued").answered_at(None, 7.0)
+    assert snapshot_retry_after(told) == 7
+    copies = [
+        pickle.loads(pickle.dumps(told)),
+        copy.copy(told),
+        copy.deepcopy(told),
+        told.model_copy(),
+        Generation.model_validate(told.model_dump()),
+    ]
+    assert [snapshot_retry_after(copied) for copied in copies] == [None] * len(copies)
+    assert [told] * len(copies) == copies
+    assert "7" not in repr(told).replace(told.id, "")
+    assert snapshot_retry_after(snapshot("queued", _retry_after=7)) is None
+
+
+def test_a_snapshot_can_be_a_key() -> None:
+    """Equal ones have the same hash; what the API adds to them may be of any type."""
+    fields: dict[str, Any] = {"output": OUTPUT, "added": [{"a": []}]}
+    first, second = snapshot("completed", **fields), snapshot("completed", **fields)
+    assert first == second
+    assert len({first, second, snapshot("queued"), pickle.loads(pickle.dumps(first))}) == 2
+    assert len({first.output[0], second.output[0]}) == 1
