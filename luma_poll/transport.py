@@ -18,6 +18,11 @@ import httpx
 _BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 
 
+def _is_silent(error: Exception) -> bool:
+    """True if not one byte of an answer has come."""
+    return not isinstance(error, httpx.RemoteProtocolError) or "without sending" in str(error)
+
+
 @dataclass(frozen=True)
 class _Idle:
     """A transport whose connection is unused, and since when."""
@@ -61,8 +66,9 @@ class PooledTransport(httpx.AsyncBaseTransport):
             else:
                 try:
                     return await self._send(request, transport)
-                except _BROKEN:
-                    pass
+                except _BROKEN as error:
+                    if not _is_silent(error):
+                        raise
         return await self._send(request, self._connectable())
 
     async def aclose(self) -> None:

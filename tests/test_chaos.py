@@ -67,7 +67,8 @@ async def test_a_fault_is_a_typed_error(kind: str) -> None:
         with pytest.raises(EXPECTED[kind], match=generation.id) as caught:
             await client.generations.get(generation.id)
         assert caught.value.retryable
-        assert sandbox.faults_served == {kind: 1}
+        # On a connection that was used before, a reset may be the end of its life: once more.
+        assert sandbox.faults_served == {kind: 2 if kind == "reset" else 1}
         assert (await client.generations.create("another fox")).state == "queued"
 
 

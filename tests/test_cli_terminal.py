@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -51,7 +52,7 @@ class EvilAPI(BaseHTTPRequestHandler):
     polls = 0
 
     def do_GET(self) -> None:
-        asked = self.path.rpartition("/")[2]
+        asked = unquote(self.path.rpartition("/")[2])
         type(self).polls += 1
         states = {"state": EVIL if self.polls % 2 else "completed", "failed": "failed"}
         if asked == "refused":
