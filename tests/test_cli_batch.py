@@ -220,6 +220,7 @@ def test_many_have_a_summary_and_a_way_to_wait_again(cli: Cli, tmp_path: Path) -
     ]
 
 
+@pytest.mark.usefixtures("sockets_left_to_the_collector")
 @pytest.mark.parametrize(
     ("options", "says"),
     [
