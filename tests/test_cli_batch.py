@@ -287,6 +287,7 @@ def test_ctrl_c_counts_what_its_command_names(cli: Cli, monkeypatch: pytest.Monk
     ]
 
 
+@pytest.mark.usefixtures("sockets_left_to_the_collector")
 @pytest.mark.parametrize(
     ("options", "says"),
     [

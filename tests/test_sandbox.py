@@ -899,7 +899,7 @@ async def test_serve() -> None:
 
 @pytest.mark.asyncio
 async def test_a_client_cannot_make_a_fault() -> None:
-    """What a client sends and the answer echoes never lets the connection misbehave."""
+    """Nothing that a client sends and the answer echoes lets the connection misbehave."""
     headers = {"Authorization": f"Bearer {KEY}", "X-Request-Id": "X-Sandbox-Fault: hang"}
     async with (
         Sandbox().serve() as base_url,

@@ -1,4 +1,4 @@
-"""What the sandbox accepts as a generation, and what it refuses as the API does."""
+"""Submissions that the sandbox accepts, and those that it refuses as the API does."""
 
 import collections.abc
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ POSITION = {"x_norm": -0.5, "y_norm": 0, "w_norm": 2, "h_norm": 2.0}
     ],
 )
 async def test_all_that_is_documented_is_accepted(fields: dict[str, Any]) -> None:
-    """What the documentation allows is accepted, null too where the SDK's types have it."""
+    """All that the documentation allows is accepted, null too where the SDK's types have it."""
     async with connect(Sandbox()) as client:
         response = await client.post("/generations", json={"prompt": "A cat", **fields})
     assert response.status_code == 201, response.text
@@ -189,7 +189,7 @@ async def test_all_that_is_documented_is_accepted(fields: dict[str, Any]) -> Non
     ],
 )
 async def test_what_the_documentation_excludes(fields: dict[str, Any], detail: str) -> None:
-    """What the documentation excludes is answered 400, in the API's words where they are known."""
+    """All that the documentation excludes is answered 400, in the API's words if they are known."""
     async with connect(Sandbox()) as client:
         response = await client.post("/generations", json={"prompt": "A cat", **fields})
     assert (response.status_code, response.json()) == (400, {"detail": detail})

@@ -82,7 +82,7 @@ class Sandbox:
         seed: The same seed gives the same ids and durations; None gives others each time.
         auth_tokens: The API keys that are accepted, each a client of its own, which sees only
             its own generations. None accepts every key, those four excepted.
-        strict_keys: Whether a key must begin with `luma-api-`, as the API's must.
+        strict_keys: Refuse keys that do not begin with `luma-api-`, as the API does.
         extra_parameters: Parameters of a submission that are accepted with any value, beside
             those of the official SDK 0.5.0: for what the API has learned since.
         url_expires: Seconds for which the URL of an output is good, rounded up to whole ones.
@@ -164,7 +164,11 @@ class Sandbox:
         return f"<Sandbox speed={self._speed} generations={len(self._jobs)}>"
 
     def wait(self, retry_state: RetryCallState) -> float:
-        """The default schedule, `speed` times as fast: `Poller(client, wait=sandbox.wait)`."""
+        """The default schedule, `speed` times as fast: `Poller(client, wait=sandbox.wait)`.
+
+        Returns:
+            Seconds until the next poll.
+        """
         return DEFAULT_WAIT(retry_state) / self._speed
 
     @asynccontextmanager

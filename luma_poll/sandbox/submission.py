@@ -1,4 +1,4 @@
-"""What the body of `POST /generations` may say, and in which words the API refuses the rest.
+"""The body of `POST /generations`: all that it may say, and the API's words against the rest.
 
 Names and values are those of the official SDK, luma-agents 0.5.0. Which of them go together is said
 by its docstrings, and by Luma's guides to errors and to videos. Where the API's own words are not
@@ -224,7 +224,7 @@ TYPES: Mapping[str, Collection[str]] = {
     "uni-1-max": ("image", "image_edit"),
     "ray-3.2": ("video", "video_edit", "video_reframe"),
 }
-"""What each model makes."""
+"""The types of generations that each model makes."""
 
 _IMAGE_RATIOS = ("1:1", "1:2", "1:3", "16:9", "2:1", "2:3", "3:1", "3:2", "9:16")
 _VIDEO_RATIOS = ("1:1", "16:9", "21:9", "3:4", "4:3", "9:16")
@@ -242,7 +242,7 @@ SOURCES: Mapping[str, Check] = {
     "video_edit": video_source,
     "video_reframe": video_source,
 }
-"""The types that need a source, and what it may be."""
+"""The types that need a source, and the check of it."""
 
 _reference_fields = record(
     url=nullable(string),
