@@ -13,12 +13,12 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
     WrapValidator,
     model_validator,
 )
+from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic's own from 2.8
 
 from luma_poll.errors import FAILURE_ERRORS, GenerationError, InvalidResponseError
 from luma_poll.redaction import redact, redact_value
