@@ -350,6 +350,8 @@ async def test_the_deadline_and_the_next_call(tmp_path: Path) -> None:
     assert int(storage.requests[-1].headers["Range"][6:-1]) > 0
 
 
+# It runs many event loops, so the collector comes by here for whatever others left to it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9000), st.booleans(), st.booleans()), max_size=4))
 def test_cut_anywhere(cuts: list[tuple[int, bool, bool]]) -> None:
