@@ -48,7 +48,7 @@ class LumaClient:
     """An async client of the Luma Agents API.
 
     Use it as an async context manager, or call `aclose` at the end. One client serves any number
-    of concurrent tasks.
+    of concurrent tasks of one event loop, and may be used in another one when that has ended.
 
     Args:
         auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
@@ -62,7 +62,8 @@ class LumaClient:
             closed by this client. Redirects are never followed, so the key stays with the API.
 
     Raises:
-        ConfigurationError: There is no API key, or an argument is unusable.
+        ConfigurationError: There is no API key, or an argument is unusable; or, at a request, the
+            client is in use in another event loop, which still runs.
     """
 
     def __init__(

@@ -49,8 +49,8 @@ class Session:
 
     async def aclose(self) -> None:
         """Close the connections that are our own."""
-        self.enter()
         if self._transport is not None:
+            self.enter()
             await self.http.aclose()
             await self._transport.aclose()
 

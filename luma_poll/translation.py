@@ -23,6 +23,7 @@ from luma_poll.errors import (
     APIStatusError,
     APITimeoutError,
     InvalidResponseError,
+    LumaError,
     ServerError,
 )
 from luma_poll.redaction import redact, redact_value
@@ -32,7 +33,8 @@ MAX_RETRY_AFTER = 120.0
 MAX_DETAIL = 1000
 """Characters that are kept of what the API says."""
 MAX_REQUEST_ID = 200
-"""Characters of it."""
+"""Characters that are kept of `X-Request-Id`."""
+_LIBRARIES = ("httpx", "httpcore", "httpx2", "httpcore2", "aiohttp", "luma_agents", "json")
 _REDIRECTS = (300, 301, 302, 303, 307, 308)
 _BROKEN_STREAM = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 
@@ -157,19 +159,21 @@ def _forget_secrets(error: BaseException, secret: str) -> list[str]:
             secrets += headers.pop("Authorization", "").split()[1:]  # of "Bearer KEY"
     for cause in chain:
         cause.args = redact_value(cause.args, secrets)
-        kept = getattr(cause, "__dict__", {})
-        kept.update(redact_value(kept, secrets))
+        if type(cause).__module__.partition(".")[0] in _LIBRARIES:
+            vars(cause).update(redact_value(vars(cause), secrets))
         if isinstance(cause, OSError) and isinstance(cause.strerror, str):
             cause.strerror = redact(cause.strerror, secrets)
     return secrets
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, its causes, and what was being handled when they arose."""
+    """An error, its causes, and what was being handled when they arose; none of ours."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:
         found = left.pop()
+        if isinstance(found, LumaError):
+            continue  # an earlier request's, from whose handling this one was sent
         if found is not None and id(found) not in seen:  # a chain may be a ring
             seen.add(id(found))
             left += [found.__context__, found.__cause__]

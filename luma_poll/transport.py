@@ -15,13 +15,6 @@ from dataclasses import dataclass
 import anyio
 import httpx
 
-_BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
-
-
-def _is_silent(error: Exception) -> bool:
-    """True if not one byte of an answer has come."""
-    return not isinstance(error, httpx.RemoteProtocolError) or "without sending" in str(error)
-
 
 @dataclass(frozen=True)
 class _Idle:
@@ -66,8 +59,8 @@ class PooledTransport(httpx.AsyncBaseTransport):
             else:
                 try:
                     return await self._send(request, transport)
-                except _BROKEN as error:
-                    if not _is_silent(error):
+                except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+                    if _is_answer(error):
                         raise
         return await self._send(request, self._connectable())
 
@@ -136,6 +129,12 @@ class _Body(httpx.AsyncByteStream):
                 await _close(self._transport)
                 raise
             await self._home.put_back(self._transport, self._idle)
+
+
+def _is_answer(error: httpx.TransportError) -> bool:
+    """True if it is about bytes that came, not about those that did not."""
+    said_by_h11 = getattr(error.__cause__, "__context__", None) is not None
+    return isinstance(error, httpx.RemoteProtocolError) and said_by_h11
 
 
 async def _close(transport: httpx.AsyncHTTPTransport) -> None:

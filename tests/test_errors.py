@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import ssl
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import anyio
 import httpx
+import luma_agents
 import pytest
 
 import luma_poll
@@ -464,14 +466,6 @@ def test_a_ring_of_causes_is_no_trap() -> None:
     assert isinstance(translate_error(first), APIConnectionError)
 
 
-class OddError(OSError):
-    """An error of somebody else's, which keeps what it likes."""
-
-    def __init__(self, kept: Any) -> None:
-        super().__init__("refused")
-        self.kept = kept
-
-
 def test_what_an_error_keeps_may_be_of_any_shape() -> None:
     """Secrets are taken out of it; a ring is no trap, nor is what a server has nested deeply."""
     deep: list[Any] = [TOKEN]
@@ -479,11 +473,32 @@ def test_what_an_error_keeps_may_be_of_any_shape() -> None:
         deep = [deep]
     ring: dict[str, Any] = {"key": TOKEN}
     ring["ring"] = ring
-    for kept in ({"key": [TOKEN, (TOKEN,)]}, deep, ring):
-        error = OddError(kept)
-        assert isinstance(translate_error(error), APIConnectionError)
-        assert TOKEN not in repr(error.kept)
-    assert "..." in repr(error.kept)
+    for body in ({"key": [TOKEN, (TOKEN,)]}, deep, ring):
+        request = httpx.Request("GET", URL)
+        error = luma_agents.APIError(f"refused {TOKEN}", request, body=body)
+        error.__cause__ = OSError(5, TOKEN)
+        assert translate_error(error) is None  # the root of the SDK's errors says nothing
+        assert TOKEN not in repr(vars(error)) + repr(error.__cause__)
+    assert "..." in repr(error.body)
+
+
+def test_errors_that_are_none_of_the_request_stay_as_they_are() -> None:
+    """A request may be sent while an error of the caller's, or of an earlier one, is handled."""
+    certificate = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    kept = {"a": [[]], "prompt": TOKEN}
+    own = ValueError("told")
+    own.kept = kept  # type: ignore[attr-defined]
+    earlier = translate_error(certificate)
+    assert earlier is not None
+    earlier.__cause__ = certificate
+    for context, retryable in ((own, True), (earlier, True), (certificate, False)):
+        error = httpx.ReadError("reset")
+        error.__context__ = context
+        translated = translate_error(error)
+        assert isinstance(translated, APIConnectionError)
+        assert translated.retryable is retryable
+    assert own.kept is kept  # type: ignore[attr-defined]
+    assert kept == {"a": [[]], "prompt": TOKEN}
 
 
 @pytest.mark.parametrize(

@@ -327,9 +327,10 @@ async def test_a_get_that_an_idle_connection_breaks_under_is_sent_once_more() ->
 
 @pytest.mark.asyncio
 async def test_a_get_is_sent_once_more_only_once() -> None:
-    """A fault of the new connection is a fault; so is one in the middle of an answer."""
+    """A fault of the new connection is a fault; so is one that comes with an answer."""
     broken = answer(b"")
-    for second, accepted in ((broken, 2), (answer(http(b"{", length=99)), 1)):
+    garbage, _ = FAULTS["garbage"]
+    for second, accepted in ((broken, 2), (answer(http(b"{", length=99)), 1), (garbage, 1)):
         kept = answer(http(QUEUED), then=second)
         async with serve(kept, broken) as server, client_of(server.base_url) as client:
             await client.generations.get(ID)
