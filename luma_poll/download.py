@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -245,8 +246,12 @@ class _Job:
                 while await read(chunks, take):
                     await self._disk(file.flush)
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._disk(file.close)
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._disk(file.close)
+            finally:  # asyncio's own cancellation can come before the visit has begun
+                with suppress(OSError):
+                    file.close()
         if version.total is not None and file.position < version.total:
             raise InterruptedTry("the file is shorter than announced")
 

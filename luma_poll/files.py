@@ -119,13 +119,13 @@ class PartFile:
         self._written, self._filled = self._written + done, 0
 
     def close(self) -> None:
-        """Write what is remembered, and close."""
+        """Write what is remembered, and close; nothing if it is closed."""
         try:
             self.flush()
         finally:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
+            descriptor, self._descriptor = self._descriptor, None
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def _write_at(descriptor: int, data: memoryview, place: int) -> int:

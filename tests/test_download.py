@@ -834,6 +834,46 @@ async def test_a_loop_that_ends_in_the_middle_of_a_write(
     assert names(tmp_path) == [path.name]
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("turns", range(1, 8))
+async def test_a_storm_of_cancellations_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """Of asyncio's own, which spare no clean-up; what is on the disk is right."""
+    open_files, begin, end = set[int](), os.open, os.close
+
+    def opening(path: str | Path, *rest: int) -> int:
+        descriptor = begin(path, *rest)
+        if str(path).endswith(".part"):
+            open_files.add(descriptor)
+        return descriptor
+
+    def closing(descriptor: int) -> None:
+        open_files.discard(descriptor)
+        end(descriptor)
+
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setattr(os, "close", closing)
+    monkeypatch.setattr("luma_poll.files.BUFFER", 2500)
+    begun = asyncio.Event()
+    async with opened(Storage(serve())) as client:
+        task = asyncio.create_task(
+            client.download(generation(), tmp_path, on_progress=lambda _: begun.set())
+        )
+        await begun.wait()
+        assert open_files
+        while not task.done():
+            for other in asyncio.all_tasks() - {asyncio.current_task()}:
+                other.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        assert task.cancelled()
+        assert not open_files
+        for name in names(tmp_path):
+            assert PNG.startswith((tmp_path / name).read_bytes())
+        assert await client.download(generation(), tmp_path)
+
+
 DOWNLOAD = """
 import asyncio, sys
 from luma_poll import LumaClient
