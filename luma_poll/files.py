@@ -83,7 +83,7 @@ class PartFile:
 
     @property
     def is_full(self) -> bool:
-        """Whether enough is remembered to be worth a visit to a thread."""
+        """True when enough is remembered to be worth a visit to a thread."""
         return self._filled >= BUFFER
 
     def open(self, keep: bool) -> bool:

@@ -117,7 +117,7 @@ def _take(line: bytes, done: dict[str, bool], directory: str | None) -> bool:
     try:
         match json.loads(line):
             case {"id": str(generation_id), "ok": True, **fields}:
-                if directory is None or _are_files(fields.get("paths"), Path(directory)):
+                if directory is None or _are_in(directory, fields.get("paths")):
                     done[generation_id] = True
             case {"id": str(generation_id), "ok": False, "error": {"type": str(kind)}}:
                 if kind in _FAILURES:
@@ -129,16 +129,18 @@ def _take(line: bytes, done: dict[str, bool], directory: str | None) -> bool:
     return True
 
 
-def _are_files(paths: Any, directory: Path) -> bool:
-    """True if there are paths, all of files in this directory."""
-    return (
-        isinstance(paths, list)
-        and bool(paths)
-        and all(
-            Path(path).is_file() and Path(path).parent.resolve() == directory.resolve()
-            for path in map(str, paths)
-        )
-    )
+def _are_in(directory: str, paths: object) -> bool:
+    """True if these are files in a directory, and there are any."""
+    if not isinstance(paths, list) or not paths:
+        return False
+    return all(isinstance(path, str) and _is_in(directory, path) for path in paths)
+
+
+def _is_in(directory: str, path: str) -> bool:
+    try:
+        return os.path.isfile(path) and os.path.samefile(os.path.dirname(path) or ".", directory)
+    except (OSError, ValueError):
+        return False
 
 
 def lacks_newline(path: str) -> bool:

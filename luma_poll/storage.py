@@ -137,7 +137,7 @@ def check_continues(response: Any, version: Version, start: int) -> int:
 
 @asynccontextmanager
 async def body(response: Any) -> AsyncIterator[AsyncIterator[bytes]]:
-    """The bytes of a response as they come.
+    """Iterate over the bytes of a response as they come.
 
     Not by `aiter_raw`: what a mock transport gives may have been read before.
     """
@@ -165,11 +165,12 @@ async def read(chunks: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> b
 
 
 async def _follow(http: Any, url: str, headers: dict[str, str]) -> Any:
-    plain = url[:5].lower() == "http:"
+    plain = True
     for _ in range(MAX_REDIRECTS + 1):
         with _valid():
             request = _request(http, url, headers)
             _check_url(request.url, plain)
+            plain = request.url.scheme == "http"
         with _network():
             response = await _send(http, request)
         if response.status_code not in REDIRECTS:
@@ -183,7 +184,7 @@ async def _follow(http: Any, url: str, headers: dict[str, str]) -> Any:
 
 @contextlib.contextmanager
 def _valid() -> Iterator[None]:
-    """What is no URL is refused."""
+    """Refuse what turns out to be no URL."""
     invalid: tuple[type[BaseException], ...] = (ValueError, *classes("InvalidURL"))
     try:
         yield
@@ -192,7 +193,7 @@ def _valid() -> Iterator[None]:
 
 
 def _check_url(url: Any, plain: bool) -> None:
-    """Check what the request will be sent to; plain http only where the first URL had it too."""
+    """Check what the request will be sent to; `plain` says if unencrypted is good enough."""
     host = url.host
     if not host or not 0 <= (url.port or 0) <= 65535:
         raise RefusedError(INVALID)
@@ -217,7 +218,7 @@ def _check_status(response: Any) -> None:
 
 @contextlib.contextmanager
 def _network() -> Iterator[None]:
-    """What goes wrong on the wire is worth another try."""
+    """Turn what goes wrong on the wire into a reason for another try."""
     broken: tuple[type[BaseException], ...] = (
         OSError,
         *(anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream),
