@@ -40,5 +40,5 @@ assert asyncio.run(hero()) == URL
 command = Path(sys.executable).with_name("luma-poll")
 told = subprocess.run([command, "demo"], capture_output=True, text=True, check=False)
 assert told.returncode == 2, told
-assert "pip install 'luma-poll[cli]'" in told.stderr, told
+assert 'pip install "luma-poll[cli]"' in told.stderr, told
 print("the wheel works alone:", luma_poll.__version__)
