@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 import typer
 from rich.console import Console
@@ -52,8 +53,21 @@ def exit_codes(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[None
 
 def let_go_of_stdout() -> None:
     """Python would try to write the rest at exit, and complain."""
+    _let_go(sys.stdout)
+
+
+def _let_go(stream: TextIO) -> None:
     with suppress(OSError, AttributeError):  # in a test it has no number; closed, it is None
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def _saying() -> Iterator[None]:
+    """Where nothing can be said, the exit code still says it."""
+    try:
+        yield
+    except OSError:
+        _let_go(sys.stderr)
 
 
 def put_line(*fields: str) -> None:
@@ -75,13 +89,13 @@ def _same_terminal() -> bool:
 
 def say(text: str) -> None:
     """Print to stderr, above the table if there is one; a terminal gets whole words in a line."""
-    with suppress(OSError):  # where nothing can be said, the exit code still says it
+    with _saying():
         err.print(escape(text), soft_wrap=not err.is_terminal)
 
 
 def say_lines(lines: Iterable[str]) -> None:
     """Print to stderr; what is indented may be copied, so it is never broken."""
-    with suppress(OSError):
+    with _saying():
         for line in lines:
             err.print(escape(line), soft_wrap=line.startswith(" ") or not err.is_terminal)
 
