@@ -7,18 +7,12 @@ import math
 import anyio
 import anyio.lowlevel
 
+from luma_poll.alarm import Alarm
 from luma_poll.decisions import Quiet
 from luma_poll.heap import Heap
 
 # A timer wakes a little late. What it is late is made up for, as long as it is no more than this.
 _LATENESS = 0.05
-
-
-class _Ticket:
-    """A request that waits for its turn."""
-
-    def __init__(self) -> None:
-        self.woken = anyio.Event()
 
 
 class RequestLimits:
@@ -40,7 +34,7 @@ class RequestLimits:
         self._free = math.inf if max_in_flight is None else max_in_flight
         self._interval = 0.0 if max_rate is None else 1.0 / max_rate
         self._next_start = -math.inf
-        self._queue = Heap[_Ticket]()
+        self._queue = Heap[Alarm]()
 
     async def acquire(self, due: float) -> None:
         """Wait for a turn; `release` must follow.
@@ -49,15 +43,13 @@ class RequestLimits:
             due: Since when the request is due, in seconds on anyio's clock.
         """
         asked = anyio.current_time()
-        ticket = _Ticket()
+        ticket = Alarm()
         # At once: whoever takes over from another has a place before the other leaves.
         place = self._queue.push(due, ticket)
         try:
             await anyio.lowlevel.checkpoint()
             while (turn := self._turn_of(ticket)) > anyio.current_time():
-                with anyio.CancelScope(deadline=turn):
-                    await ticket.woken.wait()
-                ticket.woken = anyio.Event()
+                await ticket.sleep(turn)
             on_time = max(self._next_start, self.quiet.until, asked)
             self._next_start = max(on_time, anyio.current_time() - _LATENESS) + self._interval
             self._free -= 1
@@ -70,7 +62,7 @@ class RequestLimits:
         self._free += 1
         self._wake_first()
 
-    def _turn_of(self, ticket: _Ticket) -> float:
+    def _turn_of(self, ticket: Alarm) -> float:
         """The time at which it may start; inf as long as that depends on others."""
         if self._free < 1 or self._queue.first() is not ticket:
             return math.inf
@@ -79,4 +71,4 @@ class RequestLimits:
     def _wake_first(self) -> None:
         first = self._queue.first()
         if first is not None:
-            first.woken.set()
+            first.wake()

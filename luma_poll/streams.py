@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 
+from luma_poll.alarm import Alarm
 from luma_poll.decisions import Deadline, Decision, Progress, Quiet, decide
 from luma_poll.errors import APIError, APIStatusError
 from luma_poll.event_loops import LoopGuard
@@ -19,8 +20,8 @@ from luma_poll.schedules import Schedule
 from luma_poll.translation import translate_error
 
 
-class Waiter:
-    """One wait for a generation.
+class Waiter(Alarm):
+    """One wait for a generation, which sleeps until it has to decide again.
 
     Attributes:
         stream: The stream that it shares with the other waits for the generation.
@@ -29,10 +30,10 @@ class Waiter:
     """
 
     def __init__(self, stream: Stream, deadline: Deadline) -> None:
+        super().__init__()
         self.stream = stream
         self.deadline = deadline
         self.turn: anyio.CancelScope | None = None
-        self._woken = anyio.Event()
         self._polls_before = stream.progress.polls
 
     def decide(self, quiet: Quiet) -> Decision:
@@ -47,19 +48,9 @@ class Waiter:
             asks_for=self.stream.deadlines_of(self),
         )
 
-    async def sleep(self, until: float) -> None:
-        """Sleep until this time on anyio's clock, or until it is woken."""
-        with anyio.CancelScope(deadline=until):
-            await self._woken.wait()
-        self._woken = anyio.Event()
-
-    def wake(self) -> None:
-        """Make it decide again, if it sleeps."""
-        self._woken.set()
-
     def call_back(self) -> None:
         """Make it decide again, even while it queues for its turn or its request is under way."""
-        self._woken.set()
+        self.wake()
         if self.turn is not None:
             self.turn.cancel()
 

@@ -52,6 +52,7 @@ ORDER = [
     "adaptive",
     "decisions",
     "heap",
+    "alarm",
     "limits",
     "events",
     "streams",
