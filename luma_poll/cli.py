@@ -36,7 +36,7 @@ from luma_poll.client import LumaClient
 from luma_poll.display import live_table
 from luma_poll.errors import ConfigurationError, LumaError
 from luma_poll.models import Generation
-from luma_poll.poller import Poller
+from luma_poll.poller import MAX_RATE, TIMEOUT, Poller
 from luma_poll.results import (
     EarlierResults,
     append_line,
@@ -58,9 +58,7 @@ from luma_poll.terminal import (
     say_lines,
 )
 from luma_poll.waits import (
-    MAX_RATE,
     OUTPUT_CLOSED,
-    TIMEOUT,
     Batch,
     Source,
     exit_code,

@@ -43,6 +43,11 @@ from luma_poll.streams import Streams
 AnyGeneration: TypeAlias = str | UUID | GenerationLike
 """An id, or a snapshot of a generation such as the one from `create`, ours or the SDK's."""
 
+TIMEOUT = 600.0
+"""Seconds that a generation is waited for, unless the user says otherwise."""
+MAX_RATE = 30.0
+"""Requests per second, unless the user says otherwise."""
+
 
 class SupportsGet(Protocol):
     """`client.generations`: fetches one snapshot."""
@@ -85,9 +90,9 @@ class Poller:
         client: SupportsGenerations,
         *,
         wait: Schedule | None = None,
-        timeout: float | None = 600.0,
+        timeout: float | None = TIMEOUT,
         max_in_flight: int | None = 64,
-        max_rate: float | None = 30.0,
+        max_rate: float | None = MAX_RATE,
         on_poll: Callable[[PollEvent], object] | None = None,
     ) -> None:
         if not callable(getattr(getattr(client, "generations", None), "get", None)):

@@ -19,7 +19,7 @@ import anyio
 from luma_poll._version import __version__
 from luma_poll.arguments import is_loopback
 from luma_poll.media import is_media
-from luma_poll.translation import classes, retry_after
+from luma_poll.translation import BROKEN_STREAM, classes, retry_after
 
 MAX_REDIRECTS = 3
 STALL = 30.0
@@ -221,7 +221,7 @@ def _network() -> Iterator[None]:
     """Turn what goes wrong on the wire into a reason for another try."""
     broken: tuple[type[BaseException], ...] = (
         OSError,
-        *(anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream),
+        *BROKEN_STREAM,
         *classes("RequestError", "ClientError"),
     )
     try:

@@ -116,7 +116,8 @@ class Submissions:
         """Note that the one under way failed. True if the others may fare better."""
         self.under_way = False
         others_may = isinstance(error, OF_ONE_PROMPT)
-        self.settled += others_may or not _is_certainly_refused(error)
+        perhaps_accepted = isinstance(error, APIError) and error.may_have_been_accepted
+        self.settled += others_may or perhaps_accepted
         return others_may
 
     def place(self) -> str:
@@ -146,7 +147,3 @@ class Submissions:
         if self.path != "-":
             read = shlex.join(["tail", "-n", f"+{rest[0].line}", self.path])
             yield f"  {read} | luma-poll create {shlex.join(['--file', '-', *self.options])}"
-
-
-def _is_certainly_refused(error: Exception) -> bool:
-    return not (isinstance(error, APIError) and error.may_have_been_accepted)

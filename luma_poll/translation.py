@@ -36,7 +36,8 @@ MAX_REQUEST_ID = 200
 """Characters that are kept of `X-Request-Id`."""
 _LIBRARIES = ("httpx", "httpcore", "httpx2", "httpcore2", "aiohttp", "luma_agents", "json")
 _REDIRECTS = (300, 301, 302, 303, 307, 308)
-_BROKEN_STREAM = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+BROKEN_STREAM = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+"""What anyio raises of a connection, where httpx and httpcore let it through."""
 
 
 def translate_error(
@@ -69,7 +70,7 @@ def translate_error(
     if timed_out and not _is_broken_connection(error.__cause__):
         return APITimeoutError(f"no answer in time ({said})", **where)
     broken = classes("RequestError", "APIConnectionError", "ClientError")
-    if isinstance(error, (OSError, *_BROKEN_STREAM, *broken)):
+    if isinstance(error, (OSError, *BROKEN_STREAM, *broken)):
         return APIConnectionError(f"the connection to the API failed ({said})", **where)
     return None
 

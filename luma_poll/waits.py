@@ -21,14 +21,11 @@ from luma_poll.errors import (
 )
 from luma_poll.ids import read_ids, read_ids_from_stdin
 from luma_poll.models import Generation
+from luma_poll.poller import MAX_RATE, TIMEOUT
 from luma_poll.results import EarlierResults, is_done
 
 FAILED, USAGE, TIMED_OUT, TROUBLE, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 3, 4, 130, 141
 
-TIMEOUT = 600.0
-"""Seconds that a generation is waited for, unless the user says otherwise."""
-MAX_RATE = 30.0
-"""Requests per second, unless the user says otherwise."""
 FEW = 10
 """So many ids make a command line that somebody copies, and need no summary."""
 

@@ -8,6 +8,8 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,12 @@ def result(generation_id: str, kind: str | None = None) -> str:
     """A line of results: it completed, or ended with an error of this kind."""
     error = None if kind is None else {"type": kind, "message": "..."}
     return json.dumps({"id": generation_id, "ok": kind is None, "error": error}) + "\n"
+
+
+def interrupt_after(polls: int, *, every: float) -> Callable[[RetryCallState], float]:
+    """A schedule that presses Ctrl-C at this poll; the others are so many seconds apart."""
+    numbers = count(1)
+    return lambda state: interrupt(state) if next(numbers) == polls else every
 
 
 # --- ids -----------------------------------------------------------------------------------------
@@ -263,13 +271,7 @@ def test_what_timed_out_is_told_though_stdin_has_rubbish(cli: Cli) -> None:
 
 def test_ctrl_c_counts_what_its_command_names(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that run, and apart from them those that timed out; none that is lost."""
-    polls: list[RetryCallState] = []
-
-    def interrupt_later(state: RetryCallState) -> float:
-        polls.append(state)
-        return interrupt(state) if len(polls) == 6 else 0.05
-
-    monkeypatch.setattr("luma_poll.poller.DEFAULT_WAIT", interrupt_later)
+    monkeypatch.setattr("luma_poll.poller.DEFAULT_WAIT", interrupt_after(6, every=0.05))
     slow = [submit("sandbox:duration=60") for _ in range(2)]
     told = cli("wait", ID, *slow)
     assert told.code == 130
@@ -418,13 +420,7 @@ def test_a_source_that_goes_on_is_told_by_a_plus() -> None:
 
 def test_ctrl_c_among_ids_of_stdin(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few that were read are named; those that come are the user's to give again."""
-    polls: list[RetryCallState] = []
-
-    def interrupt_last(state: RetryCallState) -> float:
-        polls.append(state)
-        return interrupt(state) if len(polls) == 2 else 60
-
-    monkeypatch.setattr("luma_poll.poller.DEFAULT_WAIT", interrupt_last)
+    monkeypatch.setattr("luma_poll.poller.DEFAULT_WAIT", interrupt_after(2, every=60))
     ids = [submit("sandbox:duration=60") for _ in range(2)]
     told = cli("wait", "-", "--json", stdin="\n".join(ids).encode())
     assert told.code == 130
