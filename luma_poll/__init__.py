@@ -1,10 +1,13 @@
 """Wait for Luma generations, done right."""
 
+from luma_poll._client.client import LumaClient
+from luma_poll._downloads.download import DownloadProgress
+from luma_poll._polling.adaptive import AdaptiveWait
+from luma_poll._polling.batch import PollResult
+from luma_poll._polling.events import PollEvent
+from luma_poll._polling.poller import Poller
+from luma_poll._polling.schedules import DEFAULT_WAIT
 from luma_poll._version import __version__
-from luma_poll.adaptive import AdaptiveWait
-from luma_poll.batch import PollResult
-from luma_poll.client import LumaClient
-from luma_poll.download import DownloadProgress
 from luma_poll.errors import (
     APIConnectionError,
     APIError,
@@ -35,10 +38,7 @@ from luma_poll.errors import (
     UnprocessableEntityError,
     UnsupportedFormatError,
 )
-from luma_poll.events import PollEvent
 from luma_poll.models import Generation, GenerationOutput, OutputLayer
-from luma_poll.poller import Poller
-from luma_poll.schedules import DEFAULT_WAIT
 
 __all__ = [
     "DEFAULT_WAIT",

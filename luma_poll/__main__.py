@@ -13,7 +13,7 @@ The command line needs {missing}, which comes with the extra "cli". Install it i
 def main() -> None:
     """Run the command line, or say how to install it."""
     try:
-        from luma_poll.cli import run
+        from luma_poll._cli.commands import run
 
         run()
     except KeyboardInterrupt:

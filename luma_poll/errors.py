@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from luma_poll.redaction import redact
+from luma_poll._redaction import redact
 
 if TYPE_CHECKING:
     from pathlib import Path

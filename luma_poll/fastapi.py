@@ -19,14 +19,14 @@ from starlette.requests import ClientDisconnect
 from starlette.status import WS_1011_INTERNAL_ERROR
 from starlette.websockets import WebSocketState
 
-from luma_poll.callers import Caller
-from luma_poll.client import LumaClient
+from luma_poll._callers import Caller
+from luma_poll._client.client import LumaClient
+from luma_poll._polling.events import PollEvent
+from luma_poll._polling.poller import Poller
+from luma_poll._polling.schedules import Schedule
 from luma_poll.errors import ConfigurationError, LumaError
-from luma_poll.events import PollEvent
 from luma_poll.models import Generation
-from luma_poll.poller import Poller
 from luma_poll.problems import PERHAPS_SUBMITTED, Problem, retry_after, to_problem
-from luma_poll.schedules import Schedule
 
 __all__ = [
     "ClientDep",

@@ -20,8 +20,8 @@ from pydantic import (
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic's own from 2.8
 
+from luma_poll._redaction import redact, redact_value
 from luma_poll.errors import FAILURE_ERRORS, GenerationError, InvalidResponseError
-from luma_poll.redaction import redact, redact_value
 
 LONGEST_AGE = 3600.0
 """Seconds: the API ends every job within an hour (https://docs.agents.lumalabs.ai, FAQ)."""

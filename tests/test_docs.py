@@ -81,7 +81,7 @@ async def test_snippets_in_real_time_run(
     """So do those with a socket, or with the official SDK and its threads."""
     names: dict[str, Any] = {}
     await run("import httpx\nfrom luma_poll import *\nfrom luma_poll.sandbox import *", names, page)
-    monkeypatch.setattr("luma_poll.poller.DEFAULT_WAIT", wait_fixed(0.05))
+    monkeypatch.setattr("luma_poll._polling.poller.DEFAULT_WAIT", wait_fixed(0.05))
     monkeypatch.setenv("LUMA_AGENTS_API_KEY", "luma-api-docs")
     monkeypatch.chdir(tmp_path)
     async with Sandbox(seed=1, speed=1000).serve() as base_url:

@@ -46,8 +46,8 @@ from luma_poll import (
     UnprocessableEntityError,
     UnsupportedFormatError,
 )
-from luma_poll.redaction import redact
-from luma_poll.translation import translate_error
+from luma_poll._redaction import redact
+from luma_poll._translation import translate_error
 from tests.fakes import ID, URL, FakeClient, snapshot
 
 TREE: dict[type[LumaError], tuple[type[BaseException], ...]] = {

@@ -1,7 +1,6 @@
 """The facade: what `luma_poll` exports is what it means to export."""
 
 import ast
-import importlib
 import pkgutil
 from pathlib import Path
 
@@ -30,71 +29,106 @@ def test_every_public_name_is_documented(name: str) -> None:
     assert name == "__version__" or getattr(luma_poll, name).__doc__
 
 
-ORDER = [
-    "_version",
-    "redaction",
-    "escaping",
-    "errors",
-    "event_loops",
-    "models",
-    "batch",
-    "arguments",
-    "translation",
-    "transport",
-    "http_client",
-    "session",
-    "media",
-    "files",
-    "storage",
-    "download",
-    "client",
-    "schedules",
-    "adaptive",
-    "decisions",
-    "heap",
-    "alarm",
-    "limits",
-    "events",
-    "streams",
-    "poller",
-    "problems",
-    "callers",
-    "fastapi",
-    "ids",
-    "submissions",
-    "results",
-    "bars",
-    "display",
-    "sandbox",
-    "demo",
-    "waits",
-    "terminal",
-    "cli",
-    "__main__",
-]
+BASE = ["_version", "_redaction", "errors", "models", "_event_loops", "_arguments", "_translation"]
+"""What everything may import: each of these only those before it."""
+
+ABOVE = {
+    "_downloads": [],
+    "_client": ["_downloads"],
+    "_polling": [],
+    "problems": [],
+    "_callers": [],
+    "fastapi": ["_callers", "_client", "_polling", "problems"],
+    "sandbox": ["_polling"],
+    "_cli": ["_client", "_downloads", "_polling", "sandbox"],
+    "__main__": ["_cli"],
+}
+"""What each wing and each public door may import besides."""
+
+WINGS = {
+    "_downloads": ["media", "files", "storage", "download"],
+    "_client": ["transport", "http_client", "session", "client"],
+    "_polling": [
+        "schedules",
+        "adaptive",
+        "decisions",
+        "heap",
+        "alarm",
+        "limits",
+        "events",
+        "streams",
+        "batch",
+        "poller",
+    ],
+    "_cli": [
+        "escaping",
+        "ids",
+        "submissions",
+        "results",
+        "bars",
+        "table",
+        "demo",
+        "waiting",
+        "terminal",
+        "commands",
+    ],
+    "sandbox": [
+        "clock",
+        "faults",
+        "bad_socket",
+        "limits",
+        "media",
+        "storage",
+        "jobs",
+        "server",
+        "submission",
+        "app",
+    ],
+}
+"""The modules of each wing: each imports only those before it."""
+
+HOUSE = Path(luma_poll.__path__[0])
 
 
-def imports_at_runtime(path: Path) -> set[str]:
+def imports_of(path: Path) -> set[str]:
+    """The modules of luma_poll that a module imports at runtime, with dots between their names."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = []
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    return {
-        str(node.module).split(".")[1]
-        for node in found
-        if str(node.module).startswith("luma_poll.")
+    found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    prefix = "luma_poll."
+    return {name.removeprefix(prefix) for name in found if name and name.startswith(prefix)}
+
+
+def files_of(name: str) -> list[Path]:
+    """The modules of a wing, or the one module of this name."""
+    return sorted((HOUSE / name).glob("*.py")) or [HOUSE / f"{name}.py"]
+
+
+@pytest.mark.parametrize("name", [*BASE, *ABOVE])
+def test_imports_go_one_way_between_wings(name: str) -> None:
+    """A waiting loop knows no client, a download no poller, and everything stands on the base."""
+    allowed = BASE[: BASE.index(name)] if name in BASE else [*BASE, *ABOVE[name], name]
+    imported = {each.partition(".")[0] for path in files_of(name) for each in imports_of(path)}
+    assert imported <= set(allowed)
+
+
+@pytest.mark.parametrize(
+    ("wing", "module"), [(wing, module) for wing, modules in WINGS.items() for module in modules]
+)
+def test_imports_go_one_way_inside_a_wing(wing: str, module: str) -> None:
+    """A module imports only those of its wing that come before it."""
+    inside = {
+        name.removeprefix(f"{wing}.")
+        for name in imports_of(HOUSE / wing / f"{module}.py")
+        if name.startswith(f"{wing}.")
     }
+    assert inside <= set(WINGS[wing][: WINGS[wing].index(module)])
 
 
-@pytest.mark.parametrize("module", [name for name in ORDER if name != "sandbox"])
-def test_imports_go_one_way(module: str) -> None:
-    """A module imports only from those before it."""
-    imported = imports_at_runtime(Path(luma_poll.__path__[0]) / f"{module}.py")
-    assert imported <= set(ORDER[: ORDER.index(module)])
-
-
-def test_the_order_names_every_module() -> None:
-    """A new module finds its place in it."""
-    assert {module.name for module in pkgutil.iter_modules(luma_poll.__path__)} == set(ORDER)
-    importlib.import_module("luma_poll.sandbox")
+def test_the_orders_name_every_module() -> None:
+    """A new module finds its place in them."""
+    assert {module.name for module in pkgutil.iter_modules([str(HOUSE)])} == {*BASE, *ABOVE}
+    for wing, modules in WINGS.items():
+        assert {each.name for each in pkgutil.iter_modules([str(HOUSE / wing)])} == set(modules)

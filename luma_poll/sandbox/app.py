@@ -23,13 +23,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenacity import RetryCallState
 
+from luma_poll._polling.schedules import DEFAULT_WAIT
 from luma_poll.sandbox import jobs, limits, media, storage
 from luma_poll.sandbox.clock import SandboxClock
 from luma_poll.sandbox.faults import MISBEHAVE, Faults, Misbehave
 from luma_poll.sandbox.jobs import Job, Script, parse_script
 from luma_poll.sandbox.server import serve_app
 from luma_poll.sandbox.submission import RefusedError, Submission, parse_submission
-from luma_poll.schedules import DEFAULT_WAIT
 
 API_VERSION = "2026-04-01"
 CONCURRENCY_RETRY_AFTER = 60  # seconds, always

@@ -28,7 +28,7 @@ from typing import NamedTuple
 from tenacity import RetryCallState, Retrying, wait_chain, wait_exponential, wait_fixed, wait_random
 
 from luma_poll import DEFAULT_WAIT
-from luma_poll.schedules import JITTER
+from luma_poll._polling.schedules import JITTER
 
 REQUEST_COST = 0.2  # seconds of delay that one request is worth
 GRID = 0.25  # seconds between the possible inspection times of the optimum

@@ -31,9 +31,9 @@ from luma_poll import (
     PollEvent,
     PollTimeoutError,
 )
+from luma_poll._client.session import MAX_CONNECTIONS
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.faults import HTTP_FAULTS, SOCKET_FAULTS
-from luma_poll.session import MAX_CONNECTIONS
 
 CODES = ["", "", "content_moderated", "", "", "a_code_of_tomorrow"]
 SHORT = 200  # waits with a deadline that comes first

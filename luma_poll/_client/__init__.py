@@ -1,0 +1,1 @@
+"""HTTP: the client of the Luma Agents API."""

@@ -1,0 +1,83 @@
+"""Which httpx client a `LumaClient` sends with."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from luma_poll._arguments import is_loopback
+from luma_poll._client.transport import PooledTransport
+from luma_poll._redaction import redact
+from luma_poll._translation import classes
+from luma_poll.errors import ConfigurationError
+
+KEEPALIVE = 30.0
+"""Seconds that an idle connection is kept: longer than the usual time between two polls."""
+
+
+def default_http_client(base_url: str) -> tuple[httpx.AsyncClient, PooledTransport]:
+    """A client for the storage, and a transport for the API, which is the same without a proxy.
+
+    Raises:
+        ConfigurationError: The environment's settings are unusable.
+    """
+    try:
+        proxy = _proxy_for(base_url)
+        transport = PooledTransport(KEEPALIVE, proxy)
+        if proxy is None:
+            return httpx.AsyncClient(transport=transport), transport
+        # The storage may be behind another proxy, or none: httpx reads that in the environment.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        return httpx.AsyncClient(limits=limits), transport
+    except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
+        raise ConfigurationError(
+            "the environment's settings of a proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) "
+            f"or of certificates (SSL_CERT_FILE, SSL_CERT_DIR) are not usable: {redact(str(error))}"
+        ) from None
+
+
+def _proxy_for(base_url: str) -> str | None:
+    parts = urlsplit(base_url)
+    host, proxies = parts.hostname or "", getproxies()
+    if is_loopback(host) or proxy_bypass(host):
+        return None
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy:
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    _ = urlsplit(proxy).port  # is checked here
+    return proxy
+
+
+def checked_http_client(http_client: object) -> Any:
+    """The client that was handed in.
+
+    Raises:
+        ConfigurationError: It is none of httpx's, or not an async one.
+    """
+    if not isinstance(http_client, classes("AsyncClient")):
+        raise ConfigurationError(
+            f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}"
+        )
+    return http_client
+
+
+async def close_orphans(http: Any) -> None:
+    """Close the connections that httpcore has forgotten.
+
+    A request that is cancelled after its connection is made and before it is sent leaves the
+    connection open in the pool, where nothing will ever use or close it (encode/httpcore 1099).
+    """
+    for transport in (http._transport, *http._mounts.values()):
+        if not isinstance(transport, classes("AsyncHTTPTransport")):
+            continue
+        with contextlib.suppress(AttributeError):  # in another version of httpcore
+            pool = cast(Any, transport)._pool
+            used = {id(request.connection) for request in pool._requests}
+            for connection in pool.connections:
+                if id(connection) not in used and not connection.is_idle():
+                    await connection.aclose()

@@ -1,0 +1,1 @@
+"""Fetching outputs into files."""

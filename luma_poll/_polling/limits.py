@@ -1,0 +1,74 @@
+"""How many requests may be under way, how many may start in a second, and when none may."""
+
+from __future__ import annotations
+
+import math
+
+import anyio
+import anyio.lowlevel
+
+from luma_poll._polling.alarm import Alarm
+from luma_poll._polling.decisions import Quiet
+from luma_poll._polling.heap import Heap
+
+# A timer wakes a little late. What it is late is made up for, as long as it is no more than this.
+_LATENESS = 0.05
+
+
+class RequestLimits:
+    """Lets requests start one by one, the longest overdue first.
+
+    The quiet that the API asks for is held here, at the head of the queue: one request sleeps
+    until it ends, and all the others keep their places and sleep on.
+
+    Args:
+        max_in_flight: Requests under way at the same time; None for no limit.
+        max_rate: Requests started per second, evenly spaced; None for no limit.
+
+    Attributes:
+        quiet: Until it ends, no request starts.
+    """
+
+    def __init__(self, max_in_flight: int | None, max_rate: float | None) -> None:
+        self.quiet = Quiet()
+        self._free = math.inf if max_in_flight is None else max_in_flight
+        self._interval = 0.0 if max_rate is None else 1.0 / max_rate
+        self._next_start = -math.inf
+        self._queue = Heap[Alarm]()
+
+    async def acquire(self, due: float) -> None:
+        """Wait for a turn; `release` must follow.
+
+        Args:
+            due: Since when the request is due, in seconds on anyio's clock.
+        """
+        asked = anyio.current_time()
+        ticket = Alarm()
+        # At once: whoever takes over from another has a place before the other leaves.
+        place = self._queue.push(due, ticket)
+        try:
+            await anyio.lowlevel.checkpoint()
+            while (turn := self._turn_of(ticket)) > anyio.current_time():
+                await ticket.sleep(turn)
+            on_time = max(self._next_start, self.quiet.until, asked)
+            self._next_start = max(on_time, anyio.current_time() - _LATENESS) + self._interval
+            self._free -= 1
+        finally:
+            self._queue.remove(place)
+            self._wake_first()
+
+    def release(self) -> None:
+        """End a request whose turn `acquire` gave."""
+        self._free += 1
+        self._wake_first()
+
+    def _turn_of(self, ticket: Alarm) -> float:
+        """The time at which it may start; inf as long as that depends on others."""
+        if self._free < 1 or self._queue.first() is not ticket:
+            return math.inf
+        return max(self._next_start, self.quiet.until)
+
+    def _wake_first(self) -> None:
+        first = self._queue.first()
+        if first is not None:
+            first.wake()

@@ -1,0 +1,358 @@
+"""Waits for generations: the loop behind every entry point."""
+
+from __future__ import annotations
+
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+)
+from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
+from inspect import iscoroutinefunction
+from types import EllipsisType
+from typing import Any, Protocol, TypeAlias
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from luma_poll._arguments import (
+    MAX_ID_LENGTH,
+    check_count,
+    check_generation_id,
+    check_positive,
+    shown,
+)
+from luma_poll._polling.batch import PollResult, run_each
+from luma_poll._polling.decisions import Poll, Raise, Return, Sleep
+from luma_poll._polling.events import PollEvent, Reporter
+from luma_poll._polling.schedules import DEFAULT_WAIT, Schedule
+from luma_poll._polling.streams import Streams
+from luma_poll.errors import (
+    ConfigurationError,
+    GenerationError,
+    InvalidResponseError,
+    PollTimeoutError,
+)
+from luma_poll.models import Generation, GenerationLike, GenerationOutput, as_generation
+
+AnyGeneration: TypeAlias = str | UUID | GenerationLike
+"""An id, or a snapshot of a generation such as the one from `create`, ours or the SDK's."""
+
+TIMEOUT = 600.0
+"""Seconds that a generation is waited for, unless the user says otherwise."""
+MAX_RATE = 30.0
+"""Requests per second, unless the user says otherwise."""
+
+
+class SupportsGet(Protocol):
+    """`client.generations`: fetches one snapshot."""
+
+    def get(self, generation_id: str, /) -> Awaitable[Any]:
+        """Fetch one snapshot of a generation."""
+        ...
+
+
+class SupportsGenerations(Protocol):
+    """A client that a `Poller` can use: `LumaClient`, the official `AsyncLuma`, or your own."""
+
+    @property
+    def generations(self) -> SupportsGet:
+        """The generations of the API."""
+        ...
+
+
+class Poller:
+    """Waits for generations. Make one and share it: its limits hold over all its waits.
+
+    Args:
+        client: A `LumaClient`, the official SDK's `AsyncLuma`, or anything with
+            `generations.get(id)` that gives an awaitable of an object with `id` and `state`.
+            During a wait the schedule is the only retry: retries of the first two are off.
+        wait: The schedule: a tenacity wait strategy; by default `DEFAULT_WAIT`.
+        timeout: Seconds that a wait may take, unless it says otherwise; None for no limit.
+        max_in_flight: Requests under way at the same time; None for no limit.
+        max_rate: Requests started per second; None for no limit. The API refuses "thousands per
+            minute"; the default of 30 per second is 1,800 per minute.
+        on_poll: Called with a `PollEvent` after every poll. An exception in it is logged and
+            dropped.
+
+    Raises:
+        ConfigurationError: An argument is unusable.
+    """
+
+    def __init__(
+        self,
+        client: SupportsGenerations,
+        *,
+        wait: Schedule | None = None,
+        timeout: float | None = TIMEOUT,
+        max_in_flight: int | None = 64,
+        max_rate: float | None = MAX_RATE,
+        on_poll: Callable[[PollEvent], object] | None = None,
+    ) -> None:
+        if not callable(getattr(getattr(client, "generations", None), "get", None)):
+            raise ConfigurationError(f"{type(client).__name__} has no generations.get")
+        if wait is not None and not callable(wait):
+            raise ConfigurationError(f"wait must be a tenacity wait strategy, not {shown(wait)}")
+        if on_poll is not None and (not callable(on_poll) or _is_async(on_poll)):
+            raise ConfigurationError(
+                f"on_poll must be a function (not async), not {shown(on_poll)}"
+            )
+        client = without_retries(client)
+
+        async def get(generation_id: str) -> Any:
+            return await client.generations.get(generation_id)
+
+        self._timeout = check_positive("timeout", timeout)
+        self._streams = Streams(
+            get,
+            DEFAULT_WAIT if wait is None else wait,
+            check_count("max_in_flight", max_in_flight),
+            check_positive("max_rate", max_rate),
+            Reporter(on_poll),
+        )
+
+    async def wait(
+        self,
+        generation: AnyGeneration,
+        *,
+        timeout: float | EllipsisType | None = ...,
+    ) -> list[GenerationOutput]:
+        """Poll until the generation has ended, and return its outputs.
+
+        Args:
+            generation: Its id, or a snapshot of it (from `create`, ours or the official SDK's),
+                which then counts as the first answer.
+            timeout: Seconds; None for no limit; by default that of the poller.
+
+        Returns:
+            The outputs, at least one. Their URLs work for an hour.
+
+        Raises:
+            GenerationError: It failed; the class says why.
+            PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+            APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
+            ConfigurationError: An argument is unusable; nothing was sent.
+        """
+        last = None
+        async with aclosing(self.watch(generation, timeout=timeout)) as snapshots:
+            async for snapshot in snapshots:
+                last = snapshot
+        assert last is not None, "watch ends with a terminal snapshot"
+        return last.raise_for_failure().output
+
+    def as_completed(
+        self,
+        generations: Iterable[AnyGeneration] | AsyncIterable[AnyGeneration],
+        *,
+        timeout: float | EllipsisType | None = ...,
+        limit: int | None = 1000,
+    ) -> AbstractAsyncContextManager[AsyncIterator[PollResult]]:
+        """Wait for many generations, and yield a result for each as it ends.
+
+        ::
+
+            async with poller.as_completed(ids) as results:
+                async for result in results:
+                    ...
+
+        Leaving the block cancels the waits that are under way. The failure of one is its result,
+        and does not affect the others. An exception of the iterable itself is raised after the
+        results of the items before it.
+
+        Args:
+            generations: Ids or snapshots, as `wait` takes: any iterable or async iterable. They are
+                taken one by one, as there is room, so there may be more than fit into memory. An
+                id that is given twice has two results. An async generator is closed at the end.
+            timeout: Seconds for each wait, from when it begins; None for no limit; by default
+                that of the poller.
+            limit: Waits that are under way, or that have ended but whose result has not been
+                taken; None for no limit.
+
+        Returns:
+            An async context manager that gives an async iterator over the results.
+
+        Raises:
+            ConfigurationError: An argument is unusable.
+        """
+        wait = self._waiter(generations, timeout, limit)
+
+        async def wait_for(number: int, generation: AnyGeneration) -> PollResult:
+            return await wait(generation)
+
+        return run_each(wait_for, generations, limit)
+
+    async def wait_all(
+        self,
+        generations: Iterable[AnyGeneration] | AsyncIterable[AnyGeneration],
+        *,
+        timeout: float | EllipsisType | None = ...,
+        limit: int | None = 1000,
+    ) -> list[PollResult]:
+        """Wait for many generations, and return a result for each, in the order given.
+
+        The failure of one is its result, and does not affect the others. `as_completed` is the
+        better choice where an interruption must not lose the results so far.
+
+        ::
+
+            for result in await poller.wait_all(ids):
+                print(result.generation_id, result.error or result.outputs[0].url)
+
+        Args:
+            generations: As for `as_completed`.
+            timeout: Seconds for each wait, from when it begins; None for no limit; by default
+                that of the poller.
+            limit: Waits that are under way at the same time; None for no limit.
+
+        Returns:
+            The results, in the order of `generations`.
+
+        Raises:
+            ConfigurationError: An argument is unusable.
+        """
+        wait = self._waiter(generations, timeout, limit)
+
+        async def wait_for(number: int, generation: AnyGeneration) -> tuple[int, PollResult]:
+            return number, await wait(generation)
+
+        async with run_each(wait_for, generations, limit) as results:
+            by_number = {number: result async for number, result in results}
+        return [by_number[number] for number in range(len(by_number))]
+
+    def _waiter(
+        self, generations: object, timeout: float | EllipsisType | None, limit: object
+    ) -> Callable[[AnyGeneration], Awaitable[PollResult]]:
+        """Check the arguments of a batch; returns the function that waits for one of them."""
+        if isinstance(generations, (str, bytes, BaseModel)) or not isinstance(
+            generations, (Iterable, AsyncIterable)
+        ):
+            raise ConfigurationError(
+                "generations must be an iterable of ids or snapshots, "
+                f"not {type(generations).__name__}"
+            )
+        check_count("limit", limit)
+        seconds = self._timeout if timeout is ... else check_positive("timeout", timeout)
+        return partial(self._result, timeout=seconds)
+
+    async def _result(self, generation: AnyGeneration, timeout: float | None) -> PollResult:
+        """Wait for one; any failure is part of the result."""
+        name = _name_of(generation)
+        last = None
+        try:
+            async with aclosing(self.watch(generation, timeout=timeout)) as snapshots:
+                async for snapshot in snapshots:
+                    last = snapshot
+            assert last is not None, "watch ends with a terminal snapshot"
+            last.raise_for_failure()
+        except PollTimeoutError as error:
+            return PollResult(name, error.last_generation, error)
+        except GenerationError as error:
+            return PollResult(name, error.generation, error)
+        except Exception as error:
+            return PollResult(name, last, error)
+        return PollResult(name, last)
+
+    def watch(
+        self,
+        generation: AnyGeneration,
+        *,
+        timeout: float | EllipsisType | None = ...,
+    ) -> AsyncGenerator[Generation]:
+        """Poll until the generation has ended; yield the first snapshot and every change of state.
+
+        The last one is terminal; a failed one is yielded, not raised.
+
+        ::
+
+            async for generation in poller.watch(generation_id):
+                print(generation.state)
+
+        Args:
+            generation: Its id, or a snapshot of it, which then counts as the first answer.
+            timeout: Seconds; None for no limit; by default that of the poller.
+
+        Yields:
+            Snapshots. Nobody asks on behalf of this wait while you process one.
+
+        Raises:
+            OutputNotFoundError: It completed without any output.
+            PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+            APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
+            ConfigurationError: An argument is unusable; nothing was sent.
+        """
+        limit = self._timeout if timeout is ... else check_positive("timeout", timeout)
+        generation_id, snapshot = _resolved(generation)
+        return self._watch(generation_id, snapshot, limit)
+
+    async def _watch(
+        self, generation_id: str, snapshot: Generation | None, timeout: float | None
+    ) -> AsyncGenerator[Generation]:
+        streams = self._streams
+        state: str | None = None
+        with streams.join(generation_id, snapshot, timeout) as waiter:
+            while True:
+                latest = waiter.stream.progress.latest
+                if latest is not None and not latest.is_terminal and latest.state != state:
+                    state = latest.state
+                    with waiter.away():
+                        yield latest
+                    continue  # there may be news by now
+                match waiter.decide(streams.quiet):
+                    case Sleep(until):
+                        await waiter.sleep(until)
+                    case Poll(due):
+                        await streams.poll(waiter, due)
+                    case Raise(error):
+                        raise error
+                    case Return(last):
+                        break
+        # The stream is left by now: the caller may keep the last snapshot for as long as it likes.
+        yield last
+
+    def __repr__(self) -> str:
+        return f"Poller(generations={len(self._streams)})"
+
+
+def _name_of(generation: object) -> str:
+    """The id, or its text if it is not a valid id."""
+    return shown(getattr(generation, "id", generation), str).strip()[:MAX_ID_LENGTH]
+
+
+def _resolved(generation: AnyGeneration) -> tuple[str, Generation | None]:
+    """The id, and the snapshot if one was given."""
+    if isinstance(generation, (str, UUID)):
+        return check_generation_id(generation), None
+    try:
+        snapshot = as_generation(generation)
+    except InvalidResponseError:
+        if isinstance(getattr(generation, "state", None), str):  # all but readable: ask for it
+            return check_generation_id(generation.id), None
+        raise ConfigurationError(
+            "a generation is given by its id or by a snapshot with id and state, "
+            f"not by {type(generation).__name__}"
+        ) from None
+    return check_generation_id(snapshot.id), snapshot
+
+
+def _is_async(function: Any) -> bool:
+    return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
+
+
+def without_retries(client: SupportsGenerations) -> SupportsGenerations:
+    """Switch off the retries of the clients that are known to have some: the schedule retries.
+
+    They are known by the packages of their classes: a poller imports no client.
+    """
+    packages = {base.__module__.partition(".")[0] for base in type(client).__mro__}
+    if "luma_agents" in packages and not iscoroutinefunction(client.generations.get):
+        raise ConfigurationError("this client is synchronous: use luma_agents.AsyncLuma")
+    with_options = getattr(client, "with_options", None)
+    if not callable(with_options) or packages.isdisjoint(("luma_agents", "luma_poll")):
+        return client
+    view: SupportsGenerations = with_options(max_retries=0)
+    return view

@@ -1,0 +1,97 @@
+"""When to poll again: a schedule is a tenacity wait strategy.
+
+Any callable that takes a `tenacity.RetryCallState` and returns seconds will do: `wait_fixed(2)`,
+`wait_chain(...)`, `wait_exponential(...) + wait_random(-1, 1)`. The state says:
+
+- `attempt_number`: how many answers there have been, from 1;
+- `seconds_since_start`: the age of the generation in seconds, as far as known, on anyio's clock;
+- `outcome`: the latest answer: `outcome.result()` gives the `Generation` or raises the error.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, Protocol, TypeAlias, cast
+
+import tenacity
+from tenacity.wait import WaitBaseT
+
+from luma_poll._arguments import shown
+from luma_poll.errors import ConfigurationError
+from luma_poll.models import Generation
+
+logger = logging.getLogger("luma_poll")
+
+Schedule: TypeAlias = WaitBaseT
+
+# Chosen by measurement: see docs/schedules.md and tests/benchmarks/default_wait.py.
+FIRST_DELAY = 4.5
+FACTOR = 1.02
+LONGEST_DELAY = 8.0
+JITTER = 0.5
+
+DEFAULT_WAIT: Schedule = tenacity.wait_exponential(
+    multiplier=FIRST_DELAY, exp_base=FACTOR, max=LONGEST_DELAY
+) + tenacity.wait_random(-JITTER, JITTER)
+"""Exponential backoff with a cap, and jitter both ways: 4.5 s x 1.02 to 8 s, each +- 0.5 s."""
+
+
+class Observer(Protocol):
+    """A schedule that learns may have this method: the poller tells it of each end."""
+
+    def observe(self, generation: Generation, /, *, after: float, by: float) -> None:
+        """The generation ended at an age between `after` and `by` seconds."""
+        ...
+
+
+def tell_end(schedule: Schedule, generation: Generation, *, after: float, by: float) -> None:
+    """Tell `schedule` of the end of a generation, if it wants to know.
+
+    An exception in it is logged and dropped: the generation has ended, whatever is learned of it.
+    """
+    if not hasattr(schedule, "observe"):
+        return
+    observer: Observer = cast(Any, schedule)
+    try:
+        observer.observe(generation, after=after, by=by)
+    except Exception:
+        logger.exception("the schedule's observe raised; generation %s has ended", generation.id)
+
+
+def next_delay(
+    schedule: Schedule, answer: Generation | Exception, *, attempt: int, born: float, now: float
+) -> float:
+    """Ask `schedule` how many seconds to wait after `answer`.
+
+    Args:
+        schedule: The wait strategy.
+        answer: The latest answer, or the transient error in its place.
+        attempt: How many answers there have been.
+        born: When the generation was submitted, or else first seen, on the clock of `now`.
+        now: The time of the answer.
+
+    Raises:
+        ConfigurationError: The schedule returned something that is not a number of seconds.
+    """
+    outcome = tenacity.Future(attempt)
+    if isinstance(answer, Exception):
+        outcome.set_exception(answer)
+    else:
+        outcome.set_result(answer)
+    nothing: Any = None  # there is no function that tenacity would call again
+    state = tenacity.RetryCallState(nothing, nothing, (), {})
+    state.attempt_number = attempt
+    state.outcome = outcome
+    # tenacity stamps its states with time.monotonic(); the library's time is anyio's.
+    state.start_time, state.outcome_timestamp = born, now
+    delay: Any = schedule(state)
+    try:
+        seconds = float(delay) if isinstance(delay, (int, float)) else math.nan
+    except OverflowError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise ConfigurationError(
+            f"the schedule {shown(schedule)} returned {shown(delay)[:50]}, not seconds"
+        )
+    return max(0.0, seconds)

@@ -1,0 +1,281 @@
+"""One stream of requests for each generation, shared by all waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+
+from luma_poll._event_loops import LoopGuard
+from luma_poll._polling.alarm import Alarm
+from luma_poll._polling.decisions import Deadline, Decision, Progress, Quiet, decide
+from luma_poll._polling.events import Reporter
+from luma_poll._polling.heap import Heap
+from luma_poll._polling.limits import RequestLimits
+from luma_poll._polling.schedules import Schedule
+from luma_poll._translation import translate_error
+from luma_poll.errors import APIError, APIStatusError
+from luma_poll.models import Generation, as_generation
+
+
+class Waiter(Alarm):
+    """One wait for a generation, which sleeps until it has to decide again.
+
+    Attributes:
+        stream: The stream that it shares with the other waits for the generation.
+        deadline: Its own.
+        turn: While it asks, from queueing for a turn to the answer: the scope of that.
+    """
+
+    def __init__(self, stream: Stream, deadline: Deadline) -> None:
+        super().__init__()
+        self.stream = stream
+        self.deadline = deadline
+        self.turn: anyio.CancelScope | None = None
+        self._polls_before = stream.progress.polls
+
+    def decide(self, quiet: Quiet) -> Decision:
+        """Say what to do now."""
+        progress = self.stream.progress
+        return decide(
+            progress,
+            self.deadline,
+            quiet,
+            now=anyio.current_time(),
+            attempts=progress.polls - self._polls_before,
+            asks_for=self.stream.deadlines_of(self),
+        )
+
+    def call_back(self) -> None:
+        """Make it decide again, even while it queues for its turn or its request is under way."""
+        self.wake()
+        if self.turn is not None:
+            self.turn.cancel()
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Let others ask: the caller has the snapshot, and may keep it for as long as it likes."""
+        self.stream.leave(self)
+        try:
+            yield
+        finally:
+            self.stream.enter(self)
+
+
+class Stream:
+    """The one stream of requests for a generation.
+
+    The waiter that stays longest asks for all. Its deadline is the last to cut a request short,
+    so that no shorter one ever throws away an answer for which another would have stayed.
+
+    Attributes:
+        progress: What is known of the generation.
+        waits: How many waits share the stream, those that are away included.
+        asking: The waiter whose request is under way.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.waits = 0
+        self.asking: Waiter | None = None
+        self._present = Heap[Waiter]()  # the longest first
+        self._places: dict[Waiter, Any] = {}
+
+    def deadlines_of(self, waiter: Waiter) -> Iterator[Deadline]:
+        """The deadlines for which this waiter asks: those of all, or none if another one asks."""
+        if self.asking is None and self._present.first() is waiter:
+            yield from self.deadlines()
+
+    def deadlines(self) -> Iterator[Deadline]:
+        """The deadlines of those that are present."""
+        return (waiter.deadline for waiter in self._present)
+
+    def enter(self, waiter: Waiter) -> None:
+        """Count a waiter among those that may ask."""
+        longest = self._present.first()
+        self._places[waiter] = self._present.push(-waiter.deadline.at, waiter)
+        if longest is None or longest is self.asking:
+            return  # a request that is under way is not begun again
+        if self._present.first() is waiter:
+            longest.call_back()  # it leaves its place in the queue to the one that stays longer
+        else:
+            longest.wake()  # it may have to ask earlier, for the sake of the newcomer's deadline
+
+    def leave(self, waiter: Waiter) -> None:
+        """Count it no longer: the next one asks."""
+        self._present.remove(self._places.pop(waiter))
+        longest = self._present.first()
+        if longest is None or self.asking is not None:
+            return
+        if self.progress.due > anyio.current_time():
+            longest.call_back()  # it may queue for a last poll that nobody needs any more
+        else:
+            longest.wake()  # and if it queues, it keeps its place
+
+    def wake_all(self) -> None:
+        """Wake everybody, after an answer."""
+        for waiter in self._present:
+            waiter.wake()
+
+    def call_all_back(self) -> None:
+        """Wake everybody, and end a request that is under way."""
+        for waiter in self._present:
+            waiter.call_back()
+
+
+class Streams:
+    """The streams of one poller, and the limits that hold for all their requests.
+
+    All of it belongs to one event loop; the next one starts with a new one.
+
+    Args:
+        get: Fetches a snapshot by id.
+        schedule: When to ask again.
+        max_in_flight: Requests under way at the same time; None for no limit.
+        max_rate: Requests started per second; None for no limit.
+        reporter: Hears of every answer.
+    """
+
+    def __init__(
+        self,
+        get: Callable[[str], Awaitable[Any]],
+        schedule: Schedule,
+        max_in_flight: int | None,
+        max_rate: float | None,
+        reporter: Reporter,
+    ) -> None:
+        self._get = get
+        self._schedule = schedule
+        self._bounds = max_in_flight, max_rate
+        self._reporter = reporter
+        self._loop = LoopGuard("Poller")
+        self._begin()
+
+    def _begin(self) -> None:
+        self._limits = RequestLimits(*self._bounds)
+        self._by_id: dict[str, Stream] = {}
+        self._by_deadline = Heap[Waiter]()  # a quiet that outlasts a deadline ends that wait
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    @property
+    def quiet(self) -> Quiet:
+        """How long the API asked for quiet."""
+        return self._limits.quiet
+
+    @contextmanager
+    def join(
+        self, generation_id: str, snapshot: Generation | None, timeout: float | None
+    ) -> Iterator[Waiter]:
+        """Take part in the stream of a generation; a snapshot of it counts as an answer.
+
+        Raises:
+            ConfigurationError: Waits are under way in another event loop.
+        """
+        if self._loop.enter():
+            self._begin()
+        now = anyio.current_time()
+        stream = self._by_id.get(generation_id)
+        if stream is None:
+            stream = self._by_id[generation_id] = Stream(Progress(generation_id, started=now))
+        waiter = Waiter(stream, Deadline(now, timeout))
+        by_deadline = self._by_deadline  # of this event loop, also when the wait is closed later
+        entry = by_deadline.push(waiter.deadline.at, waiter)
+        stream.waits += 1
+        stream.enter(waiter)
+        try:
+            if snapshot is not None:
+                self._hand_in(stream, snapshot, now)
+            yield waiter
+        finally:
+            stream.leave(waiter)
+            stream.waits -= 1
+            by_deadline.remove(entry)
+            if not stream.waits:
+                self._forget(stream)
+
+    async def poll(self, waiter: Waiter, due: float) -> None:
+        """Send one request when its turn has come, and take its answer.
+
+        It ends without one when the waiter is called back.
+        """
+        limits = self._limits  # of this event loop, also when the request is closed later
+        with anyio.CancelScope(deadline=waiter.deadline.at) as waiter.turn:
+            try:
+                await limits.acquire(due)
+                try:
+                    if waiter.turn.cancel_called:  # at the moment at which the turn came
+                        return
+                    answer = await self._ask(waiter)
+                finally:
+                    limits.release()
+                self._take(waiter.stream, answer)
+            finally:
+                waiter.turn = None
+
+    async def _ask(self, waiter: Waiter) -> Generation | APIError:
+        stream, answer = waiter.stream, None
+        stream.asking = waiter
+        stream.progress.begin_poll(anyio.current_time())
+        try:
+            answer = await self._fetch(stream.progress.generation_id)
+            return answer
+        finally:
+            stream.asking = None
+            if answer is None:  # cut short: the next one asks, as if this request had not been
+                stream.progress.abandon_poll()
+                stream.wake_all()
+
+    async def _fetch(self, generation_id: str) -> Generation | APIError:
+        try:
+            return as_generation(await self._get(generation_id), generation_id)
+        except Exception as error:
+            translated = translate_error(error, generation_id)
+            if translated is None:
+                raise
+            if translated is not error:
+                translated.__cause__ = error.with_traceback(None)
+            # It is an answer now: without tracebacks it keeps no frames alive.
+            return translated.with_traceback(None)
+
+    def _take(self, stream: Stream, answer: Generation | APIError) -> None:
+        progress, now = stream.progress, anyio.current_time()
+        self._keep_quiet(answer, now)
+        stream.wake_all()
+        progress.record(answer, self._schedule, now)
+        if progress.result is not None:
+            self._forget(stream)
+        deadlines = stream.deadlines()
+        self._reporter.report(progress, answer, now, progress.next_poll(deadlines, self.quiet))
+
+    def _hand_in(self, stream: Stream, snapshot: Generation, now: float) -> None:
+        if not stream.progress.hand_in(snapshot, self._schedule, now):
+            return
+        if stream.progress.result is not None:
+            self._forget(stream)
+            stream.call_all_back()  # what a request under way asks is known
+        elif stream.asking is None:
+            stream.call_all_back()  # a request that queues for its turn is no longer due
+        else:
+            stream.wake_all()
+
+    def _keep_quiet(self, answer: Generation | APIError, now: float) -> None:
+        """Heed `Retry-After` for all waits; those that it outlasts hear of it at once."""
+        if not isinstance(answer, APIStatusError) or not answer.retryable:
+            return
+        until = now + (answer.retry_after or 0.0)
+        if until <= max(now, self.quiet.until):
+            return
+        self._limits.quiet = Quiet(until, answer)
+        for waiter in self._by_deadline.pop_up_to(until):
+            if waiter.stream.asking is not waiter:  # an answer that is on its way still counts
+                waiter.call_back()
+
+    def _forget(self, stream: Stream) -> None:
+        """Drop a stream that has ended: the next wait for the generation starts another one."""
+        generation_id = stream.progress.generation_id
+        if self._by_id.get(generation_id) is stream:
+            del self._by_id[generation_id]

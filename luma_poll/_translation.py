@@ -1,0 +1,238 @@
+"""Our errors for those of other libraries, and for the answers of the API that are errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import ssl
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
+
+import anyio
+from pydantic import ValidationError
+
+from luma_poll._redaction import redact, redact_value
+from luma_poll.errors import (
+    STATUS_ERRORS,
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    InvalidResponseError,
+    LumaError,
+    ServerError,
+)
+
+MAX_RETRY_AFTER = 120.0
+"""Seconds; a longer `Retry-After` counts as this. The API's own are 60 s at most."""
+MAX_DETAIL = 1000
+"""Characters that are kept of what the API says."""
+MAX_REQUEST_ID = 200
+"""Characters that are kept of `X-Request-Id`."""
+_LIBRARIES = ("httpx", "httpcore", "httpx2", "httpcore2", "aiohttp", "luma_agents", "json")
+_REDIRECTS = (300, 301, 302, 303, 307, 308)
+BROKEN_STREAM = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+"""What anyio raises of a connection, where httpx and httpcore let it through."""
+
+
+def translate_error(
+    error: BaseException, generation_id: str | None = None, *, secret: str = ""
+) -> APIError | None:
+    """Our error for one of httpx, httpx2, the official SDK or the operating system; else None.
+
+    httpx2 and the SDK are never imported here, only looked up where the user has imported them.
+    The secrets (`secret`, and the keys of the requests that they keep) are taken out of what
+    `error` and its causes say and keep.
+    """
+    if isinstance(error, APIError):
+        return error
+    secrets = _forget_secrets(error, secret)
+    response = getattr(error, "response", None)
+    if isinstance(error, classes("APIStatusError", "HTTPStatusError")) and response is not None:
+        return status_error(response, generation_id, secrets=secrets)
+    said = redact(str(error), secrets) or type(error).__name__
+    unreadable = classes("DecodingError", "APIResponseValidationError")
+    if isinstance(error, (*unreadable, json.JSONDecodeError, UnicodeDecodeError, ValidationError)):
+        # Their texts and attributes may hold the body, so only the kind of trouble is told.
+        return InvalidResponseError(
+            f"the answer is not readable ({type(error).__name__})", generation_id=generation_id
+        )
+    for cause in _chain(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _certificate_error(cause, generation_id)
+    where: Any = {"generation_id": generation_id, "request_sent": _may_have_been_sent(error)}
+    timed_out = isinstance(error, (TimeoutError, *classes("TimeoutException", "APITimeoutError")))
+    if timed_out and not _is_broken_connection(error.__cause__):
+        return APITimeoutError(f"no answer in time ({said})", **where)
+    broken = classes("RequestError", "APIConnectionError", "ClientError")
+    if isinstance(error, (OSError, *BROKEN_STREAM, *broken)):
+        return APIConnectionError(f"the connection to the API failed ({said})", **where)
+    return None
+
+
+def _certificate_error(
+    error: ssl.SSLCertVerificationError, generation_id: str | None
+) -> APIConnectionError:
+    why = getattr(error, "verify_message", "") or str(error)
+    return APIConnectionError(
+        f"the certificate of the other side does not hold ({why.rstrip('.')}): check the base "
+        "URL, the clock of this machine and, behind a proxy that has certificates of its own, "
+        "SSL_CERT_FILE",
+        generation_id=generation_id,
+        request_sent=False,
+        retryable=False,
+    )
+
+
+def _is_broken_connection(cause: BaseException | None) -> bool:
+    """Whether it is one of aiohttp's, which httpx-aiohttp calls a ConnectTimeout at any moment."""
+    broken = isinstance(cause, classes("ClientConnectionError"))
+    return broken and not isinstance(cause, (TimeoutError, *classes("ClientConnectorError")))
+
+
+def _may_have_been_sent(error: BaseException) -> bool:
+    not_sent = classes("ConnectError", "ConnectTimeout", "PoolTimeout")
+    return not isinstance(error, not_sent) or _is_broken_connection(error.__cause__)
+
+
+def status_error(
+    response: Any,
+    generation_id: str | None = None,
+    *,
+    secrets: Sequence[str] = (),
+    base_url: str = "/v1",
+) -> APIStatusError:
+    """The typed error for a response (httpx's, or one that is alike) with an error status.
+
+    `secrets` are left out of what the API says. `base_url` is where the request went.
+    """
+    status = int(response.status_code)
+    fallback = ServerError if status >= 500 else APIStatusError
+    error_class = STATUS_ERRORS.get(status, fallback)
+    detail = _detail(response, secrets)
+    request_id = redact(response.headers.get("X-Request-Id") or "", secrets)[:MAX_REQUEST_ID]
+    said = [f"HTTP {status} {_phrase(status)}".rstrip(), detail]
+    if status in _REDIRECTS:
+        said.append("the API does not redirect, so check the base URL")
+    message = ": ".join(part.rstrip(".") for part in said if part) + "."
+    hint = _hint(status, generation_id, base_url)
+    if hint:
+        message += f" {hint}"
+    if request_id:
+        message += f" (request id {request_id})"
+    return error_class(
+        message,
+        status_code=status,
+        detail=detail,
+        request_id=request_id or None,
+        retry_after=retry_after(response.headers),
+        generation_id=generation_id,
+    )
+
+
+def _hint(status: int, generation_id: str | None, base_url: str) -> str:
+    if status in (404, 405) and not base_url.endswith("/v1"):
+        return "Check the base URL (LUMA_BASE_URL), which does not end in /v1 as the API's does."
+    if status == 404 and generation_id is None:
+        return "Check the base URL (LUMA_BASE_URL)."
+    return STATUS_ERRORS[status].hint if status in STATUS_ERRORS else ""
+
+
+def classes(*names: str) -> tuple[type[BaseException], ...]:
+    """Those of httpx, httpx2, the official SDK and aiohttp of these names, as far as imported."""
+    modules = [sys.modules.get(name) for name in ("httpx", "httpx2", "luma_agents", "aiohttp")]
+    return tuple(
+        vars(module)[name] for module in modules if module for name in names if name in vars(module)
+    )
+
+
+def _forget_secrets(error: BaseException, secret: str) -> list[str]:
+    """Take the secrets out of an error and its causes; returns those that are known by now."""
+    secrets = [secret] if secret else []
+    chain = list(_chain(error))
+    for cause in chain:
+        for headers in _request_headers(cause):
+            secrets += headers.pop("Authorization", "").split()[1:]  # of "Bearer KEY"
+    for cause in chain:
+        cause.args = redact_value(cause.args, secrets)
+        if type(cause).__module__.partition(".")[0] in _LIBRARIES:
+            vars(cause).update(redact_value(vars(cause), secrets))
+        if isinstance(cause, OSError) and isinstance(cause.strerror, str):
+            cause.strerror = redact(cause.strerror, secrets)
+    return secrets
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, its causes, and what was being handled when they arose; none of ours."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        found = left.pop()
+        if isinstance(found, LumaError):
+            continue  # an earlier request's, from whose handling this one was sent
+        if found is not None and id(found) not in seen:  # a chain may be a ring
+            seen.add(id(found))
+            left += [found.__context__, found.__cause__]
+            yield found
+
+
+def _request_headers(error: BaseException) -> list[MutableMapping[str, str]]:
+    """The headers of the requests that an error of httpx or of the official SDK keeps."""
+    kept = vars(error)
+    requests = (
+        kept.get("_request"),
+        kept.get("request"),
+        getattr(kept.get("response"), "_request", None),
+    )
+    found = [getattr(request, "headers", None) for request in requests]
+    return [headers for headers in found if isinstance(headers, MutableMapping)]
+
+
+def _detail(response: Any, secrets: Sequence[str]) -> str | None:
+    """The text of `{"detail": text}`; None for any other body, such as a proxy's page."""
+    try:
+        detail = redact_value(json.loads(response.content)["detail"], secrets)
+    except (ValueError, LookupError, TypeError, RuntimeError):  # the last: too deep, or not read
+        return None
+    text = detail if isinstance(detail, str) else json.dumps(detail)
+    return text[:MAX_DETAIL] or None
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds from now, at most `MAX_RETRY_AFTER`; None where it is absent or makes no sense."""
+    value = headers.get("Retry-After")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = _seconds_until(value, headers.get("Date"))
+    return min(seconds, MAX_RETRY_AFTER) if 0 <= seconds < math.inf else None
+
+
+def _seconds_until(date: str, now: str | None) -> float:
+    """From the server's own `Date` on, as clocks differ; NaN where `date` is not a date."""
+    try:
+        until = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return math.nan
+    start = datetime.now(UTC)
+    with contextlib.suppress(ValueError, OverflowError):
+        start = parsedate_to_datetime(now or "")
+    return (_aware(until) - _aware(start)).total_seconds()
+
+
+def _aware(date: datetime) -> datetime:
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -1,0 +1,191 @@
+"""The command line brings the outputs home: `download`, and `wait --download`."""
+
+import json
+import os
+import pty
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from luma_poll import DownloadProgress
+from luma_poll._cli.bars import DownloadBars
+from luma_poll._cli.terminal import err
+from tests.cli.test_commands import (
+    COMMAND,
+    Cli,
+    _read,
+    _settings,
+    base_url,
+    cli,
+    failing,
+    started,
+    submit,
+)
+from tests.fakes import ID
+
+__all__ = ["_settings", "base_url", "cli"]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+LARGE = "sandbox:size=100000000"
+
+
+def ended(script: str = "") -> str:
+    """A generation that has completed."""
+    generation_id = submit(f"sandbox:duration=0 {script}")
+    time.sleep(0.01)
+    return generation_id
+
+
+def test_download_prints_the_paths(cli: Cli, tmp_path: Path) -> None:
+    """One a line, and the files are whole."""
+    generation_id = ended("sandbox:outputs=2")
+    told = cli("download", generation_id, str(tmp_path / "new" / "place"))
+    assert (told.code, told.err) == (0, "")
+    paths = [Path(line) for line in told.out.splitlines()]
+    assert [path.name for path in paths] == [f"{generation_id}.png", f"{generation_id}-2.png"]
+    assert all(path.read_bytes().startswith(PNG) for path in paths)
+    assert cli("download", generation_id, str(tmp_path / "new" / "place")).out == told.out
+
+
+def test_a_file_that_is_there_is_kept(cli: Cli, tmp_path: Path) -> None:
+    """The same command again fetches nothing; with --overwrite it does."""
+    generation_id = ended()
+    (path,) = cli("download", generation_id, str(tmp_path)).out.splitlines()
+    whole = Path(path).read_bytes()
+    Path(path).write_bytes(b"x" * len(whole))
+    cli("download", generation_id, str(tmp_path))
+    assert Path(path).read_bytes() == b"x" * len(whole)
+    cli("download", generation_id, str(tmp_path), "--overwrite")
+    assert Path(path).read_bytes() == whole
+
+
+def test_each_download_has_its_own_end(cli: Cli, tmp_path: Path) -> None:
+    """One that failed, one that is none and one that is not finished do not hinder the others."""
+    good, bad, unfinished = ended(), failing(), submit("sandbox:duration=1000")
+    told = cli("download", good, bad, ID, unfinished, good, str(tmp_path), "--json")
+    assert told.code == 4
+    results = {entry["id"]: entry for entry in map(json.loads, told.out.splitlines())}
+    assert len(told.out.splitlines()) == 4
+    assert results[good]["paths"] == [str(tmp_path / f"{good}.png")]
+    assert results[bad]["error"]["type"] == "ContentModeratedError"
+    assert results[ID]["error"]["type"] == "NotFoundError"
+    assert results[unfinished]["error"]["type"] == "ConfigurationError"
+    assert "no files yet" in results[unfinished]["error"]["message"]
+    assert [path.name for path in tmp_path.glob("*.png")] == [f"{good}.png"]
+
+
+def test_one_that_still_runs_is_to_be_waited_for(cli: Cli, tmp_path: Path) -> None:
+    """With a command to copy."""
+    running, place = submit("sandbox:duration=1000"), str(tmp_path / "my files")
+    code, out, err = cli("download", running, ended(), place)
+    assert (code, out.count("\n")) == (2, 1)
+    assert err.splitlines() == [
+        f"Error: generation {running} is 'queued', and has no files yet",
+        "To wait for what is still running:",
+        f"  luma-poll wait {running} --download {shlex.quote(place)}",
+    ]
+
+
+def test_a_directory_that_cannot_be_is_4(cli: Cli, tmp_path: Path) -> None:
+    """The message names it."""
+    (tmp_path / "file").write_text("in the way")
+    told = cli("download", ended(), str(tmp_path / "file" / "out"))
+    assert (told.code, told.out) == (4, "")
+    assert str(tmp_path / "file") in told.err
+
+
+def test_wait_downloads_as_each_ends(cli: Cli, tmp_path: Path) -> None:
+    """The paths come in place of the URLs; a failure is told as ever."""
+    good, bad = submit(), failing()
+    told = cli("wait", good, bad, "--download", str(tmp_path))
+    assert told.code == 1
+    assert told.out.splitlines() == [str(tmp_path / f"{good}.png")]
+    assert "ContentModeratedError" in told.err
+    assert Path(told.out.strip()).read_bytes().startswith(PNG)
+
+
+def test_what_could_not_be_downloaded_is_not_done(cli: Cli, tmp_path: Path) -> None:
+    """A run that is resumed fetches it; what was fetched is skipped."""
+    good, kept, place = submit(), tmp_path / "results.jsonl", tmp_path / "out"
+    place.write_text("in the way")
+    command = ["wait", good, "--download", str(place), "--output", str(kept), "--resume", str(kept)]
+    assert cli(*command).code == 4
+    place.unlink()
+    assert cli(*command).code == 0
+    assert (place / f"{good}.png").exists()
+    errors = [json.loads(line)["error"] for line in kept.read_text().splitlines()]
+    assert [error and error["type"] for error in errors] == ["DownloadError", None]
+    assert "1 done in" in cli(*command).err
+
+
+def test_what_is_done_has_its_files(cli: Cli, tmp_path: Path) -> None:
+    """A completed one is fetched where its line has no files, other files, or lost ones."""
+    good, kept, place = submit(), tmp_path / "results.jsonl", tmp_path / "out"
+    resume = ["--output", str(kept), "--resume", str(kept)]
+    assert cli("wait", good, *resume).code == 0
+    for directory in (place, tmp_path / "elsewhere"):
+        told = cli("wait", good, "--download", str(directory), *resume)
+        assert (told.code, (directory / f"{good}.png").exists()) == (0, True)
+        assert "done in" not in told.err
+    assert "1 done in" in cli("wait", good, "--download", str(place), *resume).err
+    (place / f"{good}.png").unlink()
+    assert "done in" not in cli("wait", good, "--download", str(place), *resume).err
+    assert (place / f"{good}.png").exists()
+
+
+def test_an_interrupted_download_goes_on(cli: Cli, tmp_path: Path) -> None:
+    """SIGINT in the middle of a large file, and the same command again."""
+    generation_id = ended(LARGE)
+    command = [*COMMAND, "download", generation_id, str(tmp_path)]
+    with started(*command, stderr=subprocess.PIPE) as process:
+        while not any(part.stat().st_size > 1e6 for part in tmp_path.glob(".*.part")):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr
+        assert "the same command goes on" in process.stderr.read()
+    assert not list(tmp_path.glob("*.png"))
+    (part,) = tmp_path.glob(".*.part")
+    there = part.stat().st_size
+    assert 1e6 < there < 1e8
+    again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=50)
+    path = Path(again.stdout.strip())
+    assert path.stat().st_size == 100_000_000
+    assert list(tmp_path.iterdir()) == [path]
+    path.unlink()
+
+
+def test_a_terminal_has_bars(tmp_path: Path) -> None:
+    """With bytes and rate, below the table of the waits; they go away with their downloads."""
+    wanted = [submit(f"{LARGE} sandbox:duration=0.1") for _ in range(2)]
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "20"}
+    with started(
+        *COMMAND, "wait", *wanted, "--download", str(tmp_path),
+        stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        screen = b"".join(iter(lambda: _read(ours), b"")).decode()
+        assert process.wait(20) == 0
+    os.close(ours)
+    assert "downloading" in screen
+    assert "/100.0 MB" in screen
+    assert "MB/s" in screen
+    for path in tmp_path.iterdir():
+        path.unlink()
+
+
+def test_a_bar_is_there_as_long_as_its_file_is_on_its_way() -> None:
+    """Whether it ends well or badly."""
+    bars = DownloadBars(err)
+    for index in (0, 1, 2):
+        bars.on_progress(DownloadProgress(ID, index, 3, 10, 100))
+    bars.on_progress(DownloadProgress("other", 0, 1, 10, None))
+    assert bars.height == 4
+    assert [task.description for task in bars.progress.tasks][1::2] == [f"{ID} 2/3", "other"]
+    bars.on_progress(DownloadProgress(ID, 1, 3, 100, 100, Path("there")))
+    assert bars.height == 3
+    bars.forget(ID)
+    assert [task.description for task in bars.progress.tasks] == ["other"]

@@ -1,0 +1,195 @@
+"""The command line and the terminal: hostile texts, a screen that is read, readers that leave."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from luma_poll import DownloadProgress, Generation, PollTimeoutError
+from luma_poll._cli.bars import DownloadBars
+from luma_poll._cli.table import LiveTable
+from tests.cli.test_commands import (
+    COMMAND,
+    Cli,
+    Terminal,
+    _read,
+    _settings,
+    base_url,
+    cli,
+    lines,
+    started,
+    terminal,
+)
+from tests.fakes import ID
+
+__all__ = ["_settings", "base_url", "cli"]
+
+EVIL = "\x1b]52;c;aGk=\x07\x9b2J\x7f\t\r\n\u2028\u202eforged"
+ESCAPED = r"\u001b]52;c;aGk=\u0007\u009b2J\u007f\t\r\n\u2028\u202eforged"
+RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]")
+OWN = re.compile(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]+")
+"""What a table is drawn with: sequences that colour and move, and the ends of lines."""
+
+
+def evil(state: str = "completed", **fields: Any) -> dict[str, Any]:
+    """A generation that says something to the terminal wherever it can."""
+    said = {"model": EVIL, "type": EVIL, "created_at": EVIL, "failure_reason": EVIL, "new": EVIL}
+    output = [{"url": f"https://storage.example.com/{EVIL}", "type": EVIL}]
+    return {"id": ID, "state": state, "output": output, **said, f"key {EVIL}": 1, **fields}
+
+
+class EvilAPI(BaseHTTPRequestHandler):
+    """Answers by the id that is asked for: with this state, or with an error."""
+
+    polls = 0
+
+    def do_GET(self) -> None:
+        asked = unquote(self.path.rpartition("/")[2])
+        type(self).polls += 1
+        states = {"state": EVIL if self.polls % 2 else "completed", "failed": "failed"}
+        if asked == "refused":
+            return self._answer(404, {"detail": EVIL})
+        return self._answer(200, evil(states.get(asked, "completed")) | {"id": asked})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(201, evil(id=EVIL))
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Request-Id", "\x1b]0;forged\x07\x9b2J")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def evil_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything that it says is hostile."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), EvilAPI) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        monkeypatch.setenv("LUMA_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        monkeypatch.setattr(EvilAPI, "polls", 0)
+        yield
+        server.shutdown()
+        thread.join()
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
+    """The exit code of a command, and what it wrote to its terminal."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "300", "LINES": "24", **environment}
+    with started(*COMMAND, *arguments, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as it:
+        os.close(theirs)
+        written = b"".join(iter(lambda: _read(ours), b"")).decode()
+        code = it.wait(20)
+    os.close(ours)
+    return code, written
+
+
+# --- texts that command a terminal ---------------------------------------------------------------
+
+DRAWN = [
+    ["get", ID],
+    ["get", ID, "--json"],
+    ["create", "a fox", "--wait"],
+    ["wait", EVIL, "state", "failed", "refused"],
+    ["watch", "state"],
+    ["download", "refused", "failed", "out"],
+]
+PRINTED = [
+    *DRAWN,
+    ["get", "refused"],
+    ["create", "a fox"],
+    ["create", "a fox", "--json"],
+    ["wait", ID, "--json"],
+    ["watch", "failed", "--json"],
+]
+
+
+@pytest.mark.usefixtures("evil_api")
+@pytest.mark.parametrize("arguments", PRINTED, ids=" ".join)
+def test_nothing_from_outside_is_raw(cli: Cli, arguments: list[str]) -> None:
+    """Neither in results nor in messages: control characters and line ends are escaped."""
+    _, out, err = cli(*arguments)
+    assert out + err
+    assert not RAW.search(out + err)
+    assert not any(line.startswith("forged") for line in (out + err).splitlines())
+
+
+@pytest.mark.usefixtures("evil_api")
+@pytest.mark.parametrize("arguments", DRAWN, ids=" ".join)
+def test_nothing_from_outside_reaches_a_terminal_raw(arguments: list[str]) -> None:
+    """Nor in a table: the screen has what this library draws, and no more."""
+    _, written = on_a_terminal(*arguments)
+    pieces = OWN.split(written)
+    assert not any(RAW.search(piece) or piece.startswith("forged") for piece in pieces)
+
+
+@pytest.mark.usefixtures("evil_api")
+def test_an_escaped_line_of_json_means_the_same(cli: Cli) -> None:
+    """What reads it gets the texts as the API wrote them."""
+    read = json.loads(cli("get", ID, "--json").out)
+    assert read == Generation.model_validate(evil()).model_dump(mode="json")
+
+
+@pytest.mark.usefixtures("evil_api")
+def test_escaped_text_says_what_it_was(cli: Cli) -> None:
+    """A field stays on its line."""
+    out = cli("get", ID).out
+    assert f"\nmodel           {ESCAPED}\n" in out
+    assert f"\noutput          https://storage.example.com/{ESCAPED}\n" in out
+
+
+@pytest.mark.parametrize("height", [None, 10])
+def test_a_table_escapes_what_it_shows(height: int | None) -> None:
+    """Labels, states and the last failures, in a table and in a summary."""
+    table = LiveTable(("generation",), None)
+    for number in range(12):
+        table.add(f"{number}{EVIL}", f"{number}{EVIL}", state=EVIL)
+    table.end(f"11{EVIL}", EVIL, PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1))
+    drawn = lines(table, width=300, height=height)
+    assert not RAW.search("".join(drawn))
+    assert sum(ESCAPED in line for line in drawn) == (12 if height is None else 2)
+
+
+def test_a_bar_has_its_label_as_it_is() -> None:
+    """Escaped, and no markup."""
+    screen = terminal(width=200)
+    bars = DownloadBars(screen)
+    bars.on_progress(DownloadProgress(f"[/red]{EVIL}", 0, 1, 10, 100))
+    screen.print(bars.progress)
+    assert isinstance(screen.file, Terminal)
+    assert f"[/red]{ESCAPED}" in screen.file.getvalue()
+
+
+# --- readers that leave --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["wait", "-h"], ["--version"], ["demo"], ["sandbox"]],
+    ids=" ".join,
+)
+def test_a_reader_that_has_gone_is_141(arguments: list[str]) -> None:
+    """Whoever prints, with no words: `luma-poll --help | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    with started(*COMMAND, *arguments, stdout=write, stderr=subprocess.PIPE) as process:
+        os.close(write)
+        assert process.stderr
+        said = process.stderr.read()
+        assert (process.wait(20), said.partition("The sandbox listens")[0]) == (141, "")

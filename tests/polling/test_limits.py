@@ -1,0 +1,66 @@
+"""The queue of requests, in virtual time, on asyncio and trio."""
+
+from typing import Any
+
+import anyio
+import pytest
+
+from luma_poll._polling.decisions import Quiet
+from luma_poll._polling.limits import RequestLimits
+
+pytestmark = pytest.mark.anyio
+
+
+async def order_of(limits: RequestLimits, *dues: float, hold: float = 0.0) -> list[Any]:
+    """The dues and their times of starting, in the order in which they start."""
+    began, started = anyio.current_time(), []
+
+    async def request(due: float) -> None:
+        await limits.acquire(due)
+        started.append((due, round(anyio.current_time() - began, 6)))
+        await anyio.sleep(hold)
+        limits.release()
+
+    async with anyio.create_task_group() as tasks:
+        for due in dues:
+            tasks.start_soon(request, due)
+    return started
+
+
+async def test_the_longest_overdue_goes_first_after_a_quiet() -> None:
+    """The quiet delays all and changes no order, however they came to queue."""
+    limits = RequestLimits(None, 1.0)
+    limits.quiet = Quiet(anyio.current_time() + 30)
+    assert await order_of(limits, 5, 3, 9, 1, 3) == [(1, 30), (3, 31), (3, 32), (5, 33), (9, 34)]
+
+
+async def test_a_quiet_that_grows_while_they_queue_holds_them() -> None:
+    """Nobody leaves the queue for it, and only the first sleeps until it ends."""
+    limits = RequestLimits(1, None)
+
+    async def grow() -> None:
+        await anyio.sleep(5)
+        limits.quiet = Quiet(anyio.current_time() + 20)
+
+    limits.quiet = Quiet(anyio.current_time() + 10)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(grow)
+        assert await order_of(limits, 2, 1, hold=3) == [(1, 25), (2, 28)]
+
+
+async def test_a_request_that_leaves_passes_its_turn_on() -> None:
+    """At every place of the queue: the first one too."""
+    limits = RequestLimits(1, 1.0)
+    await limits.acquire(0)
+
+    async def leave(due: float) -> None:
+        with anyio.move_on_after(5):
+            await limits.acquire(due)
+            pytest.fail("there is no room")
+
+    async with anyio.create_task_group() as tasks:
+        for due in (1.0, 2.0, 3.0):
+            tasks.start_soon(leave, due)
+        tasks.start_soon(limits.acquire, 4.0)
+        await anyio.sleep(6)
+        limits.release()
