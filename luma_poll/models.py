@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Annotated, Any, Protocol, Self, cast
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
@@ -258,17 +259,21 @@ def as_generation(value: object, generation_id: str | None = None) -> Generation
         return _checked_id(value, generation_id)
     # A model of somebody else's gives its unknown fields only through its own dump.
     fields = value.model_dump(warnings=False) if isinstance(value, BaseModel) else value
-    return parse(Generation.model_validate, fields, generation_id)
+    return _validated(partial(Generation.model_validate, fields), generation_id)
 
 
-def parse(validate: Any, value: Any, generation_id: str | None = None) -> Generation:
-    """Call a pydantic `validate` on `value`, with our error in place of pydantic's.
+def read_generation(content: bytes, generation_id: str | None = None) -> Generation:
+    """Read the JSON of an answer: of the generation with this id, if one is given.
 
     Raises:
-        InvalidResponseError: `value` is not a generation, or is another one than the id says.
+        InvalidResponseError: It is not a generation, or it is another one.
     """
+    return _validated(partial(Generation.model_validate_json, content), generation_id)
+
+
+def _validated(validate: Callable[[], Generation], generation_id: str | None) -> Generation:
     try:
-        return _checked_id(validate(value), generation_id)
+        return _checked_id(validate(), generation_id)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
     # Raised outside the `except`: pydantic's error holds the body, and with it the signed URLs.

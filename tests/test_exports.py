@@ -47,7 +47,7 @@ ABOVE = {
 
 WINGS = {
     "_downloads": ["media", "files", "storage", "download"],
-    "_client": ["transport", "http_client", "session", "client"],
+    "_client": ["transport", "http_client", "connections", "session", "generations", "client"],
     "_polling": [
         "schedules",
         "adaptive",

@@ -351,8 +351,8 @@ def without_retries(client: SupportsGenerations) -> SupportsGenerations:
     packages = {base.__module__.partition(".")[0] for base in type(client).__mro__}
     if "luma_agents" in packages and not iscoroutinefunction(client.generations.get):
         raise ConfigurationError("this client is synchronous: use luma_agents.AsyncLuma")
-    with_options = getattr(client, "with_options", None)
-    if not callable(with_options) or packages.isdisjoint(("luma_agents", "luma_poll")):
+    with_options: Any = getattr(client, "with_options", None)
+    if with_options is None or packages.isdisjoint(("luma_agents", "luma_poll")):
         return client
     view: SupportsGenerations = with_options(max_retries=0)
     return view

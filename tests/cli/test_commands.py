@@ -29,7 +29,7 @@ from tenacity import RetryCallState, wait_fixed
 from luma_poll import Generation, NotFoundError, PollEvent, ServerError, __version__
 from luma_poll.__main__ import HOW_TO_INSTALL, main
 from luma_poll._cli.table import LiveTable, live_table
-from luma_poll._client.client import Generations
+from luma_poll._client.generations import Generations
 from luma_poll.sandbox import Sandbox
 from tests.fakes import ID, URL, snapshot
 
@@ -458,7 +458,7 @@ def test_an_unencrypted_address_is_a_warning_in_one_line(
 ) -> None:
     """Without the file and line of Python's own."""
     monkeypatch.setenv("LUMA_BASE_URL", "http://localhost.invalid/v1")
-    monkeypatch.setattr("luma_poll._client.client._retry_wait", wait_fixed(0))
+    monkeypatch.setattr("luma_poll._client.generations._backoff", lambda attempt: 0.0)
     code, out, err = cli("get", ID)
     warned, failed = err.splitlines()
     assert (code, out) == (4, "")

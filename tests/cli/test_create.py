@@ -10,7 +10,6 @@ from typing import Any
 
 import anyio
 import pytest
-from tenacity import wait_fixed
 
 from luma_poll import (
     APIConnectionError,
@@ -21,7 +20,7 @@ from luma_poll import (
     RateLimitError,
     ServerError,
 )
-from luma_poll._client.client import Generations
+from luma_poll._client.generations import Generations
 from tests.cli.test_commands import COMMAND, Cli, _settings, base_url, cli, interrupt
 from tests.fakes import snapshot
 
@@ -299,7 +298,7 @@ def test_a_refusal_for_now_is_waited_out(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompts: str
 ) -> None:
     """A file of prompts is more than the API takes at once: it is tried again, in vain or not."""
-    monkeypatch.setattr("luma_poll._client.client._retry_wait", wait_fixed(0))
+    monkeypatch.setattr("luma_poll._client.generations._backoff", lambda attempt: 0.0)
     tries: list[None] = []
     request = Generations._retried
 

@@ -25,7 +25,7 @@ from luma_poll import (
 from luma_poll._cli.results import read_results
 from luma_poll._cli.table import LiveTable
 from luma_poll._cli.waiting import Batch, Source
-from luma_poll._client.client import Generations
+from luma_poll._client.generations import Generations
 from tests.cli.test_commands import (
     COMMAND,
     Cli,

@@ -34,8 +34,8 @@ def base_url() -> Iterator[str]:
 
 def connections(client: LumaClient) -> list[Any]:
     """The connections of the client that no request holds."""
-    assert client._session._transport is not None
-    pools: list[Any] = [idle.transport._pool for idle in client._session._transport._idle]
+    assert client._connections._transport is not None
+    pools: list[Any] = [idle.transport._pool for idle in client._connections._transport._idle]
     return [connection for pool in pools for connection in pool.connections]
 
 
@@ -111,6 +111,6 @@ def test_cancelled_while_connecting(backend: str) -> None:
                     await anyio.sleep(0.1)
                     tasks.cancel_scope.cancel()
             assert connections(client) == []
-            assert client._session._requests.statistics().tasks_waiting == 0
+            assert client._connections._requests.statistics().tasks_waiting == 0
 
     anyio.run(connect_in_vain, **BACKENDS[backend])
