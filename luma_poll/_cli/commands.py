@@ -344,7 +344,7 @@ def download(
         async with _client() as client:
             with download_bars(err) as bars:
 
-                async def fetch(number: int, generation_id: str) -> tuple[PollResult, Paths]:
+                async def fetch(generation_id: str) -> tuple[PollResult, Paths]:
                     return await _fetch(client, generation_id, directory, bars, overwrite=overwrite)
 
                 async with run_each(fetch, wanted, limit=None) as results:
@@ -465,7 +465,7 @@ async def _wait_for(
 ) -> None:
     """Wait for all, and `put` each result as it comes, when its files are in the directory."""
 
-    async def fetch(number: int, result: PollResult) -> tuple[PollResult, Paths]:
+    async def fetch(result: PollResult) -> tuple[PollResult, Paths]:
         if directory is None or result.generation is None or not result.ok:
             return result, None
         table.set_state(result.generation_id, "downloading")

@@ -26,7 +26,7 @@ from luma_poll._arguments import (
     check_positive,
     shown,
 )
-from luma_poll._polling.batch import PollResult, run_each
+from luma_poll._polling.batch import PollResult, run_each, run_in_order
 from luma_poll._polling.decisions import Poll, Raise, Return, Sleep
 from luma_poll._polling.events import PollEvent, Reporter
 from luma_poll._polling.schedules import DEFAULT_WAIT, Schedule
@@ -138,12 +138,7 @@ class Poller:
             APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
             ConfigurationError: An argument is unusable; nothing was sent.
         """
-        last = None
-        async with aclosing(self.watch(generation, timeout=timeout)) as snapshots:
-            async for snapshot in snapshots:
-                last = snapshot
-        assert last is not None, "watch ends with a terminal snapshot"
-        return last.raise_for_failure().output
+        return (await self._result(generation, self._seconds(timeout))).outputs
 
     def as_completed(
         self,
@@ -179,12 +174,7 @@ class Poller:
         Raises:
             ConfigurationError: An argument is unusable.
         """
-        wait = self._waiter(generations, timeout, limit)
-
-        async def wait_for(number: int, generation: AnyGeneration) -> PollResult:
-            return await wait(generation)
-
-        return run_each(wait_for, generations, limit)
+        return run_each(self._waiter(generations, timeout, limit), generations, limit)
 
     async def wait_all(
         self,
@@ -216,13 +206,10 @@ class Poller:
             ConfigurationError: An argument is unusable.
         """
         wait = self._waiter(generations, timeout, limit)
+        return await run_in_order(wait, generations, limit)
 
-        async def wait_for(number: int, generation: AnyGeneration) -> tuple[int, PollResult]:
-            return number, await wait(generation)
-
-        async with run_each(wait_for, generations, limit) as results:
-            by_number = {number: result async for number, result in results}
-        return [by_number[number] for number in range(len(by_number))]
+    def _seconds(self, timeout: float | EllipsisType | None) -> float | None:
+        return self._timeout if timeout is ... else check_positive("timeout", timeout)
 
     def _waiter(
         self, generations: object, timeout: float | EllipsisType | None, limit: object
@@ -236,8 +223,7 @@ class Poller:
                 f"not {type(generations).__name__}"
             )
         check_count("limit", limit)
-        seconds = self._timeout if timeout is ... else check_positive("timeout", timeout)
-        return partial(self._result, timeout=seconds)
+        return partial(self._result, timeout=self._seconds(timeout))
 
     async def _result(self, generation: AnyGeneration, timeout: float | None) -> PollResult:
         """Wait for one; any failure is part of the result."""
@@ -285,9 +271,9 @@ class Poller:
             APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
             ConfigurationError: An argument is unusable; nothing was sent.
         """
-        limit = self._timeout if timeout is ... else check_positive("timeout", timeout)
+        seconds = self._seconds(timeout)
         generation_id, snapshot = _resolved(generation)
-        return self._watch(generation_id, snapshot, limit)
+        return self._watch(generation_id, snapshot, seconds)
 
     async def _watch(
         self, generation_id: str, snapshot: Generation | None, timeout: float | None
