@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from ipaddress import ip_address
+from types import EllipsisType
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -48,6 +49,17 @@ def check_generation_id(generation_id: object) -> str:
     return stripped
 
 
+def check_prompt(prompt: object) -> str:
+    """The prompt.
+
+    Raises:
+        ConfigurationError: It is not a string, or is blank.
+    """
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigurationError(f"prompt must be a string that is not blank, not {shown(prompt)}")
+    return prompt
+
+
 def check_positive(name: str, value: object) -> float | None:
     """The argument called `name` as a float, or None for no limit.
 
@@ -64,6 +76,15 @@ def check_positive(name: str, value: object) -> float | None:
         return float(value)
     except OverflowError:
         raise ConfigurationError(f"{name} is too large a number") from None
+
+
+def check_timeout(timeout: float | EllipsisType | None, default: float | None) -> float | None:
+    """The timeout that was given, else the default.
+
+    Raises:
+        ConfigurationError: It is not a number above zero.
+    """
+    return default if timeout is ... else check_positive("timeout", timeout)
 
 
 def check_count(name: str, value: object) -> int | None:

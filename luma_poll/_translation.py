@@ -27,6 +27,7 @@ from luma_poll.errors import (
     LumaError,
     ServerError,
 )
+from luma_poll.models import RateLimit
 
 MAX_RETRY_AFTER = 120.0
 """Seconds; a longer `Retry-After` counts as this. The API's own are 60 s at most."""
@@ -34,6 +35,8 @@ MAX_DETAIL = 1000
 """Characters that are kept of what the API says."""
 MAX_REQUEST_ID = 200
 """Characters that are kept of `X-Request-Id`."""
+MAX_DIGITS = 9
+"""Digits that are read of a number of units."""
 _LIBRARIES = ("httpx", "httpcore", "httpx2", "httpcore2", "aiohttp", "luma_agents", "json")
 _REDIRECTS = (300, 301, 302, 303, 307, 308)
 BROKEN_STREAM = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
@@ -220,6 +223,18 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         seconds = _seconds_until(value, headers.get("Date"))
     return min(seconds, MAX_RETRY_AFTER) if 0 <= seconds < math.inf else None
+
+
+def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
+    """`X-RateLimit-Limit` and `-Remaining`; None where they are absent or make no sense."""
+    limit, remaining = headers.get("X-RateLimit-Limit"), headers.get("X-RateLimit-Remaining")
+    if limit is None or remaining is None:
+        return None
+    try:
+        found = RateLimit(int(limit[:MAX_DIGITS]), int(remaining[:MAX_DIGITS]))
+    except ValueError:
+        return None
+    return found if 0 <= found.remaining <= found.limit else None
 
 
 def _seconds_until(date: str, now: str | None) -> float:

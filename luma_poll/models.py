@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Annotated, Any, Protocol, Self, cast
+from typing import Annotated, Any, NamedTuple, Protocol, Self, cast
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
@@ -142,6 +142,13 @@ class GenerationOutput(_Snapshot):
             return None
 
 
+class RateLimit(NamedTuple):
+    """The units that an account may submit a minute, and what is left of them."""
+
+    limit: int
+    remaining: int
+
+
 class Generation(_Snapshot):
     """A snapshot of a generation, as `GET /generations/{id}` shows it.
 
@@ -171,7 +178,7 @@ class Generation(_Snapshot):
     output: Annotated[list[GenerationOutput], BeforeValidator(_usable_outputs)] = []
 
     # Of the answer alone: no field, and no copy and no pickle has it.
-    __slots__ = ("_retry_after",)
+    __slots__ = ("_rate_limit", "_retry_after")
 
     def __hash__(self) -> int:
         return hash((self.id, self.state))
@@ -200,14 +207,20 @@ class Generation(_Snapshot):
             return None
         return max(0.0, age) if age > -MAX_CLOCK_ERROR else None
 
-    def answered_at(self, date: str | None, retry_after: float | None = None) -> Self:
-        """Note the `Date` of the answer, for `age`, and the seconds of its `Retry-After`.
+    def answered_at(
+        self,
+        date: str | None,
+        retry_after: float | None = None,
+        rate_limit: RateLimit | None = None,
+    ) -> Self:
+        """Note what the headers of the answer said: `Date`, for `age`, and the limits.
 
         They are no part of what the snapshot equals.
         """
         if date is not None:
             vars(self)["_date"] = date
         object.__setattr__(self, "_retry_after", retry_after)
+        object.__setattr__(self, "_rate_limit", rate_limit)
         return self
 
     @property
@@ -242,11 +255,21 @@ class GenerationLike(Protocol):
 
 def snapshot_retry_after(generation: Generation) -> float | None:
     """Seconds to leave the generation alone, where the answer that it came in said so."""
+    seconds: float | None = _header_of(generation, "_retry_after")
+    return seconds
+
+
+def snapshot_rate_limit(generation: Generation) -> RateLimit | None:
+    """The account's rate limit, where the answer that it came in told it."""
+    rate_limit: RateLimit | None = _header_of(generation, "_rate_limit")
+    return rate_limit
+
+
+def _header_of(generation: Generation, name: str) -> Any:
     try:
-        seconds: float | None = object.__getattribute__(generation, "_retry_after")
+        return object.__getattribute__(generation, name)
     except AttributeError:  # it came in no answer of ours
         return None
-    return seconds
 
 
 def as_generation(value: object, generation_id: str | None = None) -> Generation:

@@ -36,11 +36,12 @@ ABOVE = {
     "_downloads": [],
     "_client": ["_downloads"],
     "_polling": [],
+    "_running": ["_polling"],
     "problems": [],
     "_callers": [],
-    "fastapi": ["_callers", "_client", "_polling", "problems"],
+    "fastapi": ["_callers", "_client", "_polling", "_running", "problems"],
     "sandbox": ["_polling"],
-    "_cli": ["_client", "_downloads", "_polling", "sandbox"],
+    "_cli": ["_client", "_downloads", "_polling", "_running", "sandbox"],
     "__main__": ["_cli"],
 }
 """What each wing and each public door may import besides."""
@@ -60,6 +61,7 @@ WINGS = {
         "batch",
         "poller",
     ],
+    "_running": ["account", "queue", "requests", "results", "resubmission", "events", "runner"],
     "_cli": [
         "escaping",
         "ids",

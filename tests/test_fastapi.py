@@ -53,6 +53,7 @@ from luma_poll import (
     PollTimeoutError,
     RateLimitError,
     ServerError,
+    SubmissionUnknownError,
 )
 from luma_poll.errors import FAILURE_ERRORS, STATUS_ERRORS
 from luma_poll.fastapi import (
@@ -104,6 +105,8 @@ ANSWERS = {
     "InvalidRequestError": (422, "invalid_request", False),
     "GenerationRateLimitedError": (503, "generation_rate_limited", True),
     "DownloadError": (502, "download_failed", True),
+    "SubmissionLimitError": (503, "unavailable", False),
+    "SubmissionUnknownError": (502, "submission_unknown", False),
     "PollTimeoutError": (504, "timed_out", True),
 }
 ERRORS = [name for name in luma_poll.__all__ if name.endswith("Error")]
@@ -125,6 +128,8 @@ def make(name: str, *, generation_id: str | None = ID) -> LumaError:
         error = error_class(SAID, generation_id=generation_id)
     elif error_class is DownloadError:
         error = DownloadError(SAID, generation_id=ID, path=Path("/srv/acme/out"), retryable=True)
+    elif error_class is SubmissionUnknownError:
+        error = SubmissionUnknownError(SAID, key="k", request={})
     elif error_class is PollTimeoutError:
         error = PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1, why=SAID)
     else:

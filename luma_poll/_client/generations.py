@@ -13,7 +13,7 @@ from uuid import UUID
 
 import anyio
 
-from luma_poll._arguments import check_generation_id
+from luma_poll._arguments import check_generation_id, check_prompt
 from luma_poll._client.session import Session
 from luma_poll.errors import APIError, APIStatusError, ConfigurationError
 from luma_poll.models import Generation
@@ -70,9 +70,9 @@ class Generations:
             ConfigurationError: The prompt is empty, or a parameter is not JSON; nothing was sent.
             APIError: The API could not be reached, or refused.
         """
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ConfigurationError(f"prompt must be a text that is not blank, not {prompt!r}")
-        fields = {"prompt": prompt} | {k: v for k, v in params.items() if v is not None}
+        fields = {"prompt": check_prompt(prompt)} | {
+            k: v for k, v in params.items() if v is not None
+        }
         try:
             body = json.dumps(fields, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ import anyio
 import httpx
 
 from luma_poll._client.connections import Connections
-from luma_poll._translation import retry_after, status_error, translate_error
+from luma_poll._translation import rate_limit, retry_after, status_error, translate_error
 from luma_poll._version import __version__
 from luma_poll.errors import APITimeoutError
 from luma_poll.models import Generation, read_generation
@@ -57,10 +57,10 @@ class Session:
             APIError: There was no usable answer, or it was an error.
             ConfigurationError: The connections are in use in another event loop.
         """
-        headers = self._headers
+        to_send = self._headers
         if body is not None:
-            headers = httpx.Headers(headers)
-            headers["Content-Type"] = "application/json"
+            to_send = httpx.Headers(to_send)
+            to_send["Content-Type"] = "application/json"
         answer, sent = None, False
         try:
             with anyio.move_on_after(self._timeout):
@@ -69,7 +69,7 @@ class Session:
                     answer = await self._connections.send(
                         method,
                         self._base_url + path,
-                        headers=headers,
+                        headers=to_send,
                         body=body,
                         generation_id=generation_id,
                     )
@@ -90,4 +90,5 @@ class Session:
                 answer, generation_id, secrets=[self._token], base_url=self._base_url
             )
         snapshot = read_generation(answer.content, generation_id)
-        return snapshot.answered_at(answer.headers.get("Date"), retry_after(answer.headers))
+        headers = answer.headers
+        return snapshot.answered_at(headers.get("Date"), retry_after(headers), rate_limit(headers))

@@ -96,7 +96,7 @@ async def run_each(
 
     async def run_all() -> None:
         with send:
-            async with anyio.create_task_group() as tasks, aclosing(_iterate(items)) as iterator:
+            async with anyio.create_task_group() as tasks, aclosing(iterate(items)) as iterator:
                 while True:
                     await slots.acquire()
                     try:
@@ -140,13 +140,14 @@ async def run_in_order(work: Callable[[T], Awaitable[R]], items: Any, limit: int
 
 async def _numbered(items: Any) -> AsyncGenerator[tuple[int, Any]]:
     number = 0
-    async with aclosing(_iterate(items)) as iterator:
+    async with aclosing(iterate(items)) as iterator:
         async for item in iterator:
             yield number, item
             number += 1
 
 
-async def _iterate(items: Any) -> AsyncGenerator[Any]:
+async def iterate(items: Any) -> AsyncGenerator[Any]:
+    """The items of an iterable or async iterable; an async generator is closed at the end."""
     if isinstance(items, AsyncGenerator):
         async with aclosing(items):
             async for item in items:

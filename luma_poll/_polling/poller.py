@@ -24,6 +24,7 @@ from luma_poll._arguments import (
     check_count,
     check_generation_id,
     check_positive,
+    check_timeout,
     shown,
 )
 from luma_poll._polling.batch import PollResult, run_each, run_in_order
@@ -116,6 +117,11 @@ class Poller:
             Reporter(on_poll),
         )
 
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that a wait may take, unless it says otherwise; None for no limit."""
+        return self._timeout
+
     async def wait(
         self,
         generation: AnyGeneration,
@@ -138,7 +144,7 @@ class Poller:
             APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
             ConfigurationError: An argument is unusable; nothing was sent.
         """
-        return (await self._result(generation, self._seconds(timeout))).outputs
+        return (await self._result(generation, check_timeout(timeout, self._timeout))).outputs
 
     def as_completed(
         self,
@@ -208,9 +214,6 @@ class Poller:
         wait = self._waiter(generations, timeout, limit)
         return await run_in_order(wait, generations, limit)
 
-    def _seconds(self, timeout: float | EllipsisType | None) -> float | None:
-        return self._timeout if timeout is ... else check_positive("timeout", timeout)
-
     def _waiter(
         self, generations: object, timeout: float | EllipsisType | None, limit: object
     ) -> Callable[[AnyGeneration], Awaitable[PollResult]]:
@@ -223,7 +226,7 @@ class Poller:
                 f"not {type(generations).__name__}"
             )
         check_count("limit", limit)
-        return partial(self._result, timeout=self._seconds(timeout))
+        return partial(self._result, timeout=check_timeout(timeout, self._timeout))
 
     async def _result(self, generation: AnyGeneration, timeout: float | None) -> PollResult:
         """Wait for one; any failure is part of the result."""
@@ -271,7 +274,7 @@ class Poller:
             APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
             ConfigurationError: An argument is unusable; nothing was sent.
         """
-        seconds = self._seconds(timeout)
+        seconds = check_timeout(timeout, self._timeout)
         generation_id, snapshot = _resolved(generation)
         return self._watch(generation_id, snapshot, seconds)
 
