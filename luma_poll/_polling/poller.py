@@ -13,7 +13,6 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from inspect import iscoroutinefunction
-from types import EllipsisType
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
@@ -21,6 +20,8 @@ from pydantic import BaseModel
 
 from luma_poll._arguments import (
     MAX_ID_LENGTH,
+    USE_DEFAULT,
+    UseDefault,
     check_count,
     check_generation_id,
     check_positive,
@@ -120,7 +121,7 @@ class Poller:
         self,
         generation: AnyGeneration,
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
     ) -> list[GenerationOutput]:
         """Poll until the generation has ended, and return its outputs.
 
@@ -144,7 +145,7 @@ class Poller:
         self,
         generations: Iterable[AnyGeneration] | AsyncIterable[AnyGeneration],
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
         limit: int | None = 1000,
     ) -> AbstractAsyncContextManager[AsyncIterator[PollResult]]:
         """Wait for many generations, and yield a result for each as it ends.
@@ -180,7 +181,7 @@ class Poller:
         self,
         generations: Iterable[AnyGeneration] | AsyncIterable[AnyGeneration],
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
         limit: int | None = 1000,
     ) -> list[PollResult]:
         """Wait for many generations, and return a result for each, in the order given.
@@ -208,11 +209,11 @@ class Poller:
         wait = self._waiter(generations, timeout, limit)
         return await run_in_order(wait, generations, limit)
 
-    def _seconds(self, timeout: float | EllipsisType | None) -> float | None:
-        return self._timeout if timeout is ... else check_positive("timeout", timeout)
+    def _seconds(self, timeout: float | UseDefault | None) -> float | None:
+        return self._timeout if timeout is USE_DEFAULT else check_positive("timeout", timeout)
 
     def _waiter(
-        self, generations: object, timeout: float | EllipsisType | None, limit: object
+        self, generations: object, timeout: float | UseDefault | None, limit: object
     ) -> Callable[[AnyGeneration], Awaitable[PollResult]]:
         """Check the arguments of a batch; returns the function that waits for one of them."""
         if isinstance(generations, (str, bytes, BaseModel)) or not isinstance(
@@ -247,7 +248,7 @@ class Poller:
         self,
         generation: AnyGeneration,
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
     ) -> AsyncGenerator[Generation]:
         """Poll until the generation has ended; yield the first snapshot and every change of state.
 
