@@ -200,16 +200,6 @@ class Generation(_Snapshot):
             return None
         return max(0.0, age) if age > -MAX_CLOCK_ERROR else None
 
-    def answered_at(self, date: str | None, retry_after: float | None = None) -> Self:
-        """Note the `Date` of the answer, for `age`, and the seconds of its `Retry-After`.
-
-        They are no part of what the snapshot equals.
-        """
-        if date is not None:
-            vars(self)["_date"] = date
-        object.__setattr__(self, "_retry_after", retry_after)
-        return self
-
     @property
     def is_terminal(self) -> bool:
         """Whether it has ended: `completed` or `failed`. An unknown state has not."""
@@ -238,6 +228,25 @@ class GenerationLike(Protocol):
     def state(self) -> str:
         """Its state."""
         ...
+
+
+def note_answer(
+    generation: Generation, *, date: str | None = None, retry_after: float | None = None
+) -> Generation:
+    """Keep what the headers of the answer say of a snapshot; it is no part of what it equals.
+
+    Args:
+        generation: The snapshot.
+        date: The `Date` of the answer, for `Generation.age`.
+        retry_after: Seconds of its `Retry-After`, for `snapshot_retry_after`.
+
+    Returns:
+        The same snapshot.
+    """
+    if date is not None:
+        vars(generation)["_date"] = date
+    object.__setattr__(generation, "_retry_after", retry_after)
+    return generation
 
 
 def snapshot_retry_after(generation: Generation) -> float | None:

@@ -41,6 +41,7 @@ from luma_poll import (
     ServerError,
     UnprocessableEntityError,
 )
+from luma_poll.models import note_answer
 from tests.fakes import ID, URL, FakeClient, snapshot
 from tests.virtual_time import VirtualTimeLoop
 
@@ -462,7 +463,7 @@ async def test_a_hint_on_a_good_answer_is_the_least_time_to_the_next_poll_of_it(
         async def get(self, generation_id: str) -> Any:
             polled[generation_id].append(round(anyio.current_time() - began, 6))
             hint = 20.0 if generation_id == ID else None
-            return snapshot("queued", id=generation_id).answered_at(None, hint)
+            return note_answer(snapshot("queued", id=generation_id), retry_after=hint)
 
     poller = Poller(Client(), wait=wait_fixed(5), max_rate=None)
     await together(lambda: poller.wait(ID, timeout=39), lambda: poller.wait(OTHER_ID, timeout=12))
@@ -772,7 +773,7 @@ async def test_a_bad_id_is_refused_before_any_request(bad: Any) -> None:
     assert client.calls == []
 
 
-@pytest.mark.parametrize("bad", [0, -1, float("nan"), "5", True])
+@pytest.mark.parametrize("bad", [0, -1, float("nan"), "5", True, ...])
 async def test_a_bad_timeout_is_refused_before_any_request(bad: Any) -> None:
     """For one wait and for the poller; the message names the parameter."""
     client = FakeClient("completed")
