@@ -93,7 +93,7 @@ class Poller:
         timeout: float | None = TIMEOUT,
         max_in_flight: int | None = 64,
         max_rate: float | None = MAX_RATE,
-        on_poll: Callable[[PollEvent], object] | None = None,
+        on_poll: Callable[[PollEvent], None] | None = None,
     ) -> None:
         if not callable(getattr(getattr(client, "generations", None), "get", None)):
             raise ConfigurationError(f"{type(client).__name__} has no generations.get")
@@ -302,7 +302,7 @@ class Poller:
         yield last
 
     def __repr__(self) -> str:
-        return f"Poller(generations={len(self._streams)})"
+        return f"Poller({self._streams.summary()})"
 
 
 def _name_of(generation: object) -> str:
