@@ -207,22 +207,6 @@ class Generation(_Snapshot):
             return None
         return max(0.0, age) if age > -MAX_CLOCK_ERROR else None
 
-    def answered_at(
-        self,
-        date: str | None,
-        retry_after: float | None = None,
-        rate_limit: RateLimit | None = None,
-    ) -> Self:
-        """Note what the headers of the answer said: `Date`, for `age`, and the limits.
-
-        They are no part of what the snapshot equals.
-        """
-        if date is not None:
-            vars(self)["_date"] = date
-        object.__setattr__(self, "_retry_after", retry_after)
-        object.__setattr__(self, "_rate_limit", rate_limit)
-        return self
-
     @property
     def is_terminal(self) -> bool:
         """Whether it has ended: `completed` or `failed`. An unknown state has not."""
@@ -251,6 +235,31 @@ class GenerationLike(Protocol):
     def state(self) -> str:
         """Its state."""
         ...
+
+
+def note_answer(
+    generation: Generation,
+    *,
+    date: str | None = None,
+    retry_after: float | None = None,
+    rate_limit: RateLimit | None = None,
+) -> Generation:
+    """Keep what the headers of the answer say of a snapshot; it is no part of what it equals.
+
+    Args:
+        generation: The snapshot.
+        date: The `Date` of the answer, for `Generation.age`.
+        retry_after: Seconds of its `Retry-After`, for `snapshot_retry_after`.
+        rate_limit: Of its `X-RateLimit-` headers, for `snapshot_rate_limit`.
+
+    Returns:
+        The same snapshot.
+    """
+    if date is not None:
+        vars(generation)["_date"] = date
+    object.__setattr__(generation, "_retry_after", retry_after)
+    object.__setattr__(generation, "_rate_limit", rate_limit)
+    return generation
 
 
 def snapshot_retry_after(generation: Generation) -> float | None:

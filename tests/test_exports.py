@@ -29,14 +29,24 @@ def test_every_public_name_is_documented(name: str) -> None:
     assert name == "__version__" or getattr(luma_poll, name).__doc__
 
 
-BASE = ["_version", "_redaction", "errors", "models", "_event_loops", "_arguments", "_translation"]
-"""What everything may import: each of these only those before it."""
+BASE = [
+    "_version",
+    "_parameters",
+    "_redaction",
+    "errors",
+    "models",
+    "_event_loops",
+    "_arguments",
+    "_translation",
+]
+"""The modules that everything may import: each of these only those before it."""
 
 ABOVE = {
     "_downloads": [],
     "_client": ["_downloads"],
     "_polling": [],
     "_running": ["_polling"],
+    "typing": ["_polling", "_running"],
     "problems": [],
     "_callers": [],
     "fastapi": ["_callers", "_client", "_polling", "_running", "problems"],

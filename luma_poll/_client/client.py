@@ -6,13 +6,20 @@ import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import EllipsisType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from uuid import UUID
 
 import httpx
 
-from luma_poll._arguments import check_base_url, check_positive, check_retries, check_token
+from luma_poll._arguments import (
+    USE_DEFAULT,
+    UseDefault,
+    check_base_url,
+    check_positive,
+    check_retries,
+    check_token,
+)
 from luma_poll._client.connections import Connections
 from luma_poll._client.generations import Generations
 from luma_poll._client.session import Session
@@ -102,20 +109,28 @@ class LumaClient:
             await self._connections.aclose()
 
     def with_options(
-        self, *, timeout: float | EllipsisType | None = ..., max_retries: int | None = None
+        self,
+        *,
+        timeout: float | UseDefault | None = USE_DEFAULT,
+        max_retries: int | None = None,
     ) -> LumaClient:
         """A view of this client with other options, which never closes the shared connections.
 
         Args:
-            timeout: Seconds that one whole request may take; None for no limit.
-            max_retries: How often a request is repeated after a transient failure.
+            timeout: Seconds that one whole request may take; None for no limit; by default that
+                of this client.
+            max_retries: How often a request is repeated after a transient failure; by default as
+                often as by this client.
+
+        Returns:
+            The view. Closing it, or leaving it as a context manager, closes nothing.
 
         Raises:
             ConfigurationError: An argument is unusable.
         """
         view = copy.copy(self)
         view._is_view = True
-        if timeout is not ...:
+        if timeout is not USE_DEFAULT:
             view._timeout = check_positive("timeout", timeout)
         if max_retries is not None:
             view._max_retries = check_retries(max_retries)

@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Self
+from typing import Self, Unpack
 from urllib.parse import quote
 from uuid import UUID
 
@@ -15,6 +15,7 @@ import anyio
 
 from luma_poll._arguments import check_generation_id, check_prompt
 from luma_poll._client.session import Session
+from luma_poll._parameters import CreateParams
 from luma_poll.errors import APIError, APIStatusError, ConfigurationError
 from luma_poll.models import Generation
 
@@ -54,7 +55,7 @@ class Generations:
         request = partial(self._session.request, "GET", path, generation_id=generation_id)
         return await self._retried(request, _may_be_retried)
 
-    async def create(self, /, prompt: str, **params: Any) -> Generation:
+    async def create(self, /, prompt: str, **params: Unpack[CreateParams]) -> Generation:
         """Submit a generation; the answer is its first snapshot, with its id.
 
         It is repeated only where the API cannot have accepted it: no connection, or 429. After
@@ -63,8 +64,12 @@ class Generations:
 
         Args:
             prompt: What to make.
-            params: The API's other parameters, such as `model`, `type`, `aspect_ratio`, `source`
-                and `video`, sent as they are. None means "not given".
+            params: The API's other parameters, sent as they are; None means "not given". They are
+                listed in `luma_poll.typing.CreateParams`. A newer one is sent too; type checkers
+                accept it in `**newer`, where `newer: dict[str, Any] = {...}`.
+
+        Returns:
+            The first snapshot, usually `queued`.
 
         Raises:
             ConfigurationError: The prompt is empty, or a parameter is not JSON; nothing was sent.

@@ -12,7 +12,7 @@ from luma_poll._client.connections import Connections
 from luma_poll._translation import rate_limit, retry_after, status_error, translate_error
 from luma_poll._version import __version__
 from luma_poll.errors import APITimeoutError
-from luma_poll.models import Generation, read_generation
+from luma_poll.models import Generation, note_answer, read_generation
 
 
 class Session:
@@ -90,5 +90,9 @@ class Session:
                 answer, generation_id, secrets=[self._token], base_url=self._base_url
             )
         snapshot = read_generation(answer.content, generation_id)
-        headers = answer.headers
-        return snapshot.answered_at(headers.get("Date"), retry_after(headers), rate_limit(headers))
+        return note_answer(
+            snapshot,
+            date=answer.headers.get("Date"),
+            retry_after=retry_after(answer.headers),
+            rate_limit=rate_limit(answer.headers),
+        )

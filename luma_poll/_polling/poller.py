@@ -13,7 +13,6 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from inspect import iscoroutinefunction
-from types import EllipsisType
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
@@ -21,6 +20,8 @@ from pydantic import BaseModel
 
 from luma_poll._arguments import (
     MAX_ID_LENGTH,
+    USE_DEFAULT,
+    UseDefault,
     check_count,
     check_generation_id,
     check_positive,
@@ -93,7 +94,7 @@ class Poller:
         timeout: float | None = TIMEOUT,
         max_in_flight: int | None = 64,
         max_rate: float | None = MAX_RATE,
-        on_poll: Callable[[PollEvent], object] | None = None,
+        on_poll: Callable[[PollEvent], None] | None = None,
     ) -> None:
         if not callable(getattr(getattr(client, "generations", None), "get", None)):
             raise ConfigurationError(f"{type(client).__name__} has no generations.get")
@@ -126,7 +127,7 @@ class Poller:
         self,
         generation: AnyGeneration,
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
     ) -> list[GenerationOutput]:
         """Poll until the generation has ended, and return its outputs.
 
@@ -150,7 +151,7 @@ class Poller:
         self,
         generations: Iterable[AnyGeneration] | AsyncIterable[AnyGeneration],
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
         limit: int | None = 1000,
     ) -> AbstractAsyncContextManager[AsyncIterator[PollResult]]:
         """Wait for many generations, and yield a result for each as it ends.
@@ -186,7 +187,7 @@ class Poller:
         self,
         generations: Iterable[AnyGeneration] | AsyncIterable[AnyGeneration],
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
         limit: int | None = 1000,
     ) -> list[PollResult]:
         """Wait for many generations, and return a result for each, in the order given.
@@ -215,7 +216,7 @@ class Poller:
         return await run_in_order(wait, generations, limit)
 
     def _waiter(
-        self, generations: object, timeout: float | EllipsisType | None, limit: object
+        self, generations: object, timeout: float | UseDefault | None, limit: object
     ) -> Callable[[AnyGeneration], Awaitable[PollResult]]:
         """Check the arguments of a batch; returns the function that waits for one of them."""
         if isinstance(generations, (str, bytes, BaseModel)) or not isinstance(
@@ -250,7 +251,7 @@ class Poller:
         self,
         generation: AnyGeneration,
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
     ) -> AsyncGenerator[Generation]:
         """Poll until the generation has ended; yield the first snapshot and every change of state.
 
@@ -304,7 +305,7 @@ class Poller:
         yield last
 
     def __repr__(self) -> str:
-        return f"Poller(generations={len(self._streams)})"
+        return f"Poller({self._streams.summary()})"
 
 
 def _name_of(generation: object) -> str:

@@ -15,14 +15,14 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from inspect import iscoroutinefunction
 from itertools import count
-from types import EllipsisType
-from typing import Any
+from typing import Any, Unpack
 
 import anyio
 import anyio.lowlevel
 
-from luma_poll._arguments import check_count, check_timeout, shown
+from luma_poll._arguments import USE_DEFAULT, UseDefault, check_count, check_timeout, shown
 from luma_poll._event_loops import LoopGuard
+from luma_poll._parameters import CreateParams
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.alarm import Alarm
 from luma_poll._polling.batch import iterate, run_each, run_in_order
@@ -137,9 +137,9 @@ class Runner:
         self,
         prompt: str,
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
         key: str | None = None,
-        **params: Any,
+        **params: Unpack[CreateParams],
     ) -> Generation:
         """Submit a generation when there is room for it, and wait for its end.
 
@@ -168,7 +168,7 @@ class Runner:
             ConfigurationError: An argument is unusable; nothing was sent.
         """
         seconds = check_timeout(timeout, self._poller.timeout)
-        extras = params if key is None else {**params, "key": key}
+        extras: dict[str, Any] = {**params} if key is None else {**params, "key": key}
         result = await self._result({"prompt": prompt, **extras} if extras else prompt, seconds)
         if result.error is not None:
             raise result.error
@@ -179,7 +179,7 @@ class Runner:
         self,
         requests: Iterable[AnyRequest] | AsyncIterable[AnyRequest],
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
     ) -> AbstractAsyncContextManager[AsyncIterator[RunResult]]:
         """Run many requests, and yield a result for each as it ends.
 
@@ -211,7 +211,7 @@ class Runner:
         self,
         requests: Iterable[AnyRequest] | AsyncIterable[AnyRequest],
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
     ) -> list[RunResult]:
         """Run many requests, and return a result for each, in the order given.
 
@@ -235,7 +235,7 @@ class Runner:
         batch = self._batch(requests, timeout)
         return await run_in_order(batch.run, batch.take(requests), limit=None)
 
-    def _batch(self, requests: object, timeout: float | EllipsisType | None) -> _Batch:
+    def _batch(self, requests: object, timeout: float | UseDefault | None) -> _Batch:
         if isinstance(requests, (str, bytes, Mapping)) or not isinstance(
             requests, (Iterable, AsyncIterable)
         ):

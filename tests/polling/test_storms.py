@@ -60,7 +60,7 @@ def test_a_storm_of_deadlines(backend: str, base_url: str) -> None:
                     tasks.start_soon(wait_in_vain, number)
             assert sorted(timed_out) == sorted(ids)
             assert all(connection.is_idle() for connection in connections(client))
-            assert repr(poller) == "Poller(generations=0)"
+            assert repr(poller).endswith("generations=0)")
             assert (await client.generations.create("another fox")).state == "queued"
         assert connections(client) == []
 
@@ -88,7 +88,7 @@ def test_a_task_group_is_torn_down(backend: str, base_url: str) -> None:
             with pytest.raises(ExceptionGroup) as caught:
                 await app()
             assert len(caught.value.exceptions) == 1
-            assert repr(poller) == "Poller(generations=0)"
+            assert repr(poller).endswith("generations=0)")
             assert all(connection.is_idle() for connection in connections(client))
             assert (await client.generations.create("another fox")).state == "queued"
 

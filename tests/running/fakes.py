@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 
 from luma_poll import Generation, RateLimitError
-from luma_poll.models import RateLimit
+from luma_poll.models import RateLimit, note_answer
 from tests.fakes import OUTPUT
 
 
@@ -74,7 +74,7 @@ class FakeAccount:
         if not self.headers:
             return generation
         left = self.per_minute - self.last_minute(now)
-        return generation.answered_at(None, None, RateLimit(self.per_minute, left))
+        return note_answer(generation, rate_limit=RateLimit(self.per_minute, left))
 
     def _answer(self, params: dict[str, Any], now: float) -> dict[str, Any]:
         ending = self.answers.pop(0) if self.answers else {}
