@@ -78,6 +78,16 @@ def translate_error(
     return None
 
 
+def warn_if_accepted(error: APIError) -> None:
+    """Add a note to the error of a submission that the API may have accepted all the same."""
+    note = (
+        "It is not known whether the generation was accepted: it may be running and be billed. "
+        "Look at the usage of the account before you submit it again."
+    )
+    if error.may_have_been_accepted and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
 def _certificate_error(
     error: ssl.SSLCertVerificationError, generation_id: str | None
 ) -> APIConnectionError:

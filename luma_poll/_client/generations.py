@@ -16,6 +16,7 @@ import anyio
 from luma_poll._arguments import check_generation_id, check_prompt
 from luma_poll._client.session import Session
 from luma_poll._parameters import CreateParams
+from luma_poll._translation import warn_if_accepted
 from luma_poll.errors import APIError, APIStatusError, ConfigurationError
 from luma_poll.models import Generation
 
@@ -87,11 +88,7 @@ class Generations:
         try:
             return await self._retried(request, _may_be_submitted_again)
         except APIError as error:
-            if error.may_have_been_accepted:
-                error.add_note(
-                    "It is not known whether the generation was accepted: it may be running and "
-                    "be billed. Look at the usage of the account before you submit it again."
-                )
+            warn_if_accepted(error)
             raise
 
     async def _retried(

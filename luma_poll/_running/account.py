@@ -56,6 +56,7 @@ class Account:
         self._limit: int | None = None  # of the whole account, as a refusal named it
         self._allowed = 0  # units of ours that were seen to run at once
         self._extra = 1  # units beyond that may be in flight
+        self._stale = 0  # submissions in flight from before the last refusal: they prove little
         self._probe_at = -math.inf
         self._probe_interval = FIRST_PROBE
         self._quiet_until = -math.inf
@@ -93,7 +94,7 @@ class Account:
             return math.inf
         weight, in_flight = self.weight(kind), self._units(self._in_flight)
         total = self._units(self._running) + in_flight + weight
-        earliest = max(self._quiet_until, self._window.room_at(weight + in_flight))
+        earliest = max(self._quiet_until, self._window.room_at(weight, in_flight))
         if total <= self._allowed:
             return earliest
         if self.in_flight and total > self._allowed + self._extra:
@@ -106,8 +107,8 @@ class Account:
 
     def accept(self, kind: Kind, now: float, rate_limit: RateLimit | None = None) -> None:
         """Note that it was accepted."""
-        alone = self.in_flight == 1
-        self._in_flight[kind] -= 1
+        alone, is_stale = self.in_flight == 1, self._stale > 0
+        self._settle(kind)
         self._running[kind] += 1
         self._submissions_left -= 1
         self._failures = 0
@@ -118,15 +119,17 @@ class Account:
         units = self._units(self._running)
         if units > self._allowed:
             self._allowed = units
-            self._extra += self.weight(kind)
-            self._probe_interval = FIRST_PROBE
+            if not is_stale:
+                self._extra += self.weight(kind)
+                self._probe_interval = FIRST_PROBE
 
     def refuse(self, kind: Kind, now: float, error: APIStatusError) -> None:
         """Note that it was refused with a 429."""
-        self._in_flight[kind] -= 1
+        self._settle(kind)
         self._failures = 0
         if not is_full(error):
             self._quiet_until = max(self._quiet_until, now + (error.retry_after or 1.0))
+            self._window.refuse(now)
             return
         self._learn(kind, error.detail or "")
         running = self._units(self._running)
@@ -138,7 +141,7 @@ class Account:
             # Others share the account, or it named no limit: what runs is what fits.
             self._allowed, interval = running, self._probe_interval
             self._probe_interval = min(2 * self._probe_interval, LAST_PROBE)
-        self._extra = 1
+        self._extra, self._stale = 1, self.in_flight
         wanted = LAST_PROBE if error.retry_after is None else error.retry_after
         self._probe_at = now + min(wanted, interval)
 
@@ -148,7 +151,7 @@ class Account:
 
     def fail(self, kind: Kind, now: float, *, unreachable: bool = False) -> None:
         """Note that it was not accepted, for another reason; if unreachable, all pause a while."""
-        self._in_flight[kind] -= 1
+        self._settle(kind)
         self._failures = self._failures + 1 if unreachable else 0
         if unreachable:
             pause = min(0.25 * 2.0 ** min(self._failures, 10), 5.0)
@@ -156,7 +159,7 @@ class Account:
 
     def lose(self, kind: Kind) -> None:
         """Note that it is not known whether it was accepted: it may be running."""
-        self._in_flight[kind] -= 1
+        self._settle(kind)
         self._submissions_left -= 1
         self._occupy(kind)
 
@@ -173,6 +176,10 @@ class Account:
         """Begin again with nothing running, and with what was learned of weights."""
         self._running.clear()
         self._in_flight.clear()
+
+    def _settle(self, kind: Kind) -> None:
+        self._in_flight[kind] -= 1
+        self._stale = max(0, self._stale - 1)
 
     def _occupy(self, kind: Kind) -> None:
         self._allowed = max(0, self._allowed - self.weight(kind))
@@ -194,6 +201,9 @@ class _Window:
     def __init__(self) -> None:
         self._remaining: int | None = None
         self._answered = -math.inf
+        self._share: int | None = None  # units of ours that were in it when it was full
+        self._refused = -math.inf
+        self._may_ask = False  # once, when the time comes that a refusal named
         self._recent = deque[tuple[float, int]]()  # ours: when they leave the window, and weights
 
     def accept(self, now: float, weight: int, rate_limit: RateLimit | None) -> int | None:
@@ -202,25 +212,40 @@ class _Window:
             self._recent.popleft()
         before, none_left = self._remaining, self._left_by(now) == 0
         self._recent.append((now + WINDOW, weight))
-        self._answered = now
+        self._answered, self._may_ask = now, False
         self._remaining = None if rate_limit is None else rate_limit.remaining
         if before is None or self._remaining is None or not none_left:
             return None
         fall = before - self._remaining
         return fall if fall > 0 else None
 
-    def room_at(self, weight: int) -> float:
+    def room_at(self, weight: int, in_flight: int) -> float:
         """When there is room for so many units; -inf where that is not known, or there is."""
-        if self._remaining is None:
+        if self._may_ask and not in_flight:
             return -math.inf
-        room = self._remaining
+        weight += in_flight
+        in_it = [(leaves, units) for leaves, units in self._recent if leaves > self._answered]
+        room = self._room(sum(units for _, units in in_it))
         if room >= weight:
             return -math.inf
-        for leaves, units in self._recent:
-            room += units if leaves > self._answered else 0
+        for leaves, units in in_it:
+            room += units
             if room >= weight:
                 return leaves
         return -math.inf  # others fill it: a refusal says until when
+
+    def refuse(self, now: float) -> None:
+        """Note that it was full."""
+        self._refused, self._may_ask = now, True
+        self._share = sum(units for leaves, units in self._recent if leaves > now)
+
+    def _room(self, used: int) -> float:
+        if self._remaining is not None:
+            return self._remaining
+        if self._share is None:
+            return math.inf
+        # What is learned from a refusal is forgotten slowly: one more is tried after each minute.
+        return self._share + max(0.0, self._answered - self._refused) // WINDOW - used
 
     def _left_by(self, now: float) -> int:
         """Units of ours that have left the window since the last answer."""

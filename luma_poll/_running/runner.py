@@ -39,7 +39,7 @@ from luma_poll._running.resubmission import (
     pause_before_next,
 )
 from luma_poll._running.results import RunResult
-from luma_poll._translation import translate_error
+from luma_poll._translation import translate_error, warn_if_accepted
 from luma_poll.errors import APIError, ConfigurationError, GenerationError, RateLimitError
 from luma_poll.models import Generation, as_generation, snapshot_rate_limit
 
@@ -270,30 +270,37 @@ class Runner:
             self._queue = SubmissionQueue(self._account)
         failure: GenerationError | None = None
         for attempt in count(1):
-            # The deadline is over all attempts: when it comes, the last failure is the result.
-            with anyio.CancelScope(deadline=_or_inf(run.deadline)):
-                if failure is not None:
-                    await anyio.sleep(pause_before_next(failure, attempt - 1))
-                await self._queue.acquire(run.place, request.kind)
-                failure = None
-            if failure is not None:
-                break
-            run.on_turn()
             generation = await self._submit(run, request)
+            if generation is None:
+                break
             try:
                 return await self._wait(run, request, generation)
             except GenerationError as error:
-                if not may_submit_again(error, attempt, self._max_attempts):
+                pause = pause_before_next(error, attempt)
+                late = anyio.current_time() + pause >= _or_inf(run.deadline)
+                if late or not may_submit_again(error, attempt, self._max_attempts):
                     raise
                 failure = error
-                self._report(run, "failed", error)
-        assert failure is not None
+            self._report(run, "failed", failure)
+            await anyio.sleep(pause)
+        assert failure is not None, "there is no deadline before the first submission"
         raise failure
 
-    async def _submit(self, run: _Run, request: Request) -> Generation:
-        """Submit it, in the turn that it has; where it was refused, again in its next turn."""
-        first_try = anyio.current_time()
+    async def _submit(self, run: _Run, request: Request) -> Generation | None:
+        """Submit it in its turn, and where it was refused, in its next one.
+
+        Returns:
+            Its first snapshot; None if the deadline, which is over all attempts, came before.
+        """
+        give_up_at: float | None = None
         while True:
+            with anyio.CancelScope(deadline=_or_inf(run.deadline)) as waiting:
+                await self._queue.acquire(run.place, request.kind)
+            if waiting.cancelled_caught:
+                return None
+            run.on_turn()
+            if give_up_at is None:
+                give_up_at = anyio.current_time() + _or_inf(run.seconds)
             self._report(run, "submitting")
             answer = await self._post(run, request)
             self._queue.wake()
@@ -301,16 +308,13 @@ class Runner:
                 return answer
             if is_refusal(answer) and not self._account.cannot_fit(request.kind):
                 self._report(run, "refused", answer)
-            elif may_try_again(answer):
-                if anyio.current_time() - first_try >= _or_inf(run.seconds):
-                    raise answer
+            elif may_try_again(answer) and anyio.current_time() < give_up_at:
                 run.place = next(self._numbers)  # behind the others: each of them may as well try
                 self._report(run, "unreachable", answer)
             else:
                 if ends_all(answer):
                     self._queue.stop(answer)
                 raise answer
-            await self._queue.acquire(run.place, request.kind)
 
     async def _post(self, run: _Run, request: Request) -> Generation | APIError:
         """Send one submission to its end, whoever cancels it: the answer has an id, or a bill.
@@ -343,6 +347,7 @@ class Runner:
                 raise
             if translated is not error:
                 translated.__cause__ = error.with_traceback(None)
+            warn_if_accepted(translated)
             return translated.with_traceback(None)
 
     def _take(self, run: _Run, request: Request, answer: Generation | APIError | None) -> None:

@@ -382,7 +382,7 @@ def test_create_says_what_the_api_refuses(cli: Cli) -> None:
         (["wait", "."], "Error: '.' is not a generation id"),
         (["wait", "-"], "Error: there is no id on standard input"),
         (["get", " "], "Error: ' ' is not a generation id"),
-        (["create", " "], "Error: prompt must be a text"),
+        (["create", " "], "Error: prompt must be a string"),
         (["wait", ID, "--timeout", "0"], "0 is not above 0"),
         (["watch", ID, "--timeout", "nan"], "nan is not above 0"),
         (["wait", ID, "--timeout", "soon"], "Invalid value for '--timeout'"),
