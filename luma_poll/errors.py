@@ -15,6 +15,7 @@
     │   ├── OutputNotFoundError · ImageTooLargeError · UnsupportedFormatError
     │   └── CorruptInputError · InvalidRequestError · GenerationRateLimitedError
     ├── DownloadError
+    ├── JournalError
     ├── SubmissionLimitError
     ├── SubmissionUnknownError
     └── PollTimeoutError (also a TimeoutError)
@@ -338,6 +339,13 @@ class DownloadError(LumaError):
 
 class SubmissionLimitError(LumaError):
     """`max_submissions` of a `Runner` is reached; nothing was sent for this request."""
+
+
+class JournalError(LumaError):
+    """A journal cannot be read or written, for example because the disk is full.
+
+    For a request that was to be submitted: nothing was sent.
+    """
 
 
 class SubmissionUnknownError(LumaError):

@@ -163,6 +163,11 @@ class Account:
         self._submissions_left -= 1
         self._occupy(kind)
 
+    def adopt(self, kind: Kind) -> None:
+        """Note that a generation runs that an earlier process submitted."""
+        self._running[kind] += 1
+        self._allowed = max(self._allowed, self._units(self._running))
+
     def end(self, kind: Kind) -> None:
         """Note that a generation has ended."""
         self._running[kind] -= 1
