@@ -24,10 +24,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenacity import RetryCallState
 
 from luma_poll._polling.schedules import DEFAULT_WAIT
-from luma_poll.sandbox import jobs, limits, media, storage
+from luma_poll.sandbox import jobs, limits, presigning, storage
 from luma_poll.sandbox.clock import SandboxClock
 from luma_poll.sandbox.faults import MISBEHAVE, Faults, Misbehave
-from luma_poll.sandbox.jobs import Job, Script, parse_script
+from luma_poll.sandbox.jobs import Job
+from luma_poll.sandbox.scripts import Script, parse_script
 from luma_poll.sandbox.server import serve_app
 from luma_poll.sandbox.submission import RefusedError, Submission, parse_submission
 
@@ -243,23 +244,21 @@ class Sandbox:
         query = request.query_params.multi_items()
         if query and "Authorization" in request.headers:
             return _answer_xml(400, "InvalidArgument", "Only one auth mechanism allowed")
-        if not media.is_genuine(self._signing_key, request.method, path, query):
+        if not presigning.is_genuine(self._signing_key, request.method, path, query):
             message = "The request signature we calculated does not match the one you provided."
             return _answer_xml(403, "SignatureDoesNotMatch", message)
-        if self._clock.timestamp(self._clock.now()) >= media.expiry_time(query):
+        if self._clock.timestamp(self._clock.now()) >= presigning.expiry_time(query):
             return _answer_xml(403, "AccessDenied", "Request has expired")
         job = self._jobs[request.path_params["id"]]
         return self._answer_blob(storage.Blob(path, job.script.size), request)
 
     def _answer_blob(self, blob: storage.Blob, request: Request) -> Response:
-        fault, misbehave = self._storage_faults.draw(), _misbehave(request)
-        cut = fault is not None and fault.startswith("cut-")
-        if fault is None or (cut and misbehave is None):
-            return storage.answer(blob, request, None)
-        self._storage_faults.served[fault] += 1
-        answer = storage.refusal(fault) or storage.answer(blob, request, fault)
-        if cut and misbehave is not None:
-            misbehave(fault, int(answer.headers.get("Content-Length", 0)) // 2)
+        misbehave = _misbehave(request)
+        fault = self._storage_faults.take(misbehave is not None)
+        replacement = fault and fault.response()
+        answer = replacement or storage.answer(blob, request, fault)
+        if fault is not None and fault.ending and misbehave is not None:
+            misbehave(storage.cut_in_the_middle(fault, answer))
         return answer
 
     def _authenticate(self, request: Request) -> str:
@@ -327,7 +326,7 @@ class Sandbox:
 
     def _sign_url(self, request: Request, job_id: str, index: int, now: float) -> str:
         path = _storage_path(job_id, index)
-        query = media.presign(
+        query = presigning.presign(
             self._signing_key,
             path,
             timestamp=self._clock.timestamp(now),
