@@ -81,12 +81,14 @@ MISBEHAVE: Final = "luma_poll.sandbox.misbehave"
 
 
 class Faults:
-    """Draws faults.
+    """Faults drawn at random.
 
     Args:
-        faults: The share of the answers that is replaced, by all kinds alike; or the share of
-            each kind.
+        faults: The share of answers to replace, divided equally among all kinds; or the share
+            of each kind.
         seed: The same seed draws the same faults.
+        kinds: The faults to choose from, by name.
+        name: The name of the argument in error messages.
 
     Raises:
         ValueError: A share is not from 0 to 1, their sum is above 1, or a kind is unknown.
@@ -111,7 +113,7 @@ class Faults:
         self.served: Counter[str] = Counter()
 
     async def spoil(self, answer: Response, misbehave: Misbehave | None) -> Response:
-        """The answer, or what the client gets in its place."""
+        """The answer, or the fault that replaces it."""
         fault = self.take(misbehave is not None)
         if fault is None:
             return answer

@@ -29,7 +29,7 @@ OTHER_FAILURE_REASON = "Generation failed"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A generation that the sandbox simulates; its state follows from the time alone.
+    """A simulated generation; its state is a function of time.
 
     Attributes:
         id: A UUID.
@@ -38,7 +38,7 @@ class Job:
         type: For example `image`.
         created: The moment of its submission, in seconds of the sandbox's clock.
         duration: Seconds from submission to the end.
-        script: What its prompt asked for.
+        script: The tokens in its prompt.
     """
 
     id: str
@@ -73,7 +73,7 @@ def failure_at(job: Job, now: float) -> tuple[str, str] | tuple[None, None]:
 
 
 def outputs_at(job: Job, now: float) -> list[dict[str, Any]]:
-    """The job's outputs at the moment `now`, still without their URLs."""
+    """The job's outputs at the moment `now`, without their URLs."""
     if job.script.fail or not is_reached(job.ends, now):
         return []
     if job.type == "layering":
@@ -95,12 +95,12 @@ def _layer(index: int, count: int) -> dict[str, Any]:
 
 
 def draw_duration(random: Random, model: str) -> float:
-    """Seconds that a generation by `model` takes, as far as timings are published."""
+    """A random duration in seconds, from the published timings of `model`."""
     return random.lognormvariate(math.log(MEDIAN_DURATIONS[model]), DURATION_SPREAD)
 
 
 def choose_duration(script: Script, drawn: float) -> float:
-    """Seconds that a job takes: what its script says, otherwise what was drawn for it."""
+    """Seconds that a job takes: as scripted, otherwise as drawn."""
     if script.duration is not None:
         return script.duration
     return drawn * MODERATED_SHARE if script.fail == "content_moderated" else drawn

@@ -9,7 +9,7 @@ CELL = 8  # pixels, both ways
 
 
 def make_png(name: str) -> bytes:
-    """A pattern of 64x64 pixels that is the same for the same name, and mirrored like a face."""
+    """A symmetric pattern of 64x64 pixels; the same name gives the same picture."""
     digest = sha256(name.encode()).digest()
     ink, paper = digest[:3], bytes(255 - value // 4 for value in digest[3:6])
     rows = [_draw_row(bits, ink, paper) for bits in digest[6 : 6 + SIZE // CELL]]

@@ -13,10 +13,10 @@ Query = Iterable[tuple[str, str]]
 
 
 def presign(key: bytes, path: str, *, timestamp: float, expires: int, nonce: int) -> str:
-    """The query that lets anybody GET `path`, from the Unix time `timestamp` for some seconds.
+    """The query that lets anybody GET `path`, for `expires` seconds from the Unix time `timestamp`.
 
-    The fields are those of an S3 URL. The signature is simpler, and `nonce` makes it differ
-    between two URLs of the same second.
+    The fields are those of an S3 URL; the signature is simpler. `nonce` makes two URLs of the same
+    second differ.
     """
     date = strftime(DATE_FORMAT, gmtime(timestamp))
     fields = {
@@ -31,7 +31,7 @@ def presign(key: bytes, path: str, *, timestamp: float, expires: int, nonce: int
 
 
 def is_genuine(key: bytes, method: str, path: str, query: Query) -> bool:
-    """Whether `presign` made this query for this path, and for requests of this method."""
+    """True if `presign` made this query for this method and path."""
     fields = [(name, value) for name, value in query if name != "X-Amz-Signature"]
     given = [value for name, value in query if name == "X-Amz-Signature"]
     signature = _sign(key, method, path, fields)

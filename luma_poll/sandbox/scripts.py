@@ -13,14 +13,14 @@ TOKEN_PREFIX = "sandbox:"
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What the tokens in a prompt ask for.
+    """A generation as the tokens in its prompt ask for it.
 
     Attributes:
-        fail: The failure code to end with; None ends in `completed`.
-        duration: Seconds from submission to the end, before `speed`; None draws them.
-        outputs: How many outputs there are; None leaves it to the type.
-        size: How many bytes each output has; None for a small PNG as it is.
-        state: The state between `queued` and the end.
+        fail: The failure code it ends with; None: it completes.
+        duration: Seconds from submission to the end, before `speed`; None: drawn at random.
+        outputs: How many outputs it has; None: as many as its type has.
+        size: Bytes of each output; None: just the small PNG.
+        state: The state it shows between `queued` and the end.
     """
 
     fail: str | None = None
@@ -34,7 +34,7 @@ def parse_script(prompt: str) -> Script:
     """Read the tokens in a prompt: words such as `sandbox:duration=3`.
 
     Raises:
-        ValueError: A token is unknown or malformed; the message says what it should be.
+        ValueError: A token is unknown or malformed; the message says how to write it.
     """
     words = (word.removeprefix(TOKEN_PREFIX) for word in prompt.split() if _is_token(word))
     return Script(**dict(_parse_token(word) for word in words))
