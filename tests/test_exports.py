@@ -90,7 +90,7 @@ WINGS = {
         "presigning",
         "faults",
         "bad_socket",
-        "limits",
+        "account",
         "storage",
         "scripts",
         "jobs",
