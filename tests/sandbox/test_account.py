@@ -1,6 +1,7 @@
 """The simulated account: its two limits in units, its refusals, and the record of it all."""
 
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import anyio
@@ -26,6 +27,56 @@ def remaining(response: httpx.Response) -> int:
 def rounded(record: SubmissionRecord) -> SubmissionRecord:
     ends = None if record.ends is None else round(record.ends, 6)
     return replace(record, at=round(record.at, 6), ends=ends)
+
+
+@pytest.mark.anyio
+async def test_rate_limit() -> None:
+    """The window of 60 seconds slides, polling is free, and Retry-After is when to try again."""
+    async with connect(Sandbox(requests_per_minute=2)) as client:
+        first = await submit(client)
+        await anyio.sleep(20.5)
+        await submit(client)
+        for _ in range(10):
+            await get(client, first)
+        refused = await client.post("/generations", json={"prompt": "A cat"})
+        assert refused.status_code == 429
+        assert refused.json() == {"detail": "Rate limit exceeded"}
+        assert refused.headers["Retry-After"] == "40"
+        assert refused.headers["X-RateLimit-Limit"] == "2"
+        assert refused.headers["X-RateLimit-Remaining"] == "0"
+        sent = parsedate_to_datetime(refused.headers["Date"]).timestamp()
+        assert int(refused.headers["X-RateLimit-Reset"]) - sent in (40, 41)
+
+        await anyio.sleep(39.4)
+        refused = await client.post("/generations", json={"prompt": "A cat"})
+        assert refused.headers["Retry-After"] == "1"
+        await anyio.sleep(0.1)
+        response = await client.post("/generations", json={"prompt": "A cat"})
+        assert response.status_code == 201
+        assert response.headers["X-RateLimit-Remaining"] == "0"
+
+
+@pytest.mark.anyio
+async def test_concurrency_limit() -> None:
+    """Unfinished jobs are counted per client, and only a finished one frees its slot."""
+    sandbox = Sandbox(max_concurrent=2)
+    async with connect(sandbox) as client, connect(sandbox, "luma-api-other") as other:
+        for seconds in (4, 3):
+            await submit(client, f"sandbox:duration={seconds}")
+        refused = await client.post("/generations", json={"prompt": "A cat"})
+        assert refused.status_code == 429
+        assert refused.json() == {"detail": "Concurrent generation limit reached (2)"}
+        assert refused.headers["Retry-After"] == "60"
+        assert not [name for name in refused.headers if name.startswith("x-ratelimit")]
+        await submit(other)
+
+        await anyio.sleep(3)
+        await submit(client, "sandbox:duration=90000")
+        refused = await client.post("/generations", json={"prompt": "A cat"})
+        assert refused.status_code == 429
+        await anyio.sleep(3600)
+        for _ in range(2):  # the endless one does not count after an hour
+            await submit(client, "sandbox:duration=1")
 
 
 @pytest.mark.anyio
