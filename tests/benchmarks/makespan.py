@@ -12,8 +12,10 @@ run, and "endless" is the semaphore with endless retries in place of the SDK's t
 "two", two of a kind share the account and the batch. Lost is a prompt that was not completed.
 
 Every request takes 0.1 s. "late" is the mean time from the end of a generation to the answer that
-reports it, and "unseen" what these times cost of the makespan, if each slot was needed: the units
-that ended and were not yet known to have ended, over the account's slots and the ideal.
+reports it. "unseen" and "idle" are shares of the account's slots: those whose generation had ended
+and was not yet known to have, and all that stood empty until the last submission, those that the
+ideal leaves empty subtracted. What is idle and not unseen waited for a refusal to pass, or was
+not known to be free.
 
     python -m tests.benchmarks.makespan
     python -m tests.benchmarks.makespan --solution gather --account 10/30 --seeds 10 --json
@@ -21,6 +23,7 @@ that ended and were not yet known to have ended, over the account's slots and th
 
 import argparse
 import json
+import math
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
@@ -83,6 +86,7 @@ class Outcome:
     polls: float
     late: float
     unseen: float
+    idle: float
 
 
 def make_requests(mixed: bool, seed: int, count: int) -> list[Request]:
@@ -97,9 +101,19 @@ def make_requests(mixed: bool, seed: int, count: int) -> list[Request]:
     return requests
 
 
-def ideal_makespan(requests: Sequence[Request], account: AccountLimits) -> float:
-    """When the last one ends, if each is submitted in order as soon as both limits allow it."""
-    now = last = 0.0
+@dataclass(frozen=True)
+class Run:
+    """A generation on the account, in seconds since the start of the batch."""
+
+    begins: float
+    ends: float
+    units: int
+
+
+def ideal_runs(requests: Sequence[Request], account: AccountLimits) -> list[Run]:
+    """Each request submitted in order, as soon as both limits allow it."""
+    now = 0.0
+    runs = []
     running: list[tuple[float, int]] = []  # a heap of ends and units
     window: deque[tuple[float, int]] = deque()
     slots, rate = account["max_concurrent"], account["requests_per_minute"]
@@ -110,8 +124,15 @@ def ideal_makespan(requests: Sequence[Request], account: AccountLimits) -> float
             now = max(now, window.popleft()[0] + WINDOW)
         heappush(running, (now + request.duration, request.units))
         window.append((now, request.units))
-        last = max(last, now + request.duration)
-    return last
+        runs.append(Run(now, now + request.duration, request.units))
+    return runs
+
+
+def idle_share(runs: Sequence[Run], slots: int) -> float:
+    """The share of the account's slots not in use, until the last submission."""
+    last = max(run.begins for run in runs)
+    used = sum((min(run.ends, last) - run.begins) * run.units for run in runs)
+    return 1 - used / (slots * last)
 
 
 def _units(entries: Iterable[tuple[float, int]]) -> int:
@@ -241,15 +262,17 @@ async def run_batch(
         for number in range(copies):
             group.start_soon(run, number)
 
-    makespan, ideal = anyio.current_time() - started, ideal_makespan(requests, account)
+    makespan, slots = anyio.current_time() - started, account["max_concurrent"]
+    perfect = ideal_runs(requests, account)
+    ideal = max(run.ends for run in perfect)
+    accepted = {
+        record.generation_id or "": Run(record.at, record.ends, record.units)
+        for record in sandbox.submissions
+        if record.ends is not None
+    }
     seen = {key: moment - started for wire in wires for key, moment in wire.seen.items()}
-    accepted = [record for record in sandbox.submissions if record.ends is not None]
-    late = [
-        (seen[record.generation_id] - record.ends, record.units)
-        for record in accepted
-        if record.generation_id in seen and record.ends is not None
-    ]
-    unseen = sum(delay * units for delay, units in late)
+    late = {key: moment - accepted[key].ends for key, moment in seen.items()}
+    unseen = sum(seconds * accepted[key].units for key, seconds in late.items())
     return {
         "makespan": makespan,
         "ideal": ideal,
@@ -259,8 +282,9 @@ async def run_batch(
         "refused_concurrency": sandbox.refusals["concurrency"],
         "refused_rate": sandbox.refusals["rate"],
         "polls": sum(wire.polls for wire in wires) / len(accepted),
-        "late": fmean(delay for delay, _ in late),
-        "unseen": unseen / account["max_concurrent"] / ideal,
+        "late": fmean(late.values()),
+        "unseen": unseen / slots / makespan,
+        "idle": idle_share([*accepted.values()], slots) - idle_share(perfect, slots),
     }
 
 
@@ -283,29 +307,33 @@ def measure(options: argparse.Namespace) -> Iterator[Outcome]:
         yield Outcome(account, "mixed" if mixed else "equal", solution, seed, **figures)
 
 
+COLUMNS = {
+    "ideal": ("ideal s", ".0f"),
+    "ratio": ("ratio", ".3f"),
+    "worst": ("worst", ".3f"),
+    "lost": ("lost", ".1f"),
+    "refused_concurrency": ("429 slots", ".1f"),
+    "refused_rate": ("429 rate", ".1f"),
+    "polls": ("polls", ".1f"),
+    "late": ("late s", ".2f"),
+    "unseen": ("unseen", ".1%"),
+    "idle": ("idle", ".1%"),
+}
+"""Figures in the table: title and format."""
+
+
 def show(outcomes: Sequence[Outcome]) -> None:
-    """A line for each account, weights and solution: means over the seeds."""
-    print(
-        f"{'account':8}{'weights':9}{'solution':14}{'ideal s':>8}{'ratio':>7}{'worst':>7}"
-        f"{'lost':>7}{'429 slots':>11}{'429 rate':>10}{'polls':>7}{'late s':>8}{'unseen':>8}"
-    )
-    for (account, weights, solution), group in groupby(
-        outcomes, lambda each: (each.account, each.weights, each.solution)
-    ):
-        rows = list(group)
-        mean = {
-            name: fmean(getattr(row, name) for row in rows)
-            for name in (
-                *("ideal", "ratio", "lost", "refused_concurrency", "refused_rate"),
-                *("polls", "late", "unseen"),
-            )
-        }
-        worst = max(row.ratio for row in rows)
-        print(
-            f"{account:8}{weights:9}{solution:14}{mean['ideal']:8.0f}{mean['ratio']:7.3f}{worst:7.3f}"
-            f"{mean['lost']:7.1f}{mean['refused_concurrency']:11.1f}{mean['refused_rate']:10.1f}"
-            f"{mean['polls']:7.1f}{mean['late']:8.2f}{mean['unseen']:8.1%}"
-        )
+    """A line for each account, weights and solution: means over the batches."""
+    titles = "".join(f"{title:>10}" for title, _ in COLUMNS.values())
+    print(f"{'account':8}{'weights':9}{'solution':12}{titles}")
+    for key, group in groupby(outcomes, lambda each: (each.account, each.weights, each.solution)):
+        rows = [asdict(outcome) for outcome in group]
+        figures = {name: fmean(row[name] for row in rows) for name in COLUMNS if name != "worst"}
+        figures["worst"] = max(row["ratio"] for row in rows)
+        if figures["lost"]:  # a makespan without all of the work says nothing
+            figures["ratio"] = figures["worst"] = math.nan
+        cells = "".join(f"{figures[name]:>10{style}}" for name, (_, style) in COLUMNS.items())
+        print("{:8}{:9}{:12}".format(*key) + cells)
 
 
 def main() -> None:
