@@ -87,6 +87,23 @@ async def test_a_heavy_edit_takes_three_units_of_the_minute() -> None:
         assert [remaining(response) for response in responses] == [27, 24, 21]
         assert {response.headers["X-RateLimit-Limit"] for response in responses} == {"30"}
         assert remaining(await post(client)) == 20
+        await anyio.sleep(60)
+        assert remaining(await post(client)) == 29
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "uni-1-max"},
+        {"type": "image_edit", "source": SOURCE},
+        {"model": "ray-3.2", "type": "video"},
+    ],
+)
+async def test_all_else_weighs_one_unit(fields: dict[str, Any]) -> None:
+    """Nothing is known of other weights: images, other edits and videos count once."""
+    async with connect(Sandbox(**DEFAULT_ACCOUNT)) as client:
+        assert remaining(await post(client, **fields)) == 29
 
 
 @pytest.mark.anyio
