@@ -953,3 +953,27 @@ def test_serve_on_trio() -> None:
 
     with pytest.raises(RuntimeError, match=r"needs asyncio.*Sandbox\.app"):
         trio.run(serve)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("cut-truncated", httpx.RemoteProtocolError), ("cut-reset", httpx.ReadError)],
+)
+async def test_bodies_cut_in_the_middle(fault: str, error: type[Exception]) -> None:
+    """Half of the body comes; then the connection is closed, or reset."""
+    async with (
+        Sandbox(storage_faults={fault: 1.0}).serve() as base_url,
+        httpx.AsyncClient(base_url=base_url) as client,
+    ):
+        client.headers["Authorization"] = f"Bearer {KEY}"
+        created = await submit(client, "sandbox:duration=0 sandbox:size=100000")
+        url = (await get(client, created))["output"][0]["url"]
+        del client.headers["Authorization"]
+        received = 0
+        with pytest.raises(error):
+            async with client.stream("GET", url) as response:
+                async for piece in response.aiter_bytes():
+                    received += len(piece)
+    assert response.headers["Content-Length"] == "100000"
+    assert received == 50_000
