@@ -150,10 +150,10 @@ class APIStatusError(APIError):
     ) -> None:
         super().__init__(message, generation_id=generation_id)
         self.status_code = status_code
-        self.detail = None if detail is None else redact(detail)
+        self.detail: str | None = None if detail is None else redact(detail)
         self.request_id = request_id
         self.retry_after = retry_after
-        self.retryable = status_code in _RETRYABLE_STATUSES or status_code >= 500
+        self.retryable: bool = status_code in _RETRYABLE_STATUSES or status_code >= 500
 
 
 class BadRequestError(APIStatusError):
@@ -229,8 +229,8 @@ class GenerationError(LumaError):
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
-        self.failure_code = generation.failure_code
-        self.failure_reason = generation.failure_reason
+        self.failure_code: str | None = generation.failure_code
+        self.failure_reason: str | None = generation.failure_reason
         said = [part for part in (self.failure_code, self.failure_reason) if part]
         message = ": ".join([f"generation {generation.id} {self._ended(generation)}", *said])
         super().__init__(f"{message.rstrip('.')}. {self.hint}".rstrip())
@@ -266,7 +266,7 @@ class OutputNotFoundError(GenerationError):
 
     def __init__(self, generation: Generation) -> None:
         super().__init__(generation)
-        self.failure_code = self.failure_code or "output_not_found"
+        self.failure_code: str | None = self.failure_code or "output_not_found"
 
     def _ended(self, generation: Generation) -> str:
         return "failed" if generation.state == "failed" else "completed without any output"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Annotated, Any, NamedTuple, Protocol, Self, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self, cast
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
@@ -76,7 +76,7 @@ RedactedText = Annotated[str | None, BeforeValidator(_redacted_text)]
 
 
 class _Snapshot(BaseModel):
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True,
         extra="allow",
         from_attributes=True,

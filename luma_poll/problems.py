@@ -41,7 +41,9 @@ from luma_poll.errors import (
     UnsupportedFormatError,
 )
 
-logger = logging.getLogger("luma_poll")
+__all__ = ["PERHAPS_SUBMITTED", "Problem", "retry_after", "to_problem"]
+
+_logger = logging.getLogger("luma_poll")
 
 
 class Problem(BaseModel):
@@ -164,9 +166,9 @@ def to_problem(error: LumaError) -> Problem:
     """
     kind = _kind(error)
     if kind is _OPERATORS or kind.status == 500:
-        logger.error("answered %d: %s", kind.status, error, exc_info=error)
+        _logger.error("answered %d: %s", kind.status, error, exc_info=error)
     elif kind.status in (502, 503):
-        logger.warning("answered %d: %s", kind.status, error)
+        _logger.warning("answered %d: %s", kind.status, error)
     return Problem(
         type=f"urn:luma-poll:{kind.code}",
         title=kind.title,

@@ -68,7 +68,7 @@ class LumaClient:
         self._connections = Connections(self._base_url, http_client)
         self._is_view = False
         session = Session(self._connections, self._base_url, token, self._timeout)
-        self.generations = Generations(session, self._max_retries)
+        self.generations: Generations = Generations(session, self._max_retries)
 
     @property
     def base_url(self) -> str:

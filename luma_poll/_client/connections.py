@@ -66,7 +66,7 @@ class Connections:
         # 1099, 1111), and is slow at queueing many. So its pool has no limit, and they queue here.
         self._requests = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
         self._gets = anyio.Semaphore(MAX_GETS, fast_acquire=True)
-        self.downloads = anyio.Semaphore(MAX_DOWNLOADS)
+        self.downloads: anyio.Semaphore = anyio.Semaphore(MAX_DOWNLOADS)
         if self._transport is not None:
             self._transport.forget_idle()
 
