@@ -24,6 +24,8 @@ from luma_poll import (
     PollEvent,
     PollResult,
     PollTimeoutError,
+    Runner,
+    RunResult,
 )
 from luma_poll.typing import (
     USE_DEFAULT,
@@ -84,6 +86,17 @@ async def many(poller: Poller, ids: AsyncIterator[str], mixed: list[str | Genera
     finished: list[PollResult] = await poller.wait_all(mixed, timeout=60)
     assert isinstance(finished[0], PollResult)
     PollResult(ID, None, APIError("made by a test"))
+
+
+async def running(client: LumaClient) -> None:
+    runner = Runner(client, max_running=4)
+    assert_type(await runner.run("a fox", model="uni-1", timeout=60), Generation)
+    results: list[RunResult] = await runner.run_all(
+        ["a fox", {"prompt": "an owl", "style": "auto"}]
+    )
+    for result in results:
+        if result.ok:
+            print(result.generation.id, result.submitted)
 
 
 async def first_url(

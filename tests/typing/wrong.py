@@ -1,7 +1,7 @@
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 """Uses that type checkers must refuse: an ignore that is not needed is an error. Never run."""
 
-from luma_poll import LumaClient, Poller, PollEvent, PollResult
+from luma_poll import LumaClient, Poller, PollEvent, PollResult, Runner
 from luma_poll.typing import CreateParams, Schedule
 
 ID = "182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e"
@@ -26,6 +26,11 @@ async def waiting(poller: Poller) -> None:
     await poller.wait_all(ID, limit=2.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     async for result in poller.as_completed([ID]):  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
         assert result
+
+
+async def running(runner: Runner) -> None:
+    await runner.run("a fox", modle="uni-1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await runner.run_all("a fox", 60)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 async def on_poll(event: PollEvent) -> None: ...
