@@ -300,7 +300,7 @@ class InvalidRequestError(GenerationError):
 
 
 class GenerationRateLimitedError(GenerationError):
-    """`rate_limited`: throttled upstream. (HTTP 429 is `RateLimitError`.)"""
+    """`rate_limited`: throttled upstream; HTTP 429 is `RateLimitError`."""
 
     retryable = True
     hint = "Submit it again later."

@@ -244,7 +244,7 @@ def note_answer(
     retry_after: float | None = None,
     rate_limit: RateLimit | None = None,
 ) -> Generation:
-    """Keep what the headers of the answer say of a snapshot; it is no part of what it equals.
+    """Attach headers of the answer to a snapshot; they do not count when snapshots are compared.
 
     Args:
         generation: The snapshot.
@@ -295,10 +295,10 @@ def as_generation(value: object, generation_id: str | None = None) -> Generation
 
 
 def read_generation(content: bytes, generation_id: str | None = None) -> Generation:
-    """Read the JSON of an answer: of the generation with this id, if one is given.
+    """Parse the JSON of an answer.
 
     Raises:
-        InvalidResponseError: It is not a generation, or it is another one.
+        InvalidResponseError: It is not a generation, or not the one with the id that is expected.
     """
     return _validated(partial(Generation.model_validate_json, content), generation_id)
 

@@ -133,7 +133,7 @@ async def _read(response: Any, generation_id: str | None) -> bytes:
         return await _content(response)
     except (zlib.error, _UnreadableError) as error:
         raise InvalidResponseError(
-            f"the answer is not readable ({error})", generation_id=generation_id
+            f"the answer is unreadable ({error})", generation_id=generation_id
         ) from None
 
 
