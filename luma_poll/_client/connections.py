@@ -55,7 +55,7 @@ class Connections:
             await self._transport.aclose()
 
     def enter(self) -> None:
-        """Begin anew where this is another event loop than the last time.
+        """Start afresh in another event loop than the last time.
 
         Raises:
             ConfigurationError: That one still runs.
