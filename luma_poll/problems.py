@@ -155,7 +155,8 @@ _KINDS: dict[type[LumaError], _Kind] = {
     ),
 }
 _LINK = re.compile(r"\S*://\S*")
-_LONGEST_DETAIL = 500  # characters
+_LONGEST_DETAIL = 500
+"""Characters."""
 
 
 def to_problem(error: LumaError) -> Problem:
