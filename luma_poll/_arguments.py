@@ -162,7 +162,7 @@ def check_base_url(base_url: str | httpx.URL | None) -> str:
     except (ValueError, httpx.InvalidURL):  # a UnicodeError is a ValueError
         raise ConfigurationError("base_url is not a valid URL") from None
     if any(character.isspace() for character in url):
-        raise ConfigurationError("base_url must not contain white space")
+        raise ConfigurationError("base_url must not have white space inside")
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigurationError("base_url must begin with https:// (or http://) and a host")
     if parts.username is not None or parts.password is not None:

@@ -43,7 +43,7 @@ from luma_poll.errors import (
 
 __all__ = ["PERHAPS_SUBMITTED", "Problem", "retry_after", "to_problem"]
 
-_logger = logging.getLogger("luma_poll")
+logger = logging.getLogger("luma_poll")
 
 
 class Problem(BaseModel):
@@ -178,9 +178,9 @@ def to_problem(error: LumaError) -> Problem:
     """
     kind = _kind(error)
     if kind is _OPERATORS or kind.status == 500:
-        _logger.error("answered %d: %s", kind.status, error, exc_info=error)
+        logger.error("answered %d: %s", kind.status, error, exc_info=error)
     elif kind.status in (502, 503):
-        _logger.warning("answered %d: %s", kind.status, error)
+        logger.warning("answered %d: %s", kind.status, error)
     return Problem(
         type=f"urn:luma-poll:{kind.code}",
         title=kind.title,

@@ -351,7 +351,7 @@ async def _on_disk(path: Path, generation_id: str, function: Callable[[], T]) ->
 
 
 def _pause(tries: int) -> float:
-    state = tenacity.RetryCallState(None, None, (), {})  # type: ignore[arg-type]  # pyright: ignore
+    state = tenacity.RetryCallState(None, None, (), {})  # type: ignore[arg-type]
     state.attempt_number = tries
     return WAIT(state)
 
