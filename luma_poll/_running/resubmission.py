@@ -1,4 +1,4 @@
-"""What follows a failed submission, and a failed generation. Decided without I/O or a clock."""
+"""The next step after a failed submission or generation. Decided without I/O or a clock."""
 
 from __future__ import annotations
 
