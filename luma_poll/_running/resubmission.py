@@ -14,6 +14,7 @@ from luma_poll.errors import (
     GenerationError,
     GenerationRateLimitedError,
     InsufficientBalanceError,
+    LumaError,
     PermissionDeniedError,
     RateLimitError,
     SubmissionUnknownError,
@@ -78,7 +79,20 @@ class WaitFor:
     submitted: tuple[str, ...]
 
 
-Step: TypeAlias = Submit | WaitFor
+@dataclass(frozen=True)
+class Raise:
+    """Submit nothing: this is its end, or why there is none.
+
+    Attributes:
+        error: The error.
+        submitted: The ids of all attempts.
+    """
+
+    error: LumaError
+    submitted: tuple[str, ...]
+
+
+Step: TypeAlias = Submit | WaitFor | Raise
 
 
 def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = True) -> Step:
@@ -88,20 +102,16 @@ def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = Tru
         entry: Of the key, or None if there is none.
         max_attempts: How often it may be submitted.
         same: False if the entry is of a request with other parameters.
-
-    Raises:
-        ConfigurationError: The key was used for another request.
-        GenerationError: It failed, and is not to be submitted again.
-        SubmissionUnknownError: It may have been submitted.
     """
     if entry is None:
         return Submit(1)
     if not same:
-        raise ConfigurationError(
+        error: LumaError = ConfigurationError(
             f"key {entry.key!r} was used for a request with other parameters; nothing was sent"
         )
+        return Raise(error, ())
     if entry.state in ("unknown", "submitting") or entry.generation_id is None:
-        raise SubmissionUnknownError(
+        error = SubmissionUnknownError(
             f"request {entry.key!r} may have been submitted by a process that died before it knew "
             "the id, and be billed: look at the usage of the account, then say with "
             "Journal.resolve (or luma-poll journal FILE resolve) which id it was, or that it may "
@@ -109,12 +119,13 @@ def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = Tru
             key=entry.key,
             request=entry.request,
         )
+        return Raise(error, entry.submitted)
     if entry.state != "failed":
         return WaitFor(entry.generation_id, entry.state == "running", entry.submitted)
-    error = _failure(entry)
-    if may_submit_again(error, entry.attempt, max_attempts):
+    failure = _failure(entry)
+    if may_submit_again(failure, entry.attempt, max_attempts):
         return Submit(entry.attempt + 1)
-    raise error
+    return Raise(failure, entry.submitted)
 
 
 def _failure(entry: JournalEntry) -> GenerationError:

@@ -36,6 +36,7 @@ from luma_poll._running.queue import SubmissionQueue
 from luma_poll._running.recorder import Record, Recorder
 from luma_poll._running.requests import AnyRequest, Request, read_request
 from luma_poll._running.resubmission import (
+    Raise,
     Submit,
     ends_all,
     is_refusal,
@@ -289,6 +290,8 @@ class Runner:
             run.latest = await self._perform(run, read_request(given))
         except Exception as raised:
             error = raised
+            if isinstance(error, GenerationError):
+                run.latest = error.generation
         except BaseException:
             self._report(run, "ended", cancelled=True)
             raise
@@ -331,6 +334,8 @@ class Runner:
             return await self._submit(run, request, step.attempt)
         run.batch.take_next(run)
         run.submitted[:] = step.submitted
+        if isinstance(step, Raise):
+            raise step.error
         now = anyio.current_time()
         if run.deadline is None and run.seconds is not None:
             run.deadline = now + run.seconds

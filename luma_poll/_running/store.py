@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,8 +88,10 @@ class Store:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            # Prompts are nobody else's business.
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            # Prompts are nobody else's business. Only a new file is opened here: to close one that
+            # this process has open would end its locks (POSIX).
+            with suppress(FileExistsError):
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             connection = sqlite3.connect(
                 self._path, timeout=0, isolation_level=None, check_same_thread=False
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -23,6 +24,7 @@ class FakeAccount:
         weigh: The units of a submission.
         text: The detail of the 429 of a full account; `{limit}` and `{needs}` are filled in.
         headers: True if the answers tell what is left of the minute.
+        clock: By which generations end; trio's begins anew with each run.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class FakeAccount:
         text: str = "Concurrent generation capacity reached (limit={limit} weight units; "
         "this request needs {needs}). Wait for existing jobs to complete.",
         headers: bool = True,
+        clock: Callable[[], float] = anyio.current_time,
     ) -> None:
         self.generations = self
         self.capacity = capacity
@@ -43,6 +46,7 @@ class FakeAccount:
         self.latency = latency
         self.text = text
         self.headers = headers
+        self.clock = clock
         self.accepted: list[tuple[float, str, dict[str, Any]]] = []
         self.refusals: list[tuple[float, str]] = []
         self.most_running = 0
@@ -62,12 +66,12 @@ class FakeAccount:
 
     def occupy(self, units: int, seconds: float) -> None:
         """Somebody else runs a generation on the same account."""
-        now = anyio.current_time()
+        now = self.clock()
         self._jobs[str(uuid.uuid4())] = (now - 60, now + seconds, units, {})
 
     async def create(self, **params: Any) -> Generation:
         await anyio.sleep(self.latency / 2)
-        now = anyio.current_time()
+        now = self.clock()
         fields = self._answer(params, now)
         await anyio.sleep(self.latency / 2)
         generation = Generation.model_validate(fields)
@@ -100,7 +104,7 @@ class FakeAccount:
     async def get(self, generation_id: str) -> Generation:
         await anyio.sleep(self.latency)
         _, end, _, _ = self._jobs[generation_id]
-        if anyio.current_time() < end:
+        if self.clock() < end:
             return Generation.model_validate({"id": generation_id, "state": "processing"})
         fields = {"id": generation_id, "state": "completed", "output": OUTPUT}
         return Generation.model_validate(fields | self._endings[generation_id])

@@ -1,0 +1,42 @@
+"""A process that submits and waits with a journal, until it ends or is killed."""
+
+import json
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import anyio
+from tenacity import wait_fixed
+
+from luma_poll import Journal, LumaClient, Poller, Runner
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM becomes a cancellation, as uvicorn and the command line make it one."""
+    signal.raise_signal(signal.SIGINT)
+
+
+async def main(base_url: str, path: str, number: int) -> None:
+    requests: list[dict[str, Any]] = [
+        {"prompt": f"number {each} sandbox:duration=0.3", "key": f"k{each}"}
+        for each in range(number)
+    ]
+    async with LumaClient("luma-api-child-secret", base_url=base_url) as client:
+        with Journal(path) as journal:
+            poller = Poller(client, wait=wait_fixed(0.05), max_rate=None)
+            runner = Runner(client, poller, max_running=8, journal=journal)
+            print("ready", flush=True)
+            async with runner.as_completed(requests) as results:
+                async for result in results:
+                    assert isinstance(result.request, dict)
+                    error = type(result.error).__name__ if result.error else None
+                    print(json.dumps([result.request["key"], error, result.submitted]), flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]), backend=sys.argv[4])
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,31 @@
+"""Processes that die while they submit: nothing is submitted twice, and nothing is lost."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.running.kills import campaign
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+async def test_a_killed_process_submits_nothing_twice(tmp_path: Path, backend: str) -> None:
+    """What was under way is called unknown; all the rest ends, with the ids that it had."""
+    tally = await campaign(
+        tmp_path, rounds=2, number=20, end_by=signal.SIGKILL, backend=backend, seed=7
+    )
+    assert (tally.twice, tally.lost) == (0, 0)
+    assert tally.completed + tally.unknown == 20
+    assert tally.unknown <= 2 * 8  # no more than were under way at the kills
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+async def test_a_terminated_process_leaves_nothing_unknown(tmp_path: Path, backend: str) -> None:
+    """It lets the submissions under way end, and records their ids."""
+    tally = await campaign(
+        tmp_path, rounds=2, number=20, end_by=signal.SIGTERM, backend=backend, seed=11
+    )
+    assert (tally.twice, tally.lost, tally.unknown) == (0, 0, 0)
+    assert tally.completed == 20
