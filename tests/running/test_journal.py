@@ -63,7 +63,8 @@ Run = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Any]
 
 
 def api_of(**options: Any) -> FakeAccount:
-    return FakeAccount(**{"duration": 0.02, "latency": 0.0, "clock": time.monotonic} | options)
+    defaults: dict[str, Any] = {"duration": 0.02, "latency": 0.0, "clock": time.monotonic}
+    return FakeAccount(**defaults | options)
 
 
 def runner_of(api: FakeAccount, journal: Journal, **options: Any) -> Runner:
