@@ -160,7 +160,7 @@ def status_error(
 
 def _hint(status: int, generation_id: str | None, base_url: str) -> str:
     if status in (404, 405) and not base_url.endswith("/v1"):
-        return "Check the base URL (LUMA_BASE_URL): it does not end in /v1, as the API's does."
+        return "Check the base URL (LUMA_BASE_URL), which does not end in /v1 as the API's does."
     if status == 404 and generation_id is None:
         return "Check the base URL (LUMA_BASE_URL)."
     return STATUS_ERRORS[status].hint if status in STATUS_ERRORS else ""

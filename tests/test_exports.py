@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import luma_poll
-from luma_poll import errors
+from luma_poll import errors, typing
 
 
 def test_all_is_what_is_there() -> None:
@@ -15,6 +15,12 @@ def test_all_is_what_is_there() -> None:
     modules = {module.name for module in pkgutil.iter_modules(luma_poll.__path__)}
     public = {name for name in vars(luma_poll) if not name.startswith("_")} - modules
     assert {*public, "__version__"} == set(luma_poll.__all__)
+
+
+def test_the_types_are_all_exported() -> None:
+    """`luma_poll.typing` imports nothing that it does not export."""
+    public = {name for name in vars(typing) if not name.startswith("_")}
+    assert public == set(typing.__all__)
 
 
 def test_every_error_is_exported() -> None:

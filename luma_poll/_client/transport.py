@@ -29,7 +29,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
 
     A GET takes the one that was used last if it is free. A server may close that at the same
     moment, so a GET that it breaks under is sent once more, on a new one. Anything else has a
-    new connection from the start: nobody could tell whether it may be sent again.
+    new connection from the start: there would be no way to know if it may be sent again.
 
     The caller limits the number of connections: one for each response that is not closed.
 

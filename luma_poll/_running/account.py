@@ -37,7 +37,7 @@ def is_full(error: APIStatusError) -> bool:
 class Account:
     """The knowledge of the account's capacity, and how much of it is in use.
 
-    Weights are in the API's units: a generation weighs 1 unless an answer told otherwise. More
+    Weights are in the API's units: a generation weighs 1 unless an answer reported otherwise. More
     than was seen to be allowed is tried in the manner of TCP's slow start: one submission at
     first, then as many more at once as were accepted; after a refusal one, and only after a pause.
 
@@ -201,7 +201,7 @@ class Account:
 
 
 class _Window:
-    """The submissions of the last minute, as far as the answers tell of it."""
+    """The submissions of the last minute, as far as the answers report them."""
 
     def __init__(self) -> None:
         self._remaining: int | None = None

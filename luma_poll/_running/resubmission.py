@@ -40,7 +40,7 @@ def is_refusal(error: APIError) -> bool:
 
 
 def may_submit_again(error: GenerationError, attempt: int, max_attempts: int) -> bool:
-    """True where a failed generation may be submitted once more, as a new one that is billed anew.
+    """True where a failed generation may be submitted once more, as a new one that is billed again.
 
     Args:
         error: Its failure.

@@ -106,7 +106,7 @@ class Runner:
         max_running: Generations under way at once; None for as many as the account allows, which
             is learned from its answers.
         max_attempts: How often one request may be submitted in all. With 2 or more, a request
-            whose generation failed with a retryable error is submitted again, and billed anew.
+            whose generation failed with a retryable error is submitted again, and billed again.
         max_submissions: Submissions of this runner in all; None for no limit.
         journal: Keeps track of the submissions, so that the next process with the same file
             continues what this one has begun, and submits nothing twice.
