@@ -1,12 +1,19 @@
-"""luma-poll in a FastAPI app: a client and a poller as dependencies, errors as answers.
+"""luma-poll in a FastAPI app: client, poller and runner as dependencies, errors as answers.
 
 Needs the extra `luma-poll[fastapi]`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from copy import copy
 from typing import Annotated, Any, ParamSpec, TypedDict, Unpack
 
@@ -24,6 +31,9 @@ from luma_poll._client.client import LumaClient
 from luma_poll._polling.events import PollEvent
 from luma_poll._polling.poller import Poller
 from luma_poll._polling.schedules import Schedule
+from luma_poll._running.journal import Journal
+from luma_poll._running.requests import AnyRequest
+from luma_poll._running.runner import Runner
 from luma_poll.errors import ConfigurationError, LumaError
 from luma_poll.models import Generation
 from luma_poll.problems import PERHAPS_SUBMITTED, Problem, retry_after, to_problem
@@ -35,9 +45,12 @@ __all__ = [
     "PollerOptions",
     "Problem",
     "Prompt",
+    "RunnerDep",
+    "RunnerOptions",
     "add_error_handlers",
     "get_client",
     "get_poller",
+    "get_runner",
     "luma_lifespan",
     "to_problem",
 ]
@@ -65,22 +78,44 @@ class PollerOptions(TypedDict, total=False):
     on_poll: Callable[[PollEvent], None] | None
 
 
+class RunnerOptions(TypedDict, total=False):
+    """The options of `Runner`; those left out have its defaults.
+
+    Attributes:
+        max_running: Generations under way at once; None for as many as the account allows.
+        max_attempts: How often one request may be submitted in all.
+        max_submissions: Submissions of the app in all; None for no limit.
+        on_submit: Called with the request and the first snapshot as soon as there is an id.
+    """
+
+    max_running: int | None
+    max_attempts: int
+    max_submissions: int | None
+    on_submit: Callable[[AnyRequest, Generation], None] | None
+
+
 class LumaState(TypedDict):
     """The state that `luma_lifespan` yields.
 
     Attributes:
         luma_client: The app's client.
         luma_poller: The app's poller.
+        luma_runner: The app's runner, which waits with that poller.
     """
 
     luma_client: LumaClient
     luma_poller: Poller
+    luma_runner: Runner
 
 
 def luma_lifespan(
-    open_client: Callable[[], LumaClient] = LumaClient, **poller_options: Unpack[PollerOptions]
+    open_client: Callable[[], LumaClient] = LumaClient,
+    *,
+    journal: str | os.PathLike[str] | None = None,
+    runner: RunnerOptions | None = None,
+    **poller_options: Unpack[PollerOptions],
 ) -> Callable[[Any], AbstractAsyncContextManager[LumaState]]:
-    """A lifespan that opens one client and one poller for the whole app, and closes them.
+    """A lifespan that opens one client, poller and runner for the whole app, and closes them.
 
     Alone: `FastAPI(lifespan=luma_lifespan())`. In a lifespan of your own, yield its state too::
 
@@ -90,17 +125,29 @@ def luma_lifespan(
     Args:
         open_client: Makes the client, at startup; by default from the environment
             (LUMA_AGENTS_API_KEY, LUMA_BASE_URL).
+        journal: The path of a `Journal`, which the runner keeps: a restart of the app submits
+            nothing twice. One process at a time holds it, so it is for an app with one worker.
+        runner: The options of `Runner`: `max_running`, `max_attempts`, `max_submissions`,
+            `on_submit`.
         poller_options: Those of `Poller`: `wait`, `timeout` (seconds), `max_in_flight`,
             `max_rate` (requests per second), `on_poll`.
 
     Raises:
-        ConfigurationError: At startup: the API key is missing, or an option is unusable.
+        ConfigurationError: At startup: the API key is missing, an option is unusable, or another
+            process holds the journal.
     """
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[LumaState]:
-        async with open_client() as client:
-            yield {"luma_client": client, "luma_poller": Poller(client, **poller_options)}
+        kept = nullcontext() if journal is None else Journal(journal)
+        with kept as opened:
+            async with open_client() as client:
+                poller = Poller(client, **poller_options)
+                yield {
+                    "luma_client": client,
+                    "luma_poller": poller,
+                    "luma_runner": Runner(client, poller, journal=opened, **(runner or {})),
+                }
 
     return lifespan
 
@@ -166,6 +213,21 @@ async def get_poller(
     return view
 
 
+async def get_runner(connection: HTTPConnection) -> Runner:
+    """Return the app's runner: the dependency behind `RunnerDep`.
+
+    A run costs money, so it continues when the client hangs up.
+
+    Args:
+        connection: The request or WebSocket.
+
+    Raises:
+        ConfigurationError: The app has no `luma_lifespan`.
+    """
+    runner: Runner = _state(connection, "luma_runner")
+    return runner
+
+
 def _attended(
     watch: Callable[P, AsyncGenerator[Generation]], caller: Caller
 ) -> Callable[P, AsyncGenerator[Generation]]:
@@ -189,6 +251,8 @@ ClientDep = Annotated[LumaClient, Depends(get_client)]
 """The app's `LumaClient`."""
 PollerDep = Annotated[Poller, Depends(get_poller)]
 """The app's `Poller`. A wait in a handler ends when the client hangs up."""
+RunnerDep = Annotated[Runner, Depends(get_runner)]
+"""The app's `Runner`. A run in a handler continues when the client hangs up."""
 
 Prompt = Annotated[str, Field(min_length=1, max_length=6000), AfterValidator(_check_prompt)]
 """A prompt as `create` and the API accept it, for models and parameters; others get a 422."""

@@ -68,6 +68,19 @@ class Journal:
         """
         return self.store.entries(check_state(state))
 
+    def entry(self, key: str) -> JournalEntry | None:
+        """The entry of this key, or None: it has not been submitted.
+
+        Args:
+            key: A request's.
+
+        Raises:
+            ConfigurationError: The journal is closed.
+            JournalError: The file cannot be read.
+        """
+        found = self.store.entry(key)
+        return None if found is None else found[0]
+
     def resolve(
         self, key: str, *, generation_id: str | None = None, resubmit: bool = False
     ) -> None:
@@ -92,8 +105,8 @@ class Journal:
             raise ConfigurationError("resolve takes either generation_id or resubmit=True")
         found = None if generation_id is None else check_generation_id(generation_id)
         if not self.store.resolve(key, found):
-            entry = self.store.entry(key)
-            state = "not in the journal" if entry is None else entry[0].state
+            entry = self.entry(key)
+            state = "not in the journal" if entry is None else entry.state
             raise ConfigurationError(f"request {shown(key)} is not unknown, but {state}")
 
     def __repr__(self) -> str:

@@ -150,10 +150,16 @@ class Runner:
         self._reporter = RunReporter(on_submit)
         self._loop = LoopGuard("Runner")
         self._queue = SubmissionQueue(self._account)
+        self._journal = journal
         self._recorder = Recorder(None if journal is None else journal.store)
         self._numbers = count()
         self._unfinished: dict[str, tuple[float, AnyRequest]] = {}
         self._counted: set[str] = set()  # the generations that the account counts as running
+
+    @property
+    def journal(self) -> Journal | None:
+        """The journal that it keeps, if there is one."""
+        return self._journal
 
     @property
     def submitted(self) -> dict[str, AnyRequest]:
