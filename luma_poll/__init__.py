@@ -1,7 +1,7 @@
 """Wait for Luma generations, done right."""
 
 from luma_poll._client.client import LumaClient
-from luma_poll._downloads.download import DownloadProgress
+from luma_poll._downloads.job import DownloadProgress
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.batch import PollResult
 from luma_poll._polling.events import PollEvent

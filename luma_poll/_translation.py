@@ -222,6 +222,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return min(seconds, MAX_RETRY_AFTER) if 0 <= seconds < math.inf else None
 
 
+def content_encoding(headers: Mapping[str, str]) -> str:
+    """How a body is encoded, in lower case; empty if it is not."""
+    encoding = headers.get("Content-Encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
+
+
 def _seconds_until(date: str, now: str | None) -> float:
     """From the server's own `Date` on, as clocks differ; NaN where `date` is not a date."""
     try:

@@ -46,7 +46,7 @@ ABOVE = {
 """What each wing and each public door may import besides."""
 
 WINGS = {
-    "_downloads": ["media", "files", "storage", "download"],
+    "_downloads": ["media", "files", "storage", "job", "download"],
     "_client": ["transport", "http_client", "session", "client"],
     "_polling": [
         "schedules",

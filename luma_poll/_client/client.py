@@ -26,7 +26,8 @@ from luma_poll._arguments import (
     check_token,
 )
 from luma_poll._client.session import Session
-from luma_poll._downloads.download import MAX_BYTES, DownloadProgress, download
+from luma_poll._downloads.download import download
+from luma_poll._downloads.job import MAX_BYTES, DownloadProgress
 from luma_poll._translation import retry_after, status_error, translate_error
 from luma_poll._version import __version__
 from luma_poll.errors import (

@@ -20,7 +20,6 @@ import anyio
 import httpx
 import httpx2
 import pytest
-import tenacity
 from anyio.from_thread import start_blocking_portal
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,8 +33,9 @@ from luma_poll import (
     LumaClient,
     OutputNotFoundError,
 )
-from luma_poll._downloads import download as module
+from luma_poll._downloads import job
 from luma_poll._downloads.files import stem_of
+from luma_poll._downloads.job import backoff
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.storage import Blob
 from tests.fakes import ID, snapshot
@@ -117,9 +117,29 @@ def status(code: int, **headers: str) -> Callable[[httpx.Request], httpx.Respons
 
 
 @asynccontextmanager
-async def opened(storage: Storage, **options: Any) -> AsyncIterator[LumaClient]:
-    async with httpx.AsyncClient(transport=storage, **options) as http:
+async def opened(
+    storage: Storage, http_class: type[httpx.AsyncClient] = httpx.AsyncClient, **options: Any
+) -> AsyncIterator[LumaClient]:
+    async with http_class(transport=storage, **options) as http:
         yield LumaClient(TOKEN, base_url=BASE_URL, http_client=http)
+
+
+class LaterClient(httpx.AsyncClient):
+    """As of an httpx that no longer names its transports to others."""
+
+    sending = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "_transport_for_url" and not self.sending:
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        self.sending = True
+        try:
+            return await super().send(request, **options)
+        finally:
+            self.sending = False
 
 
 def names(directory: Path) -> list[str]:
@@ -128,7 +148,13 @@ def names(directory: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WAIT", tenacity.wait_fixed(0.01))
+    monkeypatch.setattr(job, "backoff", lambda tries: 0.01)
+
+
+@pytest.mark.parametrize(("tries", "least"), [(1, 0.5), (2, 1.0), (4, 4.0), (5, 8.0), (99, 8.0)])
+def test_the_backoff_doubles_up_to_a_limit(tries: int, least: float) -> None:
+    """With at most half a second of jitter on top."""
+    assert least <= backoff(tries) <= least + 0.5
 
 
 @pytest.mark.anyio
@@ -222,7 +248,10 @@ async def test_the_extension_is_that_of_the_bytes(
 
 
 @pytest.mark.anyio
-async def test_the_key_stays_with_the_api(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("http_class", [httpx.AsyncClient, LaterClient])
+async def test_the_key_stays_with_the_api(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, http_class: type[httpx.AsyncClient]
+) -> None:
     """Not even the client's own headers, cookies and auth reach the storage or its redirects."""
     caplog.set_level(logging.DEBUG)
     storage = Storage(
@@ -230,9 +259,15 @@ async def test_the_key_stays_with_the_api(tmp_path: Path, caplog: pytest.LogCapt
     )
     headers = {"Authorization": f"Bearer {TOKEN}", "X-Api-Key": TOKEN}
     async with opened(
-        storage, headers=headers, cookies={"a": TOKEN}, auth=("u", TOKEN), params={"k": TOKEN}
+        storage,
+        http_class,
+        headers=headers,
+        cookies={"a": TOKEN},
+        auth=("u", TOKEN),
+        params={"k": TOKEN},
     ) as client:
-        await client.download(generation(), tmp_path)
+        (path,) = await client.download(generation(), tmp_path)
+    assert path.read_bytes() == PNG
     assert [request.url.host for request in storage.requests] == [
         "storage.example.com",
         "other.example.com",
@@ -370,7 +405,7 @@ def test_cut_anywhere(cuts: list[tuple[int, bool, bool]]) -> None:
         assert names(directory) == [path.name]
 
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "WAIT", tenacity.wait_none())
+        patch.setattr(job, "backoff", lambda tries: 0.0)
         anyio.run(run, Path(directory))
 
 
@@ -491,7 +526,7 @@ async def test_an_odd_length_is_refused(tmp_path: Path, length: str) -> None:
         return httpx.Response(200, headers=headers, stream=Body(PNG), extensions=extensions)
 
     async with opened(Storage(odd)) as client:
-        with pytest.raises(DownloadError, match="does not say how long"):
+        with pytest.raises(DownloadError, match="did not say how long"):
             await client.download(generation(), tmp_path)
     assert names(tmp_path) == []
 
