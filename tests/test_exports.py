@@ -29,7 +29,16 @@ def test_every_public_name_is_documented(name: str) -> None:
     assert name == "__version__" or getattr(luma_poll, name).__doc__
 
 
-BASE = ["_version", "_redaction", "errors", "models", "_event_loops", "_arguments", "_translation"]
+BASE = [
+    "_startup",
+    "_version",
+    "_redaction",
+    "errors",
+    "models",
+    "_event_loops",
+    "_arguments",
+    "_translation",
+]
 """What everything may import: each of these only those before it."""
 
 ABOVE = {

@@ -1,6 +1,7 @@
 """`luma-poll create`: any parameter, and a file of prompts, none of which is submitted twice."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -22,10 +23,52 @@ from luma_poll import (
     ServerError,
 )
 from luma_poll._client.client import Generations
-from tests.cli.test_commands import COMMAND, Cli, _settings, base_url, cli, interrupt
+from tests.cli.support import COMMAND, Cli, interrupt
 from tests.fakes import snapshot
 
-__all__ = ["_settings", "base_url", "cli"]
+
+def test_create_prints_the_id(cli: Cli) -> None:
+    """Alone, so that a script can take it."""
+    code, out, err = cli("create", "a fox", "--model", "uni-1-max", "--aspect-ratio", "16:9")
+    assert (code, err) == (0, "")
+    assert "model           uni-1-max\n" in cli("get", out.strip()).out
+
+
+def test_create_prints_json(cli: Cli) -> None:
+    """The first snapshot, and what it was submitted for."""
+    told = cli("create", "a fox", "--model", "ray-3.2", "--type", "video", "--json")
+    assert json.loads(told.out).items() >= {"type": "video", "prompt": "a fox"}.items()
+
+
+def test_create_waits(cli: Cli) -> None:
+    """The id on stderr at once, as it is billed from now on; then the URLs on stdout."""
+    code, out, err = cli("create", "a fox sandbox:duration=0", "--wait")
+    submitted = re.fullmatch(r"Submitted (\S+)\.\n", err)
+    assert code == 0
+    assert submitted
+    assert f"/{submitted[1]}/0?" in out
+
+
+def test_create_says_when_it_is_unknown_whether_it_is_billed(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note of the library is part of the message."""
+    error = ServerError("HTTP 500", status_code=500)
+    error.add_note("It is not known.")
+
+    async def create(self: Generations, prompt: str, **_: Any) -> Generation:
+        raise error
+
+    monkeypatch.setattr(Generations, "create", create)
+    assert cli("create", "a fox") == (4, "", "ServerError: HTTP 500 It is not known.\n")
+
+
+def test_create_says_what_the_api_refuses(cli: Cli) -> None:
+    """In the API's own words."""
+    code, out, err = cli("create", "a fox", "--model", "sora")
+    assert (code, out) == (4, "")
+    assert "BadRequestError: HTTP 400 Bad Request: Unknown model: sora." in err
+
 
 PROMPTS = """\
 \ufeff# my foxes
@@ -71,9 +114,6 @@ def answering(monkeypatch: pytest.MonkeyPatch, failures: dict[int, BaseException
     return sent
 
 
-# --- parameters ----------------------------------------------------------------------------------
-
-
 def test_any_parameter_can_be_given(cli: Cli, sent: Sent) -> None:
     """As JSON, or as a text where it is none; beside the options there are for some."""
     words = ["style=manga", "web_search=true", 'user_id="7"', "seed=7", "self=a=b", "source=null"]
@@ -112,8 +152,8 @@ def test_a_parameter_reaches_the_api(cli: Cli) -> None:
         (["fox", "--param", "image_ref[0]=x"], "--param takes KEY=VALUE, not 'image_ref[0]=x'"),
         (["fox", "--param", "source={url:x}"], "--param source: '{url:x}' is not JSON: "),
         (["fox", "--param", "prompt=owl"], "--param prompt: the prompt is an argument"),
-        (["fox", "--param", "a=1", "--param", "a=2"], "--param a: it is given twice"),
-        (["fox", "--model", "uni-1", "--param", "model=x"], "--param model: it is given twice"),
+        (["fox", "--param", "a=1", "--param", "a=2"], "--param a is given twice"),
+        (["fox", "--model", "uni-1", "--param", "model=x"], "--param model is given twice"),
         (["fox", "--timeout", "5"], "--timeout goes with --wait"),
         ([], "give a PROMPT, or --file PATH"),
         (["fox", "--file", "prompts.txt"], "give a PROMPT, or --file PATH"),
@@ -134,9 +174,6 @@ def test_a_value_that_json_cannot_write_is_refused(cli: Cli) -> None:
     told = cli("create", "a fox", "--param", "seed=NaN")
     assert told.code == 2
     assert told.err.startswith("Error: the parameters are not JSON")
-
-
-# --- files ---------------------------------------------------------------------------------------
 
 
 def test_a_file_has_a_prompt_a_line(cli: Cli, prompts: str, sent: Sent) -> None:
@@ -230,15 +267,15 @@ def test_ctrl_c_says_what_may_be_billed_and_what_was_not_submitted(
     answering(monkeypatch, {2: KeyboardInterrupt()})
     code, out, err = cli("create", "--file", prompts, *wait)
     waiting = [
-        "Interrupted; 1 is still running. To wait on:",
+        "Interrupted; 1 is still running. To keep waiting:",
         "  luma-poll wait number-1",
     ]
     assert (code, out) == (130, "" if wait else "number-1\n")
     assert err.splitlines() == [
         *(["Submitted number-1."] if wait else []),
         f"Interrupted while submitting line 4 of {prompts}: "
-        "it may have been accepted, and be billed. "
-        "Look at the usage of the account before you submit it again.",
+        "it may have been accepted and billed. "
+        "Check the account's usage before you submit it again.",
         f"Not submitted: 1 prompt, from line 6 of {prompts} on.",
         f"  tail -n +6 '{prompts}' | luma-poll create --file -{' --wait' if wait else ''}",
         *(waiting if wait else []),
@@ -254,7 +291,7 @@ def test_ctrl_c_while_waiting_names_those_that_run(
     ids = [line.removeprefix("Submitted ").rstrip(".") for line in told.err.splitlines()[:2]]
     assert told.code == 130
     assert told.err.splitlines()[2:] == [
-        "Interrupted; 2 are still running. To wait on:",
+        "Interrupted; 2 are still running. To keep waiting:",
         f"  luma-poll wait {shlex.join(ids)}",
     ]
 
@@ -269,7 +306,7 @@ def test_many_have_a_summary_and_a_command_with_every_id(cli: Cli) -> None:
     assert said[-4:-1] == [
         "     11 PollTimeoutError",
         "      1 completed",
-        "To wait again for the 11 that may still end:",
+        "To wait again for the 11 that may still finish:",
     ]
     words = shlex.split(said[-1])
     assert (words[:2], sorted(words[2:-2])) == (["luma-poll", "wait"], sorted(ids))

@@ -1,4 +1,4 @@
-"""The command line brings the outputs home: `download`, and `wait --download`."""
+"""Downloads from the command line: `download`, and `wait --download`."""
 
 import json
 import os
@@ -12,22 +12,12 @@ from pathlib import Path
 from luma_poll import DownloadProgress
 from luma_poll._cli.bars import DownloadBars
 from luma_poll._cli.terminal import err
-from tests.cli.test_commands import (
-    COMMAND,
-    Cli,
-    _read,
-    _settings,
-    base_url,
-    cli,
-    failing,
-    started,
-    submit,
-)
+from tests.cli.support import COMMAND, Cli, failing, read_screen, started, submit
 from tests.fakes import ID
 
-__all__ = ["_settings", "base_url", "cli"]
-
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
 LARGE = "sandbox:size=100000000"
 
 
@@ -83,7 +73,7 @@ def test_one_that_still_runs_is_to_be_waited_for(cli: Cli, tmp_path: Path) -> No
     assert (code, out.count("\n")) == (2, 1)
     assert err.splitlines() == [
         f"Error: generation {running} is 'queued', and has no files yet",
-        "To wait for what is still running:",
+        "To wait for those still running:",
         f"  luma-poll wait {running} --download {shlex.quote(place)}",
     ]
 
@@ -117,7 +107,7 @@ def test_what_could_not_be_downloaded_is_not_done(cli: Cli, tmp_path: Path) -> N
     assert (place / f"{good}.png").exists()
     errors = [json.loads(line)["error"] for line in kept.read_text().splitlines()]
     assert [error and error["type"] for error in errors] == ["DownloadError", None]
-    assert "1 done in" in cli(*command).err
+    assert "Skipped 1 that are done in" in cli(*command).err
 
 
 def test_what_is_done_has_its_files(cli: Cli, tmp_path: Path) -> None:
@@ -129,7 +119,7 @@ def test_what_is_done_has_its_files(cli: Cli, tmp_path: Path) -> None:
         told = cli("wait", good, "--download", str(directory), *resume)
         assert (told.code, (directory / f"{good}.png").exists()) == (0, True)
         assert "done in" not in told.err
-    assert "1 done in" in cli("wait", good, "--download", str(place), *resume).err
+    assert "Skipped 1 that are done in" in cli("wait", good, "--download", str(place), *resume).err
     (place / f"{good}.png").unlink()
     assert "done in" not in cli("wait", good, "--download", str(place), *resume).err
     assert (place / f"{good}.png").exists()
@@ -145,7 +135,7 @@ def test_an_interrupted_download_goes_on(cli: Cli, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
         assert process.stderr
-        assert "the same command goes on" in process.stderr.read()
+        assert "the same command continues" in process.stderr.read()
     assert not list(tmp_path.glob("*.png"))
     (part,) = tmp_path.glob(".*.part")
     there = part.stat().st_size
@@ -167,7 +157,7 @@ def test_a_terminal_has_bars(tmp_path: Path) -> None:
         stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
     ) as process:  # fmt: skip
         os.close(theirs)
-        screen = b"".join(iter(lambda: _read(ours), b"")).decode()
+        screen = b"".join(iter(lambda: read_screen(ours), b"")).decode()
         assert process.wait(20) == 0
     os.close(ours)
     assert "downloading" in screen
