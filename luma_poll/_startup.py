@@ -16,5 +16,10 @@ def _is_the_command() -> bool:
     return name == "luma-poll"
 
 
-if _is_the_command():  # nothing is open yet that would have to be closed
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+def quit_quietly(*_: object) -> None:
+    """Handle SIGINT while nothing is open yet that would have to be closed."""
+    os._exit(130)
+
+
+if _is_the_command():
+    signal.signal(signal.SIGINT, quit_quietly)

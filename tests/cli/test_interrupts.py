@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -187,6 +188,19 @@ def test_ctrl_c_among_ids_of_stdin(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     assert told.err.splitlines()[-1] == f"  luma-poll wait {ids[0]} {ids[1]} --json"
 
 
+def test_ctrl_c_before_the_command_has_begun_ends_quietly() -> None:
+    """While Typer reads the options, older versions of which would say "Aborted" and exit with 1."""
+    code = (
+        "import signal, typer.core; from luma_poll._cli.commands import run;"
+        "typer.core.TyperGroup.parse_args = lambda *_: signal.raise_signal(signal.SIGINT); run()"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=20
+    )
+    assert (told.returncode, told.stdout, told.stderr) == (130, "", "")
+
+
+ROOT = str(Path(luma_poll.__file__).parents[1])
 STARTS = {
     "module": ("-m", "luma_poll"),
     "script": ("luma-poll",),  # as an installer writes it
@@ -200,8 +214,13 @@ def test_ctrl_c_during_the_imports_ends_quietly(tmp_path: Path, start: str, impo
     """Before there is anything to interrupt, right after one import or another."""
     tmp_path.joinpath("luma-poll").write_text(SCRIPT)
     command = (sys.executable, "-X", "importtime", *STARTS[start], "get", ID)
-    environment = {**os.environ, "PYTHONPATH": str(Path(luma_poll.__file__).parents[1])}
-    with started(*command, stderr=subprocess.PIPE, cwd=tmp_path, env=environment) as process:
+    silent = socket.create_server(("127.0.0.1", 0))  # were the signal late, there is no answer yet
+    address = {"LUMA_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/v1"}
+    environment = {**os.environ, **address, "PYTHONPATH": ROOT}
+    with (
+        silent,
+        started(*command, stderr=subprocess.PIPE, cwd=tmp_path, env=environment) as process,
+    ):
         assert process.stderr
         while process.stderr.readline().rpartition("|")[2].strip() != imported:
             assert process.poll() is None
@@ -222,7 +241,7 @@ def test_ctrl_c_in_a_program_that_uses_the_library_is_its_own(
     for path in (tmp_path / "app.py", tmp_path / "luma_poll", app / "__init__.py"):
         path.write_text(program)
     app.joinpath("__main__.py").write_text("")
-    environment = {**os.environ, "PYTHONPATH": str(Path(luma_poll.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": ROOT}
     subprocess.run(
         [sys.executable, *command], cwd=tmp_path, env=environment, check=True, timeout=20
     )
