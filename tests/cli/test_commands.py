@@ -6,12 +6,22 @@ import runpy
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 from tenacity import wait_fixed
 
-from luma_poll import Generation, __version__
+from luma_poll import (
+    ConfigurationError,
+    DownloadError,
+    Generation,
+    GenerationFailedError,
+    PollTimeoutError,
+    ServerError,
+    __version__,
+)
 from luma_poll.__main__ import HOW_TO_INSTALL, main
+from luma_poll._cli.exit_codes import MEANINGS, exit_code
 from luma_poll._client.client import Generations
 from tests.cli.support import COMMAND, SIGNED, Cli, failing, submit, submit_at
 from tests.fakes import ID, URL, snapshot
@@ -171,6 +181,30 @@ def test_help_documents_the_exit_codes(cli: Cli) -> None:
         assert promise in words
     assert "4 trouble with the API" in words
     assert "130 interrupted" in words
+
+
+@pytest.mark.parametrize("code", MEANINGS)
+def test_the_documentation_of_the_exit_codes_is_that_of_the_help(code: int) -> None:
+    """The page has every code, with the same words."""
+    page = Path(__file__).parents[2] / "docs" / "command-line.md"
+    assert f"\n| {code} | {MEANINGS[code]} |\n" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (None, 0),
+        (GenerationFailedError(snapshot("failed")), 1),
+        (ConfigurationError("no API key"), 2),
+        (PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1), 3),
+        (ServerError("HTTP 500", status_code=500), 4),
+        (DownloadError("full", generation_id=ID, path=Path("a"), retryable=False), 4),
+    ],
+    ids=repr,
+)
+def test_each_kind_of_error_has_its_exit_code(error: Exception | None, code: int) -> None:
+    """None is success; whatever is no failure of a generation, usage or timeout is trouble."""
+    assert exit_code(error) == code
 
 
 @pytest.mark.parametrize("command", [[], ["demo"], ["wait"], ["create"], ["sandbox"]])
