@@ -8,6 +8,8 @@ from luma_poll._polling.batch import PollResult
 from luma_poll._polling.events import PollEvent
 from luma_poll._polling.poller import Poller
 from luma_poll._polling.schedules import DEFAULT_WAIT
+from luma_poll._running.results import RunResult
+from luma_poll._running.runner import Runner
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIConnectionError,
@@ -36,6 +38,8 @@ from luma_poll.errors import (
     PollTimeoutError,
     RateLimitError,
     ServerError,
+    SubmissionLimitError,
+    SubmissionUnknownError,
     UnprocessableEntityError,
     UnsupportedFormatError,
 )
@@ -77,7 +81,11 @@ __all__ = [
     "PollTimeoutError",
     "Poller",
     "RateLimitError",
+    "RunResult",
+    "Runner",
     "ServerError",
+    "SubmissionLimitError",
+    "SubmissionUnknownError",
     "UnprocessableEntityError",
     "UnsupportedFormatError",
     "__version__",

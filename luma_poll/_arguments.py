@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from enum import Enum
 from ipaddress import ip_address
+from typing import Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -16,6 +18,25 @@ from luma_poll.errors import ConfigurationError
 DEFAULT_BASE_URL = "https://agents.lumalabs.ai/v1"
 MAX_ID_LENGTH = 1000
 """Characters; a UUID has 36."""
+
+
+class UseDefault(Enum):
+    """The type of `USE_DEFAULT`, for annotations: `timeout: float | UseDefault | None`."""
+
+    USE_DEFAULT = "USE_DEFAULT"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+USE_DEFAULT: Final = UseDefault.USE_DEFAULT
+"""The value of a `timeout` that is not given: that of the poller or of the client applies.
+
+None is taken, it means "no limit". Pass this from a function of your own that has a timeout::
+
+    async def first_url(id: str, timeout: float | UseDefault | None = USE_DEFAULT) -> str:
+        return (await poller.wait(id, timeout=timeout))[0].url
+"""
 
 
 def shown(value: object, as_text: Callable[[object], str] = repr) -> str:
@@ -48,6 +69,17 @@ def check_generation_id(generation_id: object) -> str:
     return stripped
 
 
+def check_prompt(prompt: object) -> str:
+    """The prompt.
+
+    Raises:
+        ConfigurationError: It is not a string, or is blank.
+    """
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigurationError(f"prompt must be a string that is not blank, not {shown(prompt)}")
+    return prompt
+
+
 def check_positive(name: str, value: object) -> float | None:
     """The argument called `name` as a float, or None for no limit.
 
@@ -64,6 +96,15 @@ def check_positive(name: str, value: object) -> float | None:
         return float(value)
     except OverflowError:
         raise ConfigurationError(f"{name} is too large a number") from None
+
+
+def check_timeout(timeout: float | UseDefault | None, default: float | None) -> float | None:
+    """The timeout that was given, else the default.
+
+    Raises:
+        ConfigurationError: It is not a number above zero.
+    """
+    return default if timeout is USE_DEFAULT else check_positive("timeout", timeout)
 
 
 def check_count(name: str, value: object) -> int | None:

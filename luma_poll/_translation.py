@@ -27,6 +27,7 @@ from luma_poll.errors import (
     LumaError,
     ServerError,
 )
+from luma_poll.models import RateLimit
 
 MAX_RETRY_AFTER = 120.0
 """Seconds; a longer `Retry-After` counts as this. The API's own are 60 s at most."""
@@ -34,6 +35,8 @@ MAX_DETAIL = 1000
 """Characters that are kept of what the API says."""
 MAX_REQUEST_ID = 200
 """Characters that are kept of `X-Request-Id`."""
+MAX_DIGITS = 9
+"""Digits that are read of a number of units."""
 _LIBRARIES = ("httpx", "httpcore", "httpx2", "httpcore2", "aiohttp", "luma_agents", "json")
 _REDIRECTS = (300, 301, 302, 303, 307, 308)
 BROKEN_STREAM = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
@@ -73,6 +76,16 @@ def translate_error(
     if isinstance(error, (OSError, *BROKEN_STREAM, *broken)):
         return APIConnectionError(f"the connection to the API failed ({said})", **where)
     return None
+
+
+def warn_if_accepted(error: APIError) -> None:
+    """Add a note to the error of a submission that the API may have accepted all the same."""
+    note = (
+        "It is not known whether the generation was accepted: it may be running and be billed. "
+        "Look at the usage of the account before you submit it again."
+    )
+    if error.may_have_been_accepted and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
 
 
 def _certificate_error(
@@ -226,6 +239,18 @@ def content_encoding(headers: Mapping[str, str]) -> str:
     """How a body is encoded, in lower case; empty if it is not."""
     encoding = headers.get("Content-Encoding", "").strip().lower()
     return "" if encoding == "identity" else encoding
+
+
+def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
+    """`X-RateLimit-Limit` and `-Remaining`; None where they are absent or make no sense."""
+    limit, remaining = headers.get("X-RateLimit-Limit"), headers.get("X-RateLimit-Remaining")
+    if limit is None or remaining is None:
+        return None
+    try:
+        found = RateLimit(int(limit[:MAX_DIGITS]), int(remaining[:MAX_DIGITS]))
+    except ValueError:
+        return None
+    return found if 0 <= found.remaining <= found.limit else None
 
 
 def _seconds_until(date: str, now: str | None) -> float:

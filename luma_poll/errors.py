@@ -15,6 +15,8 @@
     │   ├── OutputNotFoundError · ImageTooLargeError · UnsupportedFormatError
     │   └── CorruptInputError · InvalidRequestError · GenerationRateLimitedError
     ├── DownloadError
+    ├── SubmissionLimitError
+    ├── SubmissionUnknownError
     └── PollTimeoutError (also a TimeoutError)
 
 Every error pickles, and none contains the API key or the query of a presigned URL.
@@ -22,7 +24,7 @@ Every error pickles, and none contains the API key or the query of a presigned U
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luma_poll._redaction import redact
@@ -332,6 +334,27 @@ class DownloadError(LumaError):
         self.generation_id = generation_id
         self.path = path
         self.retryable = retryable
+
+
+class SubmissionLimitError(LumaError):
+    """`max_submissions` of a `Runner` is reached; nothing was sent for this request."""
+
+
+class SubmissionUnknownError(LumaError):
+    """It is not known whether the API accepted a submission, so it is not made again.
+
+    It may be running and be billed. The API has no list of generations: look at the usage of the
+    account, then say which id it was, or that it may be submitted.
+
+    Attributes:
+        key: The request's key, by which it is settled.
+        request: The request: a mapping of the parameters of `generations.create`.
+    """
+
+    def __init__(self, message: str, *, key: str, request: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.key = key
+        self.request = request
 
 
 class PollTimeoutError(LumaError, TimeoutError):

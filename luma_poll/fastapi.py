@@ -54,7 +54,7 @@ class PollerOptions(TypedDict, total=False):
     timeout: float | None
     max_in_flight: int | None
     max_rate: float | None
-    on_poll: Callable[[PollEvent], object] | None
+    on_poll: Callable[[PollEvent], None] | None
 
 
 class LumaState(TypedDict):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, Protocol, Self, cast
+from functools import partial
+from typing import Annotated, Any, NamedTuple, Protocol, Self, cast
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
@@ -141,6 +142,13 @@ class GenerationOutput(_Snapshot):
             return None
 
 
+class RateLimit(NamedTuple):
+    """The units that an account may submit a minute, and what is left of them."""
+
+    limit: int
+    remaining: int
+
+
 class Generation(_Snapshot):
     """A snapshot of a generation, as `GET /generations/{id}` shows it.
 
@@ -170,7 +178,7 @@ class Generation(_Snapshot):
     output: Annotated[list[GenerationOutput], BeforeValidator(_usable_outputs)] = []
 
     # Of the answer alone: no field, and no copy and no pickle has it.
-    __slots__ = ("_retry_after",)
+    __slots__ = ("_rate_limit", "_retry_after")
 
     def __hash__(self) -> int:
         return hash((self.id, self.state))
@@ -198,16 +206,6 @@ class Generation(_Snapshot):
         except (KeyError, ValueError, TypeError, OverflowError):
             return None
         return max(0.0, age) if age > -MAX_CLOCK_ERROR else None
-
-    def answered_at(self, date: str | None, retry_after: float | None = None) -> Self:
-        """Note the `Date` of the answer, for `age`, and the seconds of its `Retry-After`.
-
-        They are no part of what the snapshot equals.
-        """
-        if date is not None:
-            vars(self)["_date"] = date
-        object.__setattr__(self, "_retry_after", retry_after)
-        return self
 
     @property
     def is_terminal(self) -> bool:
@@ -239,13 +237,48 @@ class GenerationLike(Protocol):
         ...
 
 
+def note_answer(
+    generation: Generation,
+    *,
+    date: str | None = None,
+    retry_after: float | None = None,
+    rate_limit: RateLimit | None = None,
+) -> Generation:
+    """Keep what the headers of the answer say of a snapshot; it is no part of what it equals.
+
+    Args:
+        generation: The snapshot.
+        date: The `Date` of the answer, for `Generation.age`.
+        retry_after: Seconds of its `Retry-After`, for `snapshot_retry_after`.
+        rate_limit: Of its `X-RateLimit-` headers, for `snapshot_rate_limit`.
+
+    Returns:
+        The same snapshot.
+    """
+    if date is not None:
+        vars(generation)["_date"] = date
+    object.__setattr__(generation, "_retry_after", retry_after)
+    object.__setattr__(generation, "_rate_limit", rate_limit)
+    return generation
+
+
 def snapshot_retry_after(generation: Generation) -> float | None:
     """Seconds to leave the generation alone, where the answer that it came in said so."""
+    seconds: float | None = _header_of(generation, "_retry_after")
+    return seconds
+
+
+def snapshot_rate_limit(generation: Generation) -> RateLimit | None:
+    """The account's rate limit, where the answer that it came in told it."""
+    rate_limit: RateLimit | None = _header_of(generation, "_rate_limit")
+    return rate_limit
+
+
+def _header_of(generation: Generation, name: str) -> Any:
     try:
-        seconds: float | None = object.__getattribute__(generation, "_retry_after")
+        return object.__getattribute__(generation, name)
     except AttributeError:  # it came in no answer of ours
         return None
-    return seconds
 
 
 def as_generation(value: object, generation_id: str | None = None) -> Generation:
@@ -258,17 +291,21 @@ def as_generation(value: object, generation_id: str | None = None) -> Generation
         return _checked_id(value, generation_id)
     # A model of somebody else's gives its unknown fields only through its own dump.
     fields = value.model_dump(warnings=False) if isinstance(value, BaseModel) else value
-    return parse(Generation.model_validate, fields, generation_id)
+    return _validated(partial(Generation.model_validate, fields), generation_id)
 
 
-def parse(validate: Any, value: Any, generation_id: str | None = None) -> Generation:
-    """Call a pydantic `validate` on `value`, with our error in place of pydantic's.
+def read_generation(content: bytes, generation_id: str | None = None) -> Generation:
+    """Read the JSON of an answer: of the generation with this id, if one is given.
 
     Raises:
-        InvalidResponseError: `value` is not a generation, or is another one than the id says.
+        InvalidResponseError: It is not a generation, or it is another one.
     """
+    return _validated(partial(Generation.model_validate_json, content), generation_id)
+
+
+def _validated(validate: Callable[[], Generation], generation_id: str | None) -> Generation:
     try:
-        return _checked_id(validate(value), generation_id)
+        return _checked_id(validate(), generation_id)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
     # Raised outside the `except`: pydantic's error holds the body, and with it the signed URLs.

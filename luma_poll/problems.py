@@ -35,6 +35,8 @@ from luma_poll.errors import (
     PermissionDeniedError,
     PollTimeoutError,
     RateLimitError,
+    SubmissionLimitError,
+    SubmissionUnknownError,
     UnprocessableEntityError,
     UnsupportedFormatError,
 )
@@ -72,6 +74,10 @@ class _Kind(NamedTuple):
     detail: str
 
 
+PERHAPS_SUBMITTED = (
+    "It is not known whether the generation was submitted. It may be running: "
+    "look for it before you submit it again."
+)
 _OPERATORS = _Kind(503, "unavailable", "The service is not available", "Try again later.")
 _KINDS: dict[type[LumaError], _Kind] = {
     LumaError: _Kind(500, "internal", "The server made a mistake", "It has been logged."),
@@ -81,6 +87,7 @@ _KINDS: dict[type[LumaError], _Kind] = {
     InsufficientBalanceError: _OPERATORS,
     PermissionDeniedError: _OPERATORS,
     BudgetExhaustedError: _OPERATORS,
+    SubmissionLimitError: _OPERATORS,
     # The caller's.
     BadRequestError: _Kind(
         400, "bad_request", "The parameters are not accepted", "Change the parameters."
@@ -135,6 +142,9 @@ _KINDS: dict[type[LumaError], _Kind] = {
     DownloadError: _Kind(
         502, "download_failed", "The result cannot be fetched", "Try again later."
     ),
+    SubmissionUnknownError: _Kind(
+        502, "submission_unknown", "The submission got no answer", PERHAPS_SUBMITTED
+    ),
     PollTimeoutError: _Kind(
         504,
         "timed_out",
@@ -142,10 +152,6 @@ _KINDS: dict[type[LumaError], _Kind] = {
         "It goes on: ask again with the same id, rather than submit it again.",
     ),
 }
-PERHAPS_SUBMITTED = (
-    "It is not known whether the generation was submitted. It may be running: "
-    "look for it before you submit it again."
-)
 _LINK = re.compile(r"\S*://\S*")
 _LONGEST_DETAIL = 500  # characters
 
@@ -213,6 +219,8 @@ def _retryable(error: LumaError, kind: _Kind) -> bool:
 
 
 def _may_have_been_submitted(error: LumaError) -> bool:
+    if isinstance(error, SubmissionUnknownError):
+        return True
     if not isinstance(error, APIError) or error.generation_id is not None:
         return False
     return error.may_have_been_accepted

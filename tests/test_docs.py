@@ -18,6 +18,7 @@ import luma_poll
 from luma_poll.sandbox import Sandbox
 
 ROOT = Path(__file__).parent.parent
+HOME = "https://github.com/luma-poll/luma-poll/blob/main/"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 HERO_ID = "182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e"
 REAL_TIME = re.compile(
@@ -93,8 +94,21 @@ async def test_snippets_in_real_time_run(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     """No link between the pages is broken."""
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    text = page.read_text()
+    relative = re.findall(r"\]\((?!https?://)([^)#]+)", text)
+    absolute = re.findall(rf"{re.escape(HOME)}([^)#\s]+)", text)
+    assert [link for link in relative if not (page.parent / link).exists()] == []
+    assert [link for link in absolute if not (ROOT / link).exists()] == []
+
+
+def test_the_readme_has_no_relative_links() -> None:
+    """They would be broken on PyPI, which shows the README alone."""
+    text = re.sub(
+        r"^```.*?^```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    links = re.findall(r"\]\(([^)]+)\)|^\[[^]]+\]: (\S+)", text, re.MULTILINE)
+    assert links
+    assert [a or b for a, b in links if not (a or b).startswith(("https://", "#"))] == []
 
 
 def test_the_pages_have_snippets() -> None:

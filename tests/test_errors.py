@@ -43,6 +43,8 @@ from luma_poll import (
     PollTimeoutError,
     RateLimitError,
     ServerError,
+    SubmissionLimitError,
+    SubmissionUnknownError,
     UnprocessableEntityError,
     UnsupportedFormatError,
 )
@@ -77,6 +79,8 @@ TREE: dict[type[LumaError], tuple[type[BaseException], ...]] = {
     InvalidRequestError: (GenerationError,),
     GenerationRateLimitedError: (GenerationError,),
     DownloadError: (LumaError,),
+    SubmissionLimitError: (LumaError,),
+    SubmissionUnknownError: (LumaError,),
     PollTimeoutError: (LumaError, TimeoutError),
 }
 CLASSES: list[type[LumaError]] = [LumaError, *TREE]
@@ -90,6 +94,8 @@ def make(error_class: type[LumaError], text: str = "told") -> LumaError:
     """An error with every attribute set, and `text` wherever a text may stand."""
     if issubclass(error_class, DownloadError):
         return error_class(text, generation_id=ID, path=Path("out") / ID, retryable=True)
+    if issubclass(error_class, SubmissionUnknownError):
+        return error_class(text, key="order-17", request={"prompt": "a red fox"})
     if issubclass(error_class, APIStatusError):
         return error_class(
             text,

@@ -32,7 +32,7 @@ from luma_poll import (
     OutputNotFoundError,
     UnsupportedFormatError,
 )
-from luma_poll.models import as_generation, snapshot_retry_after
+from luma_poll.models import as_generation, note_answer, snapshot_retry_after
 from tests.fakes import ID, OUTPUT, URL, snapshot
 
 DOCUMENTED = """{
@@ -487,14 +487,16 @@ def test_the_age_is_by_the_clock_of_the_server(
     created_at: str | None, date: str | None, age: float | None
 ) -> None:
     """From `created_at` to the `Date` of the answer; None where either makes no sense."""
-    generation = snapshot("processing", created_at=created_at).answered_at(date)
+    generation = note_answer(snapshot("processing", created_at=created_at), date=date)
     assert generation.age == age
 
 
 def test_the_age_is_no_part_of_what_a_snapshot_says() -> None:
     """Two that say the same are equal; copies keep their age; dumps and reprs do not show it."""
-    young = snapshot("queued", created_at=CREATED).answered_at("Wed, 08 Apr 2026 12:00:01 GMT")
-    old = snapshot("queued", created_at=CREATED).answered_at("Wed, 08 Apr 2026 13:00:00 GMT")
+    young = note_answer(
+        snapshot("queued", created_at=CREATED), date="Wed, 08 Apr 2026 12:00:01 GMT"
+    )
+    old = note_answer(snapshot("queued", created_at=CREATED), date="Wed, 08 Apr 2026 13:00:00 GMT")
     assert young == old == snapshot("queued", created_at=CREATED)
     assert [copied.age for copied in (pickle.loads(pickle.dumps(old)), old.model_copy())] == [
         3600
@@ -509,7 +511,7 @@ def test_the_age_is_no_part_of_what_a_snapshot_says() -> None:
 
 def test_a_hint_belongs_to_its_answer_alone() -> None:
     """No copy, no pickle and no dump has it, and it is no part of what the snapshot says."""
-    told = snapshot("queued").answered_at(None, 7.0)
+    told = note_answer(snapshot("queued"), retry_after=7.0)
     assert snapshot_retry_after(told) == 7
     copies = [
         pickle.loads(pickle.dumps(told)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import anyio
 import typer
@@ -20,13 +20,14 @@ from luma_poll._cli.submissions import Prompt, Submissions, read_params, read_pr
 from luma_poll._cli.terminal import err, out, put_line, say, say_lines
 from luma_poll._cli.waiting import Batch, wait_for
 from luma_poll._cli.waiting import watch as watch_changes
+from luma_poll._parameters import GenerationType, Model
 from luma_poll._polling.poller import MAX_RATE, TIMEOUT
 from luma_poll._version import __version__
 from luma_poll.errors import ConfigurationError, LumaError
 from luma_poll.models import Generation
 
-MODELS = ("uni-1", "uni-1-max", "ray-3.2")
-TYPES = ("image", "image_edit", "video", "video_edit", "video_reframe", "layering")
+MODELS, TYPES = (get_args(get_args(names)[0]) for names in (Model, GenerationType))
+"""Those that are known; the API takes others as it learns them."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,7 +46,7 @@ def _positive(value: float | None) -> float | None:
     return value
 
 
-def _offer(*values: str) -> Callable[[str], list[str]]:
+def _offer(values: tuple[str, ...]) -> Callable[[str], list[str]]:
     """Let the shell complete a word to one of these, though others are accepted too."""
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
@@ -115,11 +116,11 @@ def create(
         str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)
     ] = None,
     model: Annotated[
-        str | None, typer.Option(autocompletion=_offer(*MODELS), help="uni-1, ray-3.2, ...")
+        str | None, typer.Option(autocompletion=_offer(MODELS), help="uni-1, ray-3.2, ...")
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option("--type", autocompletion=_offer(*TYPES), help="image, video, ..."),
+        typer.Option("--type", autocompletion=_offer(TYPES), help="image, video, ..."),
     ] = None,
     aspect_ratio: Annotated[str | None, typer.Option(help="16:9, 1:1, ...")] = None,
     param: Annotated[
@@ -161,7 +162,7 @@ def create(
         else:
             put_line(generation.id)
 
-    async def submit_and_wait(params: dict[str, object]) -> int:
+    async def submit_and_wait(params: dict[str, Any]) -> int:
         async with open_client() as client:
             code = await submit(client, submissions, params, put_submitted)
             if not batch.generations:

@@ -24,7 +24,7 @@ async def fetch_all(
     done: list[Result] = []
     with download_bars(err) as bars:
 
-        async def fetch_one(number: int, generation_id: str) -> Result:
+        async def fetch_one(generation_id: str) -> Result:
             return await fetch(client, generation_id, directory, bars, overwrite=overwrite)
 
         async with run_each(fetch_one, ids, limit=None) as results:

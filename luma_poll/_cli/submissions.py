@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from luma_poll._cli.exit_codes import COMPLETED, exit_code
 from luma_poll._cli.ids import decode, read_lines
@@ -53,7 +54,7 @@ def read_prompts(path: str) -> list[Prompt]:
     return prompts
 
 
-def read_params(given: Mapping[str, object], words: Iterable[str]) -> dict[str, object]:
+def read_params(given: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
     """The parameters of `generations.create`, from options and from `KEY=VALUE` words.
 
     A value is JSON; what is not valid JSON, as in `style=manga`, is plain text.
@@ -155,7 +156,7 @@ class Submissions:
 async def submit(
     client: LumaClient,
     submissions: Submissions,
-    params: Mapping[str, object],
+    params: Mapping[str, Any],
     put: Callable[[Prompt, Generation], None],
 ) -> int:
     """Submit one prompt after the other, until one fails as the next would.

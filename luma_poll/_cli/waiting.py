@@ -138,7 +138,7 @@ async def wait_for(
     """
     bars = DownloadBars(err)
 
-    async def finish(number: int, polled: PollResult) -> Result:
+    async def finish(polled: PollResult) -> Result:
         result = Result(polled.generation_id, polled.generation, polled.error)
         if directory is None or polled.generation is None or not polled.ok:
             return result

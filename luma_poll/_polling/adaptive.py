@@ -56,7 +56,8 @@ class AdaptiveWait(wait_base):
     outweigh the prior, and old ones fade. All memory it needs is a few kilobytes a kind. Share one
     between pollers, and keep it over a restart with `to_json`.
 
-    The poller must be given it as it is: a sum of it and another schedule learns nothing.
+    It learns as a part of tenacity's sums and chains too. A function of your own that calls it has
+    to pass `observe` on.
 
     Args:
         request_cost: Seconds of delay that one request is worth. Less polls more often.

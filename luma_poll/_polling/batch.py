@@ -7,7 +7,6 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -75,9 +74,9 @@ class _Results(AsyncIterator[R]):
 
 @asynccontextmanager
 async def run_each(
-    work: Callable[[int, T], Awaitable[R]], items: Any, limit: int | None
+    work: Callable[[T], Awaitable[R]], items: Any, limit: int | None
 ) -> AsyncGenerator[AsyncIterator[R]]:
-    """Run `work(number, item)` for each item; yield the results in the order of their ends.
+    """Run `work(item)` for each item; yield the results in the order of their ends.
 
     An item is taken when there is room for it: no more than `limit` are under way, or have ended
     and wait for somebody to take their result. Leaving the block cancels those under way.
@@ -92,13 +91,13 @@ async def run_each(
     slots = anyio.Semaphore(sys.maxsize if limit is None else limit)
     results = _Results(receive, slots)
 
-    async def run(number: int, item: T) -> None:
-        send.send_nowait(await work(number, item))
+    async def run(item: T) -> None:
+        send.send_nowait(await work(item))
 
     async def run_all() -> None:
         with send:
-            async with anyio.create_task_group() as tasks, aclosing(_iterate(items)) as iterator:
-                for number in count():
+            async with anyio.create_task_group() as tasks, aclosing(iterate(items)) as iterator:
+                while True:
                     await slots.acquire()
                     try:
                         item = await anext(iterator)
@@ -107,7 +106,7 @@ async def run_each(
                     except Exception as error:
                         results.failure = error
                         break
-                    tasks.start_soon(run, number, item)
+                    tasks.start_soon(run, item)
 
     error_of_the_block: BaseException | None = None
     with receive:
@@ -124,7 +123,31 @@ async def run_each(
         raise error_of_the_block
 
 
-async def _iterate(items: Any) -> AsyncGenerator[Any]:
+async def run_in_order(work: Callable[[T], Awaitable[R]], items: Any, limit: int | None) -> list[R]:
+    """Run `work(item)` for each item, and return the results in the order of the items.
+
+    The arguments are those of `run_each`.
+    """
+
+    async def run(numbered: tuple[int, T]) -> tuple[int, R]:
+        number, item = numbered
+        return number, await work(item)
+
+    async with run_each(run, _numbered(items), limit) as results:
+        by_number = {number: result async for number, result in results}
+    return [by_number[number] for number in range(len(by_number))]
+
+
+async def _numbered(items: Any) -> AsyncGenerator[tuple[int, Any]]:
+    number = 0
+    async with aclosing(iterate(items)) as iterator:
+        async for item in iterator:
+            yield number, item
+            number += 1
+
+
+async def iterate(items: Any) -> AsyncGenerator[Any]:
+    """The items of an iterable or async iterable; an async generator is closed at the end."""
     if isinstance(items, AsyncGenerator):
         async with aclosing(items):
             async for item in items:

@@ -45,7 +45,7 @@ class Reporter:
         on_poll: Called with each `PollEvent`. An exception in it is logged and dropped.
     """
 
-    def __init__(self, on_poll: Callable[[PollEvent], object] | None) -> None:
+    def __init__(self, on_poll: Callable[[PollEvent], None] | None) -> None:
         self._on_poll = on_poll
         self._unknown_states: set[str] = set()
 

@@ -27,11 +27,13 @@ class RequestLimits:
 
     Attributes:
         quiet: Until it ends, no request starts.
+        in_flight: Requests under way.
     """
 
     def __init__(self, max_in_flight: int | None, max_rate: float | None) -> None:
         self.quiet = Quiet()
-        self._free = math.inf if max_in_flight is None else max_in_flight
+        self._most = math.inf if max_in_flight is None else max_in_flight
+        self.in_flight = 0
         self._interval = 0.0 if max_rate is None else 1.0 / max_rate
         self._next_start = -math.inf
         self._queue = Heap[Alarm]()
@@ -52,19 +54,19 @@ class RequestLimits:
                 await ticket.sleep(turn)
             on_time = max(self._next_start, self.quiet.until, asked)
             self._next_start = max(on_time, anyio.current_time() - _LATENESS) + self._interval
-            self._free -= 1
+            self.in_flight += 1
         finally:
             self._queue.remove(place)
             self._wake_first()
 
     def release(self) -> None:
         """End a request whose turn `acquire` gave."""
-        self._free += 1
+        self.in_flight -= 1
         self._wake_first()
 
     def _turn_of(self, ticket: Alarm) -> float:
         """The time at which it may start; inf as long as that depends on others."""
-        if self._free < 1 or self._queue.first() is not ticket:
+        if self.in_flight >= self._most or self._queue.first() is not ticket:
             return math.inf
         return max(self._next_start, self.quiet.until)
 

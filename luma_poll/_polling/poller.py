@@ -13,7 +13,6 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from inspect import iscoroutinefunction
-from types import EllipsisType
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
@@ -21,12 +20,15 @@ from pydantic import BaseModel
 
 from luma_poll._arguments import (
     MAX_ID_LENGTH,
+    USE_DEFAULT,
+    UseDefault,
     check_count,
     check_generation_id,
     check_positive,
+    check_timeout,
     shown,
 )
-from luma_poll._polling.batch import PollResult, run_each
+from luma_poll._polling.batch import PollResult, run_each, run_in_order
 from luma_poll._polling.decisions import Poll, Raise, Return, Sleep
 from luma_poll._polling.events import PollEvent, Reporter
 from luma_poll._polling.schedules import DEFAULT_WAIT, Schedule
@@ -92,7 +94,7 @@ class Poller:
         timeout: float | None = TIMEOUT,
         max_in_flight: int | None = 64,
         max_rate: float | None = MAX_RATE,
-        on_poll: Callable[[PollEvent], object] | None = None,
+        on_poll: Callable[[PollEvent], None] | None = None,
     ) -> None:
         if not callable(getattr(getattr(client, "generations", None), "get", None)):
             raise ConfigurationError(f"{type(client).__name__} has no generations.get")
@@ -116,11 +118,16 @@ class Poller:
             Reporter(on_poll),
         )
 
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that a wait may take, unless it says otherwise; None for no limit."""
+        return self._timeout
+
     async def wait(
         self,
         generation: AnyGeneration,
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
     ) -> list[GenerationOutput]:
         """Poll until the generation has ended, and return its outputs.
 
@@ -138,18 +145,13 @@ class Poller:
             APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
             ConfigurationError: An argument is unusable; nothing was sent.
         """
-        last = None
-        async with aclosing(self.watch(generation, timeout=timeout)) as snapshots:
-            async for snapshot in snapshots:
-                last = snapshot
-        assert last is not None, "watch ends with a terminal snapshot"
-        return last.raise_for_failure().output
+        return (await self._result(generation, check_timeout(timeout, self._timeout))).outputs
 
     def as_completed(
         self,
         generations: Iterable[AnyGeneration] | AsyncIterable[AnyGeneration],
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
         limit: int | None = 1000,
     ) -> AbstractAsyncContextManager[AsyncIterator[PollResult]]:
         """Wait for many generations, and yield a result for each as it ends.
@@ -179,18 +181,13 @@ class Poller:
         Raises:
             ConfigurationError: An argument is unusable.
         """
-        wait = self._waiter(generations, timeout, limit)
-
-        async def wait_for(number: int, generation: AnyGeneration) -> PollResult:
-            return await wait(generation)
-
-        return run_each(wait_for, generations, limit)
+        return run_each(self._waiter(generations, timeout, limit), generations, limit)
 
     async def wait_all(
         self,
         generations: Iterable[AnyGeneration] | AsyncIterable[AnyGeneration],
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
         limit: int | None = 1000,
     ) -> list[PollResult]:
         """Wait for many generations, and return a result for each, in the order given.
@@ -216,16 +213,10 @@ class Poller:
             ConfigurationError: An argument is unusable.
         """
         wait = self._waiter(generations, timeout, limit)
-
-        async def wait_for(number: int, generation: AnyGeneration) -> tuple[int, PollResult]:
-            return number, await wait(generation)
-
-        async with run_each(wait_for, generations, limit) as results:
-            by_number = {number: result async for number, result in results}
-        return [by_number[number] for number in range(len(by_number))]
+        return await run_in_order(wait, generations, limit)
 
     def _waiter(
-        self, generations: object, timeout: float | EllipsisType | None, limit: object
+        self, generations: object, timeout: float | UseDefault | None, limit: object
     ) -> Callable[[AnyGeneration], Awaitable[PollResult]]:
         """Check the arguments of a batch; returns the function that waits for one of them."""
         if isinstance(generations, (str, bytes, BaseModel)) or not isinstance(
@@ -236,8 +227,7 @@ class Poller:
                 f"not {type(generations).__name__}"
             )
         check_count("limit", limit)
-        seconds = self._timeout if timeout is ... else check_positive("timeout", timeout)
-        return partial(self._result, timeout=seconds)
+        return partial(self._result, timeout=check_timeout(timeout, self._timeout))
 
     async def _result(self, generation: AnyGeneration, timeout: float | None) -> PollResult:
         """Wait for one; any failure is part of the result."""
@@ -261,7 +251,7 @@ class Poller:
         self,
         generation: AnyGeneration,
         *,
-        timeout: float | EllipsisType | None = ...,
+        timeout: float | UseDefault | None = USE_DEFAULT,
     ) -> AsyncGenerator[Generation]:
         """Poll until the generation has ended; yield the first snapshot and every change of state.
 
@@ -285,9 +275,9 @@ class Poller:
             APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
             ConfigurationError: An argument is unusable; nothing was sent.
         """
-        limit = self._timeout if timeout is ... else check_positive("timeout", timeout)
+        seconds = check_timeout(timeout, self._timeout)
         generation_id, snapshot = _resolved(generation)
-        return self._watch(generation_id, snapshot, limit)
+        return self._watch(generation_id, snapshot, seconds)
 
     async def _watch(
         self, generation_id: str, snapshot: Generation | None, timeout: float | None
@@ -315,7 +305,7 @@ class Poller:
         yield last
 
     def __repr__(self) -> str:
-        return f"Poller(generations={len(self._streams)})"
+        return f"Poller({self._streams.summary()})"
 
 
 def _name_of(generation: object) -> str:
@@ -351,8 +341,8 @@ def without_retries(client: SupportsGenerations) -> SupportsGenerations:
     packages = {base.__module__.partition(".")[0] for base in type(client).__mro__}
     if "luma_agents" in packages and not iscoroutinefunction(client.generations.get):
         raise ConfigurationError("this client is synchronous: use luma_agents.AsyncLuma")
-    with_options = getattr(client, "with_options", None)
-    if not callable(with_options) or packages.isdisjoint(("luma_agents", "luma_poll")):
+    with_options: Any = getattr(client, "with_options", None)
+    if with_options is None or packages.isdisjoint(("luma_agents", "luma_poll")):
         return client
     view: SupportsGenerations = with_options(max_retries=0)
     return view

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias, cast
 
 import tenacity
@@ -38,7 +39,7 @@ DEFAULT_WAIT: Schedule = tenacity.wait_exponential(
 
 
 class Observer(Protocol):
-    """A schedule that learns may have this method: the poller tells it of each end."""
+    """A schedule that learns has this method: the poller calls it at each end."""
 
     def observe(self, generation: Generation, /, *, after: float, by: float) -> None:
         """The generation ended at an age between `after` and `by` seconds."""
@@ -46,17 +47,26 @@ class Observer(Protocol):
 
 
 def tell_end(schedule: Schedule, generation: Generation, *, after: float, by: float) -> None:
-    """Tell `schedule` of the end of a generation, if it wants to know.
+    """Report the end of a generation to `schedule`, and to the parts of a sum or a chain.
 
-    An exception in it is logged and dropped: the generation has ended, whatever is learned of it.
+    An exception in `observe` is logged and dropped: the generation has ended all the same.
     """
-    if not hasattr(schedule, "observe"):
-        return
-    observer: Observer = cast(Any, schedule)
-    try:
-        observer.observe(generation, after=after, by=by)
-    except Exception:
-        logger.exception("the schedule's observe raised; generation %s has ended", generation.id)
+    observers = {id(each): each for each in _observers(schedule)}  # each once, hashable or not
+    for observer in observers.values():
+        try:
+            observer.observe(generation, after=after, by=by)
+        except Exception:
+            logger.exception(
+                "the schedule's observe raised; generation %s has ended", generation.id
+            )
+
+
+def _observers(schedule: object) -> Iterator[Observer]:
+    if hasattr(schedule, "observe"):
+        yield cast(Observer, schedule)
+    # Tenacity's names for the parts of a sum and of a chain; each has one of them.
+    for part in (*getattr(schedule, "wait_funcs", ()), *getattr(schedule, "strategies", ())):
+        yield from _observers(part)
 
 
 def next_delay(

@@ -161,6 +161,12 @@ class Streams:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def summary(self) -> str:
+        """The limits, and how much is under way, for the poller's repr."""
+        most, rate = self._bounds
+        under_way = f"in_flight={self._limits.in_flight}, generations={len(self)}"
+        return f"max_in_flight={most}, max_rate={rate}, {under_way}"
+
     @property
     def quiet(self) -> Quiet:
         """How long the API asked for quiet."""

@@ -31,7 +31,7 @@ from luma_poll import (
     PollEvent,
     PollTimeoutError,
 )
-from luma_poll._client.session import MAX_CONNECTIONS
+from luma_poll._client.connections import MAX_CONNECTIONS
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.faults import HTTP_FAULTS, SOCKET_FAULTS
 
@@ -135,7 +135,7 @@ async def soak(options: argparse.Namespace) -> None:
 
         now = await client.generations.create("the next request works at once")
         slots = sum(
-            MAX_CONNECTIONS - each._session._requests.value for each in (client, other_client)
+            MAX_CONNECTIONS - each._connections._requests.value for each in (client, other_client)
         )
         streams = len(poller._streams) + len(other_poller._streams)
     await asyncio.sleep(0.1)

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tenacity import wait_fixed
 
 from luma_poll import (
     ConfigurationError,
@@ -22,7 +21,7 @@ from luma_poll import (
 )
 from luma_poll.__main__ import HOW_TO_INSTALL, main
 from luma_poll._cli.exit_codes import MEANINGS, exit_code
-from luma_poll._client.client import Generations
+from luma_poll._client.generations import Generations
 from tests.cli.support import COMMAND, SIGNED, Cli, failing, submit, submit_at
 from tests.fakes import ID, URL, snapshot
 
@@ -73,7 +72,7 @@ def test_get_prints_a_url_that_does_not_tell_when_it_expires(
         (["wait", "."], "Error: '.' is not a generation id"),
         (["wait", "-"], "Error: there is no id on standard input"),
         (["get", " "], "Error: ' ' is not a generation id"),
-        (["create", " "], "Error: prompt must be a text"),
+        (["create", " "], "Error: prompt must be a string"),
         (["wait", ID, "--timeout", "0"], "must be above 0, not 0"),
         (["watch", ID, "--timeout", "nan"], "must be above 0, not nan"),
         (["wait", ID, "--timeout", "soon"], "Invalid value for '--timeout'"),
@@ -149,7 +148,7 @@ def test_an_unencrypted_address_is_a_warning_in_one_line(
 ) -> None:
     """Without the file and line of Python's own."""
     monkeypatch.setenv("LUMA_BASE_URL", "http://localhost.invalid/v1")
-    monkeypatch.setattr("luma_poll._client.client._retry_wait", wait_fixed(0))
+    monkeypatch.setattr("luma_poll._client.generations._backoff", lambda attempt: 0.0)
     code, out, err = cli("get", ID)
     warned, failed = err.splitlines()
     assert (code, out) == (4, "")

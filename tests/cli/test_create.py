@@ -11,7 +11,6 @@ from typing import Any
 
 import anyio
 import pytest
-from tenacity import wait_fixed
 
 from luma_poll import (
     APIConnectionError,
@@ -22,7 +21,7 @@ from luma_poll import (
     RateLimitError,
     ServerError,
 )
-from luma_poll._client.client import Generations
+from luma_poll._client.generations import Generations
 from tests.cli.support import COMMAND, Cli, interrupt
 from tests.fakes import snapshot
 
@@ -336,7 +335,7 @@ def test_a_refusal_for_now_is_waited_out(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompts: str
 ) -> None:
     """A file of prompts is more than the API takes at once: it is tried again, in vain or not."""
-    monkeypatch.setattr("luma_poll._client.client._retry_wait", wait_fixed(0))
+    monkeypatch.setattr("luma_poll._client.generations._backoff", lambda attempt: 0.0)
     tries: list[None] = []
     request = Generations._retried
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from luma_poll import Generation, NotFoundError, ServerError
-from luma_poll._client.client import Generations
+from luma_poll._client.generations import Generations
 from luma_poll.sandbox import Sandbox
 from tests.cli.support import SIGNED, Cli, read_screen, started
 

@@ -21,7 +21,7 @@ from luma_poll import PollTimeoutError, ServerError
 from luma_poll._cli.results import Result
 from luma_poll._cli.resuming import Source
 from luma_poll._cli.waiting import Batch
-from luma_poll._client.client import Generations
+from luma_poll._client.generations import Generations
 from tests.cli.support import COMMAND, Cli, interrupt, started, submit
 from tests.fakes import ID
 

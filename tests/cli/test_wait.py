@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from luma_poll import Generation
-from luma_poll._client.client import Generations
+from luma_poll._client.generations import Generations
 from tests.cli.support import COMMAND, SIGNED, Cli, failing, ids_of, started, submit
 from tests.fakes import ID, snapshot
 

@@ -43,7 +43,7 @@ from luma_poll import (
     UnprocessableEntityError,
     __version__,
 )
-from luma_poll._client.session import MAX_ANSWER, MAX_CONNECTIONS, MAX_GETS
+from luma_poll._client.connections import MAX_ANSWER, MAX_CONNECTIONS, MAX_GETS
 from luma_poll.models import snapshot_retry_after
 from tests.fakes import ID, URL, FakeClient, snapshot
 
@@ -511,9 +511,10 @@ async def test_an_error_that_is_no_trouble_of_the_network_is_raised_as_it_is() -
 async def test_create_posts_the_prompt_and_the_parameters() -> None:
     """As JSON, as they are; None means "not given"."""
     route = respx.post(f"{API}/generations").respond(201, json=QUEUED)
+    newer: dict[str, Any] = {"n": [None]}
     async with LumaClient(TOKEN) as client:
         generation = await client.generations.create(
-            "A cät", model="uni-1", source={"url": "https://example.com"}, type=None, n=[None]
+            "A cät", model="uni-1", source={"url": "https://example.com"}, type=None, **newer
         )
     assert (generation.id, generation.state) == (ID, "queued")
     request = route.calls.last.request

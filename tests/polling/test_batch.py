@@ -241,7 +241,7 @@ async def test_leaving_the_block_cancels_the_rest() -> None:
     async with poller.as_completed(map(str, range(100)), timeout=None):
         await anyio.sleep(10.2)
     assert round(anyio.current_time() - began, 3) == 10.2
-    assert repr(poller) == "Poller(generations=0)"
+    assert repr(poller).endswith("generations=0)")
     assert sum(client.under_way.values()) == 0
     asked = len(client.calls)
     await anyio.sleep(100)
@@ -259,7 +259,7 @@ async def test_an_error_in_the_block_is_raised_as_it_is() -> None:
 
     with pytest.raises(ZeroDivisionError):
         await fail()
-    assert repr(poller) == "Poller(generations=0)"
+    assert repr(poller).endswith("generations=0)")
 
 
 async def test_the_error_of_a_result_may_be_raised() -> None:
@@ -273,7 +273,7 @@ async def test_the_error_of_a_result_may_be_raised() -> None:
 
     with pytest.raises(ContentModeratedError):
         await stop_at_the_first_failure()
-    assert repr(poller) == "Poller(generations=0)"
+    assert repr(poller).endswith("generations=0)")
 
 
 async def test_a_batch_is_cancelled_with_what_is_around_it() -> None:
@@ -295,7 +295,7 @@ async def test_a_batch_is_cancelled_with_what_is_around_it() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await wait_beside_a_failure()
     assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
-    assert repr(poller) == "Poller(generations=0)"
+    assert repr(poller).endswith("generations=0)")
 
 
 async def test_several_consumers_share_the_results() -> None:

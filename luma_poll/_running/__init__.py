@@ -1,0 +1,1 @@
+"""Submitting generations, as many at once as the account allows."""

@@ -1,0 +1,252 @@
+"""What the account allows: may something be submitted now? Decided without I/O or a clock."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, deque
+from typing import TypeAlias
+
+from luma_poll.errors import APIStatusError
+from luma_poll.models import RateLimit
+
+Kind: TypeAlias = tuple[object, ...]
+"""Requests of one kind (model and type) weigh the same."""
+
+WINDOW = 60.0
+"""Seconds: the API counts the submissions of the last minute (rate-limits guide)."""
+FIRST_PROBE = 15.0
+"""Seconds after a refusal until more is tried than the account is known to allow."""
+LAST_PROBE = 60.0
+"""The most that this grows to: the `Retry-After` of a full account."""
+
+# "Concurrent generation capacity reached (limit=10 weight units; this request needs 3)", and
+# "Concurrent generation limit reached (10)", as seen live.
+_LIMIT = re.compile(r"\(\s*(?:limit\s*=\s*)?(\d{1,6})\b", re.IGNORECASE)
+_NEEDS = re.compile(r"\bneeds\s+(\d{1,6})\b", re.IGNORECASE)
+
+
+def is_full(error: APIStatusError) -> bool:
+    """True for the 429 of a full account, which an end ends; false for one that time ends.
+
+    The documented text is not the live one: "concurren" is in all that were seen.
+    """
+    return "concurren" in (error.detail or "").lower()
+
+
+class Account:
+    """What is known of the account, and what of it is in use.
+
+    Weights are in the API's units: a generation weighs 1 unless an answer told otherwise. More
+    than was seen to be allowed is tried in the manner of TCP's slow start: one submission at
+    first, then as many more at once as were accepted; after a refusal one, and only after a pause.
+
+    Args:
+        max_running: Generations at once, whatever the account allows; None for no limit.
+        max_submissions: Submissions in all; None for no limit.
+    """
+
+    def __init__(self, max_running: int | None = None, max_submissions: int | None = None) -> None:
+        self._max_running = math.inf if max_running is None else max_running
+        self._submissions_left = math.inf if max_submissions is None else max_submissions
+        self._running = Counter[Kind]()
+        self._in_flight = Counter[Kind]()
+        self._weights: dict[Kind, int] = {}
+        self._told: set[Kind] = set()  # those whose weight a refusal named
+        self._limit: int | None = None  # of the whole account, as a refusal named it
+        self._allowed = 0  # units of ours that were seen to run at once
+        self._extra = 1  # units beyond that may be in flight
+        self._stale = 0  # submissions in flight from before the last refusal: they prove little
+        self._probe_at = -math.inf
+        self._probe_interval = FIRST_PROBE
+        self._quiet_until = -math.inf
+        self._failures = 0  # submissions in a row without a connection
+        self._window = _Window()
+
+    @property
+    def running(self) -> int:
+        """Generations of ours that have not ended, as far as known."""
+        return self._running.total()
+
+    @property
+    def in_flight(self) -> int:
+        """Submissions whose answer has not come."""
+        return self._in_flight.total()
+
+    @property
+    def is_exhausted(self) -> bool:
+        """True when `max_submissions` is reached."""
+        return self._submissions_left <= 0
+
+    def weight(self, kind: Kind) -> int:
+        """The units that a request of this kind takes, as far as known."""
+        return self._weights.get(kind, 1)
+
+    def may_submit_at(self, kind: Kind) -> float:
+        """When a request of this kind may be submitted, if nothing changes until then.
+
+        Returns:
+            Seconds on the clock of the other methods' `now`; inf if something has to end first.
+        """
+        if self.running + self.in_flight >= self._max_running:
+            return math.inf
+        if self.in_flight >= self._submissions_left:
+            return math.inf
+        weight, in_flight = self.weight(kind), self._units(self._in_flight)
+        total = self._units(self._running) + in_flight + weight
+        earliest = max(self._quiet_until, self._window.room_at(weight, in_flight))
+        if total <= self._allowed:
+            return earliest
+        if self.in_flight and total > self._allowed + self._extra:
+            return math.inf
+        return max(earliest, self._probe_at)
+
+    def begin(self, kind: Kind) -> None:
+        """Note that a request is being submitted. One of the next four methods must follow."""
+        self._in_flight[kind] += 1
+
+    def accept(self, kind: Kind, now: float, rate_limit: RateLimit | None = None) -> None:
+        """Note that it was accepted."""
+        alone, is_stale = self.in_flight == 1, self._stale > 0
+        self._settle(kind)
+        self._running[kind] += 1
+        self._submissions_left -= 1
+        self._failures = 0
+        fall = self._window.accept(now, self.weight(kind), rate_limit)
+        if fall is not None and alone and kind not in self._told:
+            # Others on the account make the window fall by more: the least is the weight.
+            self._weights[kind] = min(fall, self._weights.get(kind, fall))
+        units = self._units(self._running)
+        if units > self._allowed:
+            self._allowed = units
+            if not is_stale:
+                self._extra += self.weight(kind)
+                self._probe_interval = FIRST_PROBE
+
+    def refuse(self, kind: Kind, now: float, error: APIStatusError) -> None:
+        """Note that it was refused with a 429."""
+        self._settle(kind)
+        self._failures = 0
+        if not is_full(error):
+            self._quiet_until = max(self._quiet_until, now + (error.retry_after or 1.0))
+            self._window.refuse(now)
+            return
+        self._learn(kind, error.detail or "")
+        running = self._units(self._running)
+        total = running + self._units(self._in_flight) + self.weight(kind)
+        if self._limit is not None and total > self._limit:
+            # Ours alone fill it. To try for more before long would be to doubt its own words.
+            self._allowed, interval = self._limit, LAST_PROBE
+        else:
+            # Others share the account, or it named no limit: what runs is what fits.
+            self._allowed, interval = running, self._probe_interval
+            self._probe_interval = min(2 * self._probe_interval, LAST_PROBE)
+        self._extra, self._stale = 1, self.in_flight
+        wanted = LAST_PROBE if error.retry_after is None else error.retry_after
+        self._probe_at = now + min(wanted, interval)
+
+    def cannot_fit(self, kind: Kind) -> bool:
+        """True where the account named a limit that is below the weight of such a request."""
+        return self._limit is not None and self.weight(kind) > self._limit
+
+    def fail(self, kind: Kind, now: float, *, unreachable: bool = False) -> None:
+        """Note that it was not accepted, for another reason; if unreachable, all pause a while."""
+        self._settle(kind)
+        self._failures = self._failures + 1 if unreachable else 0
+        if unreachable:
+            pause = min(0.25 * 2.0 ** min(self._failures, 10), 5.0)
+            self._quiet_until = max(self._quiet_until, now + pause)
+
+    def lose(self, kind: Kind) -> None:
+        """Note that it is not known whether it was accepted: it may be running."""
+        self._settle(kind)
+        self._submissions_left -= 1
+        self._occupy(kind)
+
+    def end(self, kind: Kind) -> None:
+        """Note that a generation has ended."""
+        self._running[kind] -= 1
+
+    def abandon(self, kind: Kind) -> None:
+        """Note that nobody waits for a generation any more: it still occupies the account."""
+        self._running[kind] -= 1
+        self._occupy(kind)
+
+    def forget_running(self) -> None:
+        """Begin again with nothing running, and with what was learned of weights."""
+        self._running.clear()
+        self._in_flight.clear()
+
+    def _settle(self, kind: Kind) -> None:
+        self._in_flight[kind] -= 1
+        self._stale = max(0, self._stale - 1)
+
+    def _occupy(self, kind: Kind) -> None:
+        self._allowed = max(0, self._allowed - self.weight(kind))
+
+    def _units(self, generations: Counter[Kind]) -> int:
+        return sum(self.weight(kind) * number for kind, number in generations.items())
+
+    def _learn(self, kind: Kind, detail: str) -> None:
+        if limit := _LIMIT.search(detail):
+            self._limit = int(limit[1])
+        if needs := _NEEDS.search(detail):
+            self._weights[kind] = max(1, int(needs[1]))
+            self._told.add(kind)
+
+
+class _Window:
+    """The submissions of the last minute, as far as the answers tell of it."""
+
+    def __init__(self) -> None:
+        self._remaining: int | None = None
+        self._answered = -math.inf
+        self._share: int | None = None  # units of ours that were in it when it was full
+        self._refused = -math.inf
+        self._may_ask = False  # once, when the time comes that a refusal named
+        self._recent = deque[tuple[float, int]]()  # ours: when they leave the window, and weights
+
+    def accept(self, now: float, weight: int, rate_limit: RateLimit | None) -> int | None:
+        """Note an accepted submission; returns its weight, if the window's fall shows it."""
+        while self._recent and self._recent[0][0] <= self._answered:
+            self._recent.popleft()
+        before, none_left = self._remaining, self._left_by(now) == 0
+        self._recent.append((now + WINDOW, weight))
+        self._answered, self._may_ask = now, False
+        self._remaining = None if rate_limit is None else rate_limit.remaining
+        if before is None or self._remaining is None or not none_left:
+            return None
+        fall = before - self._remaining
+        return fall if fall > 0 else None
+
+    def room_at(self, weight: int, in_flight: int) -> float:
+        """When there is room for so many units; -inf where that is not known, or there is."""
+        if self._may_ask and not in_flight:
+            return -math.inf
+        weight += in_flight
+        in_it = [(leaves, units) for leaves, units in self._recent if leaves > self._answered]
+        room = self._room(sum(units for _, units in in_it))
+        if room >= weight:
+            return -math.inf
+        for leaves, units in in_it:
+            room += units
+            if room >= weight:
+                return leaves
+        return -math.inf  # others fill it: a refusal says until when
+
+    def refuse(self, now: float) -> None:
+        """Note that it was full."""
+        self._refused, self._may_ask = now, True
+        self._share = sum(units for leaves, units in self._recent if leaves > now)
+
+    def _room(self, used: int) -> float:
+        if self._remaining is not None:
+            return self._remaining
+        if self._share is None:
+            return math.inf
+        # What is learned from a refusal is forgotten slowly: one more is tried after each minute.
+        return self._share + max(0.0, self._answered - self._refused) // WINDOW - used
+
+    def _left_by(self, now: float) -> int:
+        """Units of ours that have left the window since the last answer."""
+        return sum(units for leaves, units in self._recent if self._answered < leaves <= now)

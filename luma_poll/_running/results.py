@@ -1,0 +1,42 @@
+"""The result of one request of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from luma_poll._running.requests import AnyRequest
+from luma_poll.models import Generation, GenerationOutput
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result of one request.
+
+    Attributes:
+        request: The request, as it was given.
+        generation: The last snapshot of the last attempt, or None if there was none.
+        error: What `Runner.run` would have raised, or None.
+        submitted: The ids, one for each attempt that was accepted. Where `error` is a timeout or
+            an `APIError`, the last of them may still finish and be billed: wait for it by its id.
+    """
+
+    request: AnyRequest
+    generation: Generation | None
+    error: Exception | None = None
+    submitted: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True if it completed, with outputs."""
+        return self.error is None
+
+    @property
+    def outputs(self) -> list[GenerationOutput]:
+        """The outputs.
+
+        Raises:
+            GenerationError: It failed; or whatever else `Runner.run` would have raised.
+        """
+        if self.error is not None:
+            raise self.error
+        return [] if self.generation is None else self.generation.output

@@ -1,0 +1,61 @@
+"""The types in the signatures of luma-poll, for annotations of your own.
+
+::
+
+    from luma_poll.typing import USE_DEFAULT, AnyGeneration, Schedule, UseDefault
+
+    async def first_url(
+        poller: Poller, generation: AnyGeneration, timeout: float | UseDefault | None = USE_DEFAULT
+    ) -> str:
+        return (await poller.wait(generation, timeout=timeout))[0].url
+"""
+
+from luma_poll._arguments import USE_DEFAULT, UseDefault
+from luma_poll._parameters import (
+    AspectRatio,
+    CreateParams,
+    DepthControl,
+    FaceControl,
+    GenerationType,
+    Layering,
+    MediaRef,
+    Model,
+    NormalsControl,
+    PoseControl,
+    SourcePosition,
+    TrajectoryControl,
+    VideoControls,
+    VideoEdit,
+    VideoOptions,
+)
+from luma_poll._polling.poller import AnyGeneration, SupportsGenerations, SupportsGet
+from luma_poll._polling.schedules import Observer, Schedule
+from luma_poll._running.requests import AnyRequest
+from luma_poll.models import GenerationLike
+
+__all__ = [
+    "USE_DEFAULT",
+    "AnyGeneration",
+    "AnyRequest",
+    "AspectRatio",
+    "CreateParams",
+    "DepthControl",
+    "FaceControl",
+    "GenerationLike",
+    "GenerationType",
+    "Layering",
+    "MediaRef",
+    "Model",
+    "NormalsControl",
+    "Observer",
+    "PoseControl",
+    "Schedule",
+    "SourcePosition",
+    "SupportsGenerations",
+    "SupportsGet",
+    "TrajectoryControl",
+    "UseDefault",
+    "VideoControls",
+    "VideoEdit",
+    "VideoOptions",
+]

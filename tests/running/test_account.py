@@ -1,0 +1,294 @@
+"""What may be submitted now: pure decisions, against a model of an account."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luma_poll import RateLimitError
+from luma_poll._running.account import LAST_PROBE, Account
+from luma_poll.models import RateLimit
+
+LIGHT = ("uni-1", "image")
+HEAVY = ("uni-1-max", "image_edit")
+LIVE = "Concurrent generation capacity reached (limit={limit} weight units; this request needs {w})"
+SHORT = "Concurrent generation limit reached ({limit})"
+DOCUMENTED = "Too many concurrent jobs"
+
+
+def full(detail: str = DOCUMENTED, retry_after: float | None = 60.0) -> RateLimitError:
+    return RateLimitError(detail, status_code=429, detail=detail, retry_after=retry_after)
+
+
+def submit(account: Account, now: float = 0.0, kind: tuple[str, ...] = LIGHT) -> None:
+    account.begin(kind)
+    account.accept(kind, now)
+
+
+def room(account: Account, now: float, kind: tuple[str, ...] = LIGHT) -> bool:
+    return account.may_submit_at(kind) <= now
+
+
+def test_it_begins_with_one_and_then_doubles() -> None:
+    """As TCP does: an unknown account is not met with everything at once."""
+    account, begun = Account(), []
+    for _ in range(4):
+        number = 0
+        while room(account, 0.0):
+            account.begin(LIGHT)
+            number += 1
+        begun.append(number)
+        for _ in range(number):
+            account.accept(LIGHT, 0.0)
+    assert begun == [1, 2, 4, 8]
+
+
+def test_a_full_account_is_asked_again_after_an_end() -> None:
+    """Not after 60 s: time frees no slot, an end does."""
+    account = Account()
+    for _ in range(3):
+        submit(account)
+    account.begin(LIGHT)
+    account.refuse(LIGHT, 1.0, full())
+    assert not room(account, 2.0)
+    account.end(LIGHT)
+    assert room(account, 2.0)
+    submit(account, 2.0)
+    assert not room(account, 3.0)
+
+
+@pytest.mark.parametrize("text", [LIVE, SHORT, DOCUMENTED, "CONCURRENT jobs: too many"])
+def test_every_spelling_of_a_full_account_is_understood(text: str) -> None:
+    """The documented sentence is not the one that is seen live."""
+    account = Account()
+    submit(account)
+    account.begin(LIGHT)
+    account.refuse(LIGHT, 0.0, full(text.format(limit=1, w=1)))
+    assert not room(account, 5.0)
+    account.end(LIGHT)
+    assert room(account, 5.0)
+
+
+def test_a_rate_429_quiets_all_submissions() -> None:
+    """It is waited out, to the second."""
+    account = Account()
+    submit(account)
+    account.begin(LIGHT)
+    account.refuse(LIGHT, 10.0, full("Rate limit exceeded", 17.0))
+    account.end(LIGHT)
+    assert account.may_submit_at(HEAVY) == account.may_submit_at(LIGHT) == 27.0
+
+
+def test_with_nothing_of_ours_under_way_the_retry_after_is_the_latest_time() -> None:
+    """Others fill the account: no end of ours will tell when to try again."""
+    account = Account()
+    account.begin(LIGHT)
+    account.refuse(LIGHT, 100.0, full(retry_after=60.0))
+    assert 100.0 < account.may_submit_at(LIGHT) <= 160.0
+    account.begin(LIGHT)
+    account.refuse(LIGHT, 160.0, full(retry_after=5.0))
+    assert account.may_submit_at(LIGHT) == 165.0
+
+
+def test_weights_are_learned_from_refusals() -> None:
+    """A heavy request then waits for as many units as it needs, and light ones for theirs."""
+    account = Account()
+    for _ in range(8):
+        submit(account)
+    account.begin(HEAVY)
+    account.refuse(HEAVY, 0.0, full(LIVE.format(limit=10, w=3)))
+    assert account.weight(HEAVY) == 3
+    assert room(account, 0.0, LIGHT)  # two units are left of ten
+    assert not room(account, 0.0, HEAVY)
+    account.end(LIGHT)
+    assert room(account, 0.0, HEAVY)
+
+
+def test_weights_are_learned_from_the_fall_of_the_window() -> None:
+    """By the least that was seen, as others on the account make it fall by more."""
+    account = Account()
+    for now, left in ((0.0, 27), (1.0, 23), (2.0, 20), (3.0, 17)):
+        account.begin(HEAVY)
+        account.accept(HEAVY, now, RateLimit(30, left))
+    assert account.weight(HEAVY) == 3
+
+
+def test_submissions_at_the_same_time_teach_no_weight() -> None:
+    """Their answers may come in any order."""
+    account = Account()
+    account.begin(LIGHT)
+    account.accept(LIGHT, 0.0, RateLimit(30, 29))
+    account.begin(LIGHT)
+    account.begin(LIGHT)
+    account.accept(LIGHT, 1.0, RateLimit(30, 27))
+    account.accept(LIGHT, 1.0, RateLimit(30, 28))
+    assert account.weight(LIGHT) == 1
+
+
+def test_the_minute_is_not_overdrawn() -> None:
+    """Who knows that nothing is left waits until the oldest of his own leaves the window."""
+    account = Account()
+    for second in range(3):
+        account.begin(LIGHT)
+        account.accept(LIGHT, float(second), RateLimit(3, 2 - second))
+    for _ in range(3):
+        account.end(LIGHT)
+    assert account.may_submit_at(LIGHT) == 60.0
+    account.begin(LIGHT)
+    assert account.may_submit_at(LIGHT) == 61.0
+
+
+def test_where_others_use_up_the_minute_a_refusal_says_until_when() -> None:
+    """Too little of ours leaves the window to make room, so asking is the only way to learn."""
+    account = Account()
+    account.begin(HEAVY)
+    account.refuse(HEAVY, 0.0, full(LIVE.format(limit=30, w=3)))
+    account.begin(LIGHT)
+    account.accept(LIGHT, 15.0, RateLimit(30, 0))
+    assert account.may_submit_at(LIGHT) == 75.0
+    assert room(account, 16.0, HEAVY)
+    account.begin(HEAVY)
+    account.refuse(HEAVY, 16.0, full("Rate limit exceeded", 3.0))
+    assert account.may_submit_at(HEAVY) == 19.0
+
+
+def test_what_is_learned_is_forgotten_slowly() -> None:
+    """After a pause that doubles up to a minute, one more is tried; when it succeeds, more."""
+    account = Account()
+    for _ in range(4):
+        submit(account)
+    now, pauses = 0.0, []
+    for _ in range(4):
+        account.begin(LIGHT)
+        account.refuse(LIGHT, now, full())
+        pauses.append(account.may_submit_at(LIGHT) - now)
+        now += pauses[-1]
+    assert pauses == [15.0, 30.0, 60.0, 60.0]
+    submit(account, now)
+    assert room(account, now)
+
+
+def test_a_limit_of_the_whole_account_is_not_doubted_soon() -> None:
+    """Where ours alone reach the limit that it named, a minute passes before it is tried."""
+    account = Account()
+    for _ in range(10):
+        submit(account)
+    account.begin(LIGHT)
+    account.refuse(LIGHT, 0.0, full(SHORT.format(limit=10)))
+    assert account.may_submit_at(LIGHT) == LAST_PROBE
+
+
+def test_a_request_that_can_never_fit_is_known() -> None:
+    """To wait for room for it would be to wait for ever."""
+    account = Account()
+    account.begin(HEAVY)
+    account.refuse(HEAVY, 0.0, full(LIVE.format(limit=2, w=3)))
+    assert account.cannot_fit(HEAVY)
+    assert not account.cannot_fit(LIGHT)
+
+
+def test_the_users_own_limits_hold() -> None:
+    """`max_running` over all that run, `max_submissions` over all that may have been accepted."""
+    account = Account(max_running=2, max_submissions=3)
+    submit(account)
+    submit(account)
+    assert account.may_submit_at(LIGHT) == math.inf
+    account.end(LIGHT)
+    account.begin(LIGHT)
+    account.lose(LIGHT)  # it may have been accepted
+    account.end(LIGHT)
+    assert account.is_exhausted
+
+
+def test_a_submission_that_was_not_accepted_does_not_count() -> None:
+    """The purse is open again."""
+    account = Account(max_submissions=1)
+    account.begin(LIGHT)
+    assert account.may_submit_at(LIGHT) == math.inf
+    account.fail(LIGHT, 0.0)
+    assert room(account, 0.0)
+
+
+def test_without_a_connection_all_pause_a_little() -> None:
+    """Longer each time, but no more than a few seconds."""
+    account, now, pauses = Account(), 0.0, []
+    for _ in range(8):
+        account.begin(LIGHT)
+        account.fail(LIGHT, now, unreachable=True)
+        pauses.append(account.may_submit_at(LIGHT) - now)
+        now += pauses[-1]
+    assert pauses == sorted(pauses)
+    assert 0 < pauses[0] < 1
+    assert pauses[-1] == 5.0
+
+
+def test_an_abandoned_generation_still_occupies_the_account() -> None:
+    """Nobody waits for it, but the API counts it until it ends."""
+    account = Account()
+    for _ in range(3):
+        submit(account)
+    account.begin(LIGHT)
+    account.refuse(LIGHT, 0.0, full())
+    account.abandon(LIGHT)
+    assert not room(account, 1.0)
+    account.end(LIGHT)
+    assert room(account, 1.0)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    capacity=st.integers(1, 12),
+    others=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 300)), max_size=3),
+    weights=st.lists(st.sampled_from([1, 1, 1, 3]), min_size=1, max_size=25),
+    duration=st.integers(1, 90),
+    text=st.sampled_from([LIVE, SHORT, DOCUMENTED]),
+    tells=st.booleans(),
+)
+def test_any_account_is_used_and_never_besieged(
+    capacity: int,
+    others: list[tuple[int, int]],
+    weights: list[int],
+    duration: int,
+    text: str,
+    tells: bool,
+) -> None:
+    """It always ends; it is idle only while refused; refusals are few: a probe, then a pause.
+
+    `others` hold units of the account until their ends. Steps of a second; answers at once.
+    """
+    account = Account()
+    todo = [(HEAVY if weight == 3 else LIGHT, weight) for weight in weights if weight <= capacity]
+    running: list[tuple[int, tuple[str, ...], int]] = []
+    refused: list[int] = []
+    submissions: list[tuple[int, int]] = []
+    now, idle = 0, 0
+    while todo or running:
+        for end, kind, weight in [each for each in running if each[0] <= now]:
+            running.remove((end, kind, weight))
+            account.end(kind)
+        taken_by_others = sum(units for units, end in others if end > now)
+        while todo and account.may_submit_at(todo[0][0]) <= now:
+            kind, weight = todo[0]
+            account.begin(kind)
+            recent = sum(units for begun, units in submissions if begun > now - 60)
+            if sum(each[2] for each in running) + weight + taken_by_others > capacity:
+                refused.append(now)
+                account.refuse(kind, float(now), full(text.format(limit=capacity, w=weight)))
+                continue
+            left = RateLimit(10_000, 10_000 - recent - weight) if tells else None
+            account.accept(kind, float(now), left)
+            submissions.append((now, weight))
+            running.append((now + duration, kind, weight))
+            del todo[0]
+        fits = (
+            sum(each[2] for each in running) + taken_by_others + (todo[0][1] if todo else math.inf)
+        )
+        idle = idle + 1 if fits <= capacity else 0
+        assert idle <= LAST_PROBE
+        now += 1
+        assert now < 20_000, "it never ends"
+    ends = len(weights) + len(others)
+    assert len(refused) <= 2 * ends + now / 15 + 8
