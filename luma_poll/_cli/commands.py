@@ -16,7 +16,7 @@ from luma_poll._cli.fetching import fetch_all
 from luma_poll._cli.process import orderly_exit, run_app
 from luma_poll._cli.results import Put, describe, put_json, put_text, put_urls, writing
 from luma_poll._cli.resuming import Source, unless, words_of
-from luma_poll._cli.submissions import Prompt, Submissions, read_params, read_prompts, submit
+from luma_poll._cli.submissions import Prompt, Submissions, read_params, read_submissions, submit
 from luma_poll._cli.terminal import err, out, put_line, say, say_lines
 from luma_poll._cli.waiting import Batch, wait_for
 from luma_poll._cli.waiting import watch as watch_changes
@@ -177,16 +177,13 @@ def create(
         yield from source.after_interrupt(batch)
 
     with orderly_exit(hints):
-        if (prompt is None) == (file is None):
-            raise ConfigurationError("give a PROMPT, or --file PATH")
         if timeout is not None and not wait:
             raise ConfigurationError("--timeout goes with --wait")
         params = read_params(usual, param or ())
-        prompts = [Prompt(prompt or "")] if file is None else read_prompts(file)
         options = words_of(
             **usual, param=param, wait=wait, timeout=unless(TIMEOUT, seconds), json=as_json
         )
-        submissions = Submissions(prompts, file, options)
+        submissions = read_submissions(prompt, file, options)
         raise typer.Exit(anyio.run(submit_and_wait, params))
 
 

@@ -54,6 +54,18 @@ def read_prompts(path: str) -> list[Prompt]:
     return prompts
 
 
+def read_submissions(prompt: str | None, path: str | None, options: Sequence[str]) -> Submissions:
+    """The submission of a prompt, or of those in a file.
+
+    Raises:
+        ConfigurationError: Neither or both are given, or the file is unusable.
+    """
+    if (prompt is None) == (path is None):
+        raise ConfigurationError("give a PROMPT, or --file PATH")
+    prompts = [Prompt(prompt or "")] if path is None else read_prompts(path)
+    return Submissions(prompts, path, options)
+
+
 def read_params(given: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
     """The parameters of `generations.create`, from options and from `KEY=VALUE` words.
 

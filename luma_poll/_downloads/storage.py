@@ -36,6 +36,26 @@ HEADERS = {
 }
 
 
+class URL(Protocol):
+    """The parts of an httpx or httpx2 URL that are checked."""
+
+    @property
+    def scheme(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int | None: ...
+    @property
+    def userinfo(self) -> bytes: ...
+
+
+class Request(Protocol):
+    """A request of httpx or httpx2."""
+
+    @property
+    def url(self) -> URL: ...
+
+
 class Response(Protocol):
     """The parts of an httpx or httpx2 response that a download uses."""
 
@@ -44,7 +64,7 @@ class Response(Protocol):
     @property
     def headers(self) -> Mapping[str, str]: ...
     @property
-    def extensions(self) -> Mapping[str, Any]: ...
+    def extensions(self) -> Mapping[str, object]: ...
     @property
     def stream(self) -> AsyncIterable[bytes]: ...
     async def aclose(self) -> None: ...
@@ -231,7 +251,7 @@ def _valid() -> Iterator[None]:
         raise RefusedError(INVALID) from None
 
 
-def _check_url(url: Any, plain: bool) -> None:
+def _check_url(url: URL, plain: bool) -> None:
     """Check the target of a request; `plain` allows plain http on this machine."""
     host = url.host
     if not host or not 0 <= (url.port or 0) <= 65535:
@@ -272,16 +292,16 @@ def _network() -> Iterator[None]:
         raise InterruptedTry(f"the connection to the storage failed ({why})") from None
 
 
-def _request(http: HTTPClient, url: str, headers: dict[str, str]) -> Any:
+def _request(http: HTTPClient, url: str, headers: dict[str, str]) -> Request:
     """A request of the library that the client belongs to."""
     if any(character.isspace() for character in url):
         raise ValueError("white space inside")
-    request_class = type(http.build_request("GET", "https://localhost"))
+    request_class: Callable[..., Request] = type(http.build_request("GET", "https://localhost"))
     seconds = dict.fromkeys(("connect", "read", "write", "pool"), STALL)
     return request_class("GET", url, headers=headers, extensions={"timeout": seconds})
 
 
-async def _send(http: HTTPClient, request: Any) -> Response:
+async def _send(http: HTTPClient, request: Request) -> Response:
     """Send a request through the transport that the client has for its URL.
 
     Not through the client itself, which would run the event hooks and log the signed URL. Only

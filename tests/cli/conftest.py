@@ -14,12 +14,12 @@ from tenacity import wait_fixed
 import luma_poll._cli.commands  # noqa: F401  (here, not in the first second of a test)
 from luma_poll.__main__ import main
 from luma_poll.sandbox import Sandbox
-from tests.cli.support import Cli, Told
+from tests.cli.support import Cli, Outcome
 
 
 @pytest.fixture(scope="module")
 def base_url() -> Iterator[str]:
-    """A sandbox in a thread of its own."""
+    """A sandbox that runs in its own thread."""
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(Sandbox().serve()) as url,
@@ -41,7 +41,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
-    def run(*arguments: str, stdin: bytes | None = b"") -> Told:
+    def run(*arguments: str, stdin: bytes | None = b"") -> Outcome:
         file = None if stdin is None else tmp_path.joinpath("stdin").open("wb+")
         if file is not None:
             file.write(stdin or b"")
@@ -57,6 +57,6 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
                 signal.signal(each, handler)
             if file is not None:
                 file.close()
-        return Told(exited.value.code, *capsys.readouterr())
+        return Outcome(exited.value.code, *capsys.readouterr())
 
     return run

@@ -23,20 +23,18 @@ from luma_poll._cli.table import LiveTable
 from tests.fakes import ID, snapshot
 
 COMMAND = [sys.executable, "-m", "luma_poll"]
-
-
 SIGNED = "X-Amz-Signature="
 
 
-class Told(NamedTuple):
-    """What a command told."""
+class Outcome(NamedTuple):
+    """The exit code and the outputs of a command."""
 
     code: int | str | None
     out: str
     err: str
 
 
-Cli = Callable[..., Told]
+Cli = Callable[..., Outcome]
 
 
 def submit(script: str = "sandbox:duration=0") -> str:
@@ -77,7 +75,7 @@ def terminal(width: int = 80, height: int = 25) -> Console:
 
 
 def written(console: Console) -> str:
-    """What was written, without what moves the cursor."""
+    """The written text, without the sequences that move the cursor."""
     assert isinstance(console.file, Terminal)
     return re.sub(r"\x1b\[[?\d]*[A-Za-z]", "", console.file.getvalue())
 

@@ -27,7 +27,7 @@ from tests.fakes import ID, URL, snapshot
 
 
 def test_get_prints_a_snapshot(cli: Cli) -> None:
-    """Facts that are there, a line each, with the URL whole on one of them."""
+    """One line for each known fact, and the complete URL on one of them."""
     generation_id = submit()
     code, out, err = cli("get", generation_id)
     facts = dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in out.splitlines())
@@ -39,7 +39,7 @@ def test_get_prints_a_snapshot(cli: Cli) -> None:
 
 
 def test_get_prints_a_failed_snapshot_too(cli: Cli) -> None:
-    """It was asked for a snapshot, and got it."""
+    """A snapshot was asked for, whatever its state."""
     code, out, err = cli("get", failing())
     assert (code, err) == (0, "")
     assert "failure code    content_moderated\n" in out
@@ -53,10 +53,8 @@ def test_get_prints_json(cli: Cli) -> None:
     assert Generation.model_validate_json(out).id == generation_id
 
 
-def test_get_prints_a_url_that_does_not_tell_when_it_expires(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is made up."""
+def test_get_prints_a_url_without_an_expiry(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown expiry is left out."""
 
     async def get(self: Generations, generation_id: str) -> Generation:
         return snapshot()
@@ -85,13 +83,13 @@ def test_get_prints_a_url_that_does_not_tell_when_it_expires(
     ],
 )
 def test_wrong_usage_is_2(cli: Cli, arguments: list[str], says: str) -> None:
-    """Words on stderr, no traceback."""
+    """A message on stderr, no traceback."""
     code, out, err = cli(*arguments)
     assert (code, out) == (2, "")
     assert says in err
 
 
-def test_a_binary_file_is_no_list_of_ids(cli: Cli) -> None:
+def test_a_binary_file_is_not_a_list_of_ids(cli: Cli) -> None:
     """It cannot be read as text."""
     told = cli("wait", "-", stdin=b"\x7fELF\xff")
     assert told.code == 2
@@ -101,7 +99,7 @@ def test_a_binary_file_is_no_list_of_ids(cli: Cli) -> None:
 def test_a_missing_key_says_what_to_set_and_where_to_get_it(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what works without one."""
+    """It also names a command that needs no key."""
     monkeypatch.setenv("LUMA_AGENTS_API_KEY", " ")
     code, out, err = cli("get", ID)
     assert (code, out) == (2, "")
@@ -120,7 +118,7 @@ def test_a_wrong_key_is_4(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_address_names_the_variable(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parameter of the library is nothing the user has written."""
+    """The user has not written the library's parameter `base_url`."""
     monkeypatch.setenv("LUMA_BASE_URL", "localhost:8787")
     assert cli("get", ID) == (
         2,
@@ -202,7 +200,7 @@ def test_the_documentation_of_the_exit_codes_is_that_of_the_help(code: int) -> N
     ids=repr,
 )
 def test_each_kind_of_error_has_its_exit_code(error: Exception | None, code: int) -> None:
-    """None is success; whatever is no failure of a generation, usage or timeout is trouble."""
+    """Success is 0, and every error that is not a failure, usage or a timeout is trouble."""
     assert exit_code(error) == code
 
 
@@ -223,7 +221,7 @@ def test_h_is_help(cli: Cli, command: list[str]) -> None:
     ],
 )
 def test_a_shell_completes_words(words: str, offers: set[str]) -> None:
-    """As the function asks that `luma-poll --show-completion` prints."""
+    """The way the function of `luma-poll --show-completion` asks for them."""
     asked = {"_LUMA_POLL_COMPLETE": "complete_bash", "COMP_WORDS": words}
     told = subprocess.run(
         COMMAND,
@@ -239,7 +237,7 @@ def test_a_shell_completes_words(words: str, offers: set[str]) -> None:
 def test_without_the_extra_it_says_how_to_install_it(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever has installed it."""
+    """With each of the usual tools."""
     monkeypatch.delitem(sys.modules, "luma_poll._cli.commands", raising=False)
     monkeypatch.setitem(sys.modules, "typer", None)
     told = cli("demo")
@@ -275,7 +273,7 @@ def test_closed_stdin_is_2(cli: Cli) -> None:
 
 
 def test_python_m() -> None:
-    """It is the command in a process of its own, too."""
+    """In a real process, too."""
     told = subprocess.run(
         [*COMMAND, "--version"], capture_output=True, text=True, check=True, timeout=20
     )

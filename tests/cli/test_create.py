@@ -91,7 +91,7 @@ Sent = list[dict[str, Any]]
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
-    """What is submitted; each is accepted as the number that it has."""
+    """The parameters that are submitted; each submission is accepted, with its number as the id."""
     return answering(monkeypatch, {})
 
 
@@ -114,7 +114,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, failures: dict[int, BaseException
 
 
 def test_any_parameter_can_be_given(cli: Cli, sent: Sent) -> None:
-    """As JSON, or as a text where it is none; beside the options there are for some."""
+    """As JSON or as plain text, together with the options that exist for some."""
     words = ["style=manga", "web_search=true", 'user_id="7"', "seed=7", "self=a=b", "source=null"]
     words.append('image_ref=[{"url": "https://example.com/a.png"}]')
     options = [word for each in words for word in ("--param", each)]
@@ -136,7 +136,7 @@ def test_any_parameter_can_be_given(cli: Cli, sent: Sent) -> None:
 
 
 def test_a_parameter_reaches_the_api(cli: Cli) -> None:
-    """And one that the client takes by position is no exception."""
+    """Even one that has the name of a positional argument."""
     told = cli("create", "a fox", "--param", "model=uni-1-max", "--json")
     assert json.loads(told.out)["model"] == "uni-1-max"
     told = cli("create", "a fox", "--param", "self=1")
@@ -162,7 +162,7 @@ def test_a_parameter_reaches_the_api(cli: Cli) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_usage_submits_nothing(cli: Cli, sent: Sent, arguments: list[str], says: str) -> None:
-    """It is 2, with words."""
+    """The exit code is 2, and a message says why."""
     code, out, err = cli("create", *arguments, stdin=b"# none\n")
     assert (code, out, sent) == (2, "", [])
     assert err.startswith(f"Error: {says}")
@@ -176,7 +176,7 @@ def test_a_value_that_json_cannot_write_is_refused(cli: Cli) -> None:
 
 
 def test_a_file_has_a_prompt_a_line(cli: Cli, prompts: str, sent: Sent) -> None:
-    """Blank lines and comments are none; each id is printed alone, in the order of the lines."""
+    """Blank lines and comments are skipped; the ids are printed in the order of the lines."""
     code, out, err = cli("create", "--file", prompts, "--param", "style=manga")
     assert (code, out, err) == (0, "number-1\nnumber-2\nnumber-3\n", "")
     assert [each["prompt"].split(" sandbox:")[0] for each in sent] == [
@@ -188,7 +188,7 @@ def test_a_file_has_a_prompt_a_line(cli: Cli, prompts: str, sent: Sent) -> None:
 
 
 def test_prompts_come_from_stdin_too(cli: Cli) -> None:
-    """As JSON each id has its prompt beside it."""
+    """As JSON, each id comes with its prompt."""
     told = cli("create", "--file", "-", "--json", stdin="a fox\nan owl — Eule\n".encode())
     assert told.code == 0
     assert [json.loads(line)["prompt"] for line in told.out.splitlines()] == [
@@ -207,10 +207,10 @@ def test_a_file_is_submitted_and_waited_for(cli: Cli, prompts: str) -> None:
     assert said[3].startswith(f"ContentModeratedError: generation {ids[2]} ")
 
 
-def test_what_is_refused_for_its_own_sake_does_not_stop_the_others(
+def test_a_prompt_that_is_rejected_does_not_stop_the_others(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompts: str
 ) -> None:
-    """It is told with its line, and the exit code is its."""
+    """It is reported with its line, and decides the exit code."""
     refused = BadRequestError("HTTP 400 Bad Request: too long.", status_code=400)
     sent = answering(monkeypatch, {2: refused})
     code, out, err = cli("create", "--file", prompts)
@@ -230,10 +230,10 @@ def test_what_is_refused_for_its_own_sake_does_not_stop_the_others(
     ],
     ids=repr,
 )
-def test_what_would_meet_the_others_too_ends_it(
+def test_an_error_that_the_next_prompt_would_meet_too_ends_it(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompts: str, failure: LumaError, rest: int
 ) -> None:
-    """The command that goes on has all options, and leaves out what may have been accepted."""
+    """The command for the rest has all options, and leaves out what may have been accepted."""
     sent = answering(monkeypatch, {2: failure})
     options = ["--type", "image", "--aspect-ratio", "16:9", "--param", "style=a b"]
     options += ["--wait", "--timeout", "5", "--json"]
@@ -262,7 +262,7 @@ def told(error: LumaError) -> str:
 def test_ctrl_c_says_what_may_be_billed_and_what_was_not_submitted(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompts: str, wait: list[str]
 ) -> None:
-    """And of what was accepted the ids are there, on stdout or in a command to copy."""
+    """The ids of those accepted are printed, on stdout or in a command to copy."""
     answering(monkeypatch, {2: KeyboardInterrupt()})
     code, out, err = cli("create", "--file", prompts, *wait)
     waiting = [
@@ -284,7 +284,7 @@ def test_ctrl_c_says_what_may_be_billed_and_what_was_not_submitted(
 def test_ctrl_c_while_waiting_names_those_that_run(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All have been submitted, so nothing is said of that."""
+    """All have been submitted, so no command submits the rest."""
     monkeypatch.setattr("luma_poll._polling.poller.DEFAULT_WAIT", interrupt)
     told = cli("create", "--file", "-", "--wait", stdin=b"a sandbox:duration=60\n" * 2)
     ids = [line.removeprefix("Submitted ").rstrip(".") for line in told.err.splitlines()[:2]]
@@ -334,7 +334,7 @@ def test_an_id_that_cannot_be_printed_is_not_forgotten(
 def test_a_refusal_for_now_is_waited_out(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompts: str
 ) -> None:
-    """A file of prompts is more than the API takes at once: it is tried again, in vain or not."""
+    """The API does not take a whole file of prompts at once, so a 429 is tried again."""
     monkeypatch.setattr("luma_poll._client.generations._backoff", lambda attempt: 0.0)
     tries: list[None] = []
     request = Generations._retried

@@ -33,7 +33,7 @@ def test_the_demo_shows_outputs_errors_and_the_code(
 
 
 def test_the_demo_of_a_bad_day(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same ends, with faults on the way, which are told."""
+    """The results are the same, and the faults are counted."""
     monkeypatch.setattr("luma_poll._cli.demo.SPEED", 60.0)
     monkeypatch.setattr(
         "luma_poll._cli.demo.Sandbox",
@@ -50,7 +50,7 @@ def test_the_demo_of_a_bad_day(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_demo_reports_trouble_with_the_api(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a wait it is what came out of that one; while submitting it ends the demo, in a line."""
+    """In a wait it is the result of that one; during a submission it ends the demo, in one line."""
     monkeypatch.setattr("luma_poll._cli.demo.SPEED", 60.0)
     error = ServerError("HTTP 500", status_code=500)
 

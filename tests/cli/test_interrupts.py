@@ -42,7 +42,7 @@ def test_ctrl_c_says_how_to_resume(
 
 
 def test_ctrl_c_leaves_out_what_has_ended(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what still runs is to be waited for again."""
+    """The command names only those that still run."""
     done, slow, slower = submit(), *(submit("sandbox:duration=60") for _ in range(2))
     polls: list[RetryCallState] = []
 
@@ -74,7 +74,7 @@ def test_ctrl_c_while_submitting_says_that_it_may_be_billed(
 
 
 def test_ctrl_c_while_reading_ids_ends_quietly(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is known of any generation yet."""
+    """No generation is known yet."""
 
     async def read() -> bytes:
         signal.raise_signal(signal.SIGINT)
@@ -98,7 +98,7 @@ def test_ctrl_c_at_the_very_beginning_ends_quietly(
 
 
 def test_ctrl_c_in_a_process() -> None:
-    """130, the URL that had been printed, and two lines how to resume."""
+    """130, the URL that had been printed, and two lines about resuming."""
     done, slow = submit(), submit("sandbox:duration=60")
     with started(
         *COMMAND, "wait", done, slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -114,13 +114,13 @@ def test_ctrl_c_in_a_process() -> None:
 
 
 def interrupt_after(polls: int, *, every: float) -> Callable[[RetryCallState], float]:
-    """A schedule that presses Ctrl-C at this poll; the others are so many seconds apart."""
+    """A schedule that presses Ctrl-C at this poll; between the others it waits so many seconds."""
     numbers = count(1)
     return lambda state: interrupt(state) if next(numbers) == polls else every
 
 
 def test_ctrl_c_counts_what_its_command_names(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that run, and apart from them those that timed out; none that is lost."""
+    """Those that run and, separately, those that timed out; not those that are unknown."""
     monkeypatch.setattr("luma_poll._polling.poller.DEFAULT_WAIT", interrupt_after(6, every=0.05))
     slow = [submit("sandbox:duration=60") for _ in range(2)]
     told = cli("wait", ID, *slow)
@@ -180,7 +180,7 @@ def test_ctrl_c_among_many_names_their_file(
 
 
 def test_ctrl_c_among_ids_of_stdin(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few that were read are named; those that come are the user's to give again."""
+    """A few that were read are named; the user has to give those that were not."""
     monkeypatch.setattr("luma_poll._polling.poller.DEFAULT_WAIT", interrupt_after(2, every=60))
     ids = [submit("sandbox:duration=60") for _ in range(2)]
     told = cli("wait", "-", "--json", stdin="\n".join(ids).encode())

@@ -16,12 +16,12 @@ from tests.fakes import ID
 
 
 def result(generation_id: str, kind: str | None = None) -> str:
-    """A line of results: it completed, or ended with an error of this kind."""
+    """A line of results: completed, or ended with an error of this kind."""
     error = None if kind is None else {"type": kind, "message": "..."}
     return json.dumps({"id": generation_id, "ok": kind is None, "error": error}) + "\n"
 
 
-def test_output_and_resume_go_on_where_an_earlier_run_was(cli: Cli, tmp_path: Path) -> None:
+def test_output_and_resume_continue_an_earlier_run(cli: Cli, tmp_path: Path) -> None:
     """The same command again waits only for what has no final result."""
     ids = [submit(), failing(), submit("sandbox:duration=60")]
     kept = tmp_path / "results.jsonl"
@@ -38,7 +38,7 @@ def test_output_and_resume_go_on_where_an_earlier_run_was(cli: Cli, tmp_path: Pa
 
 
 def test_a_batch_that_is_done_sends_nothing(cli: Cli, tmp_path: Path) -> None:
-    """Its exit code is that of the results that are there."""
+    """The exit code is that of the earlier results."""
     kept = tmp_path / "results.jsonl"
     kept.write_text(result("a") + result("b", "ContentModeratedError"))
     assert cli("wait", "a", "--json", "--resume", str(kept)).code == 0
@@ -47,7 +47,7 @@ def test_a_batch_that_is_done_sends_nothing(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_resume_needs_lines_of_json(cli: Cli, tmp_path: Path) -> None:
-    """URLs do not tell what they belong to."""
+    """A URL alone does not name its generation."""
     code, out, err = cli("wait", ID, "--resume", str(tmp_path / "results.jsonl"))
     assert (code, out) == (2, "")
     assert err.startswith("Error: --resume goes with --json or --output")
@@ -55,7 +55,7 @@ def test_resume_needs_lines_of_json(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("through_the_shell", [True, False])
 def test_a_cut_off_line_swallows_no_result(tmp_path: Path, through_the_shell: bool) -> None:
-    """What is appended begins on a new line, and the rest of the file is kept as it was."""
+    """New results begin on a new line, and the file keeps what it had."""
     done, torn = submit(), submit()
     kept = tmp_path / "results.jsonl"
     before = result(done) + result(torn)[:30]
@@ -71,8 +71,8 @@ def test_a_cut_off_line_swallows_no_result(tmp_path: Path, through_the_shell: bo
     assert read_results(str(kept)).done == {done: True, torn: True}
 
 
-def test_what_is_no_result_is_a_warning(cli: Cli, tmp_path: Path) -> None:
-    """It is named by its line, and the others count."""
+def test_a_line_that_is_not_a_result_is_a_warning(cli: Cli, tmp_path: Path) -> None:
+    """The warning has its line number, and the other lines count."""
     kept = tmp_path / "results.jsonl"
     odd = b'[1]\n\xff\n{"id": 1, "ok": true}\n' + b"[" * 100_000 + b"\n\n"
     kept.write_bytes(result("a").encode() + odd + result("b").encode() + b'{"id": "c"')
@@ -141,7 +141,7 @@ def test_results_of_two_processes_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_results_go_to_a_pipe_with_a_name(tmp_path: Path) -> None:
-    """It is not opened for reading first, which would wait for a writer: for ever."""
+    """It is not opened for reading first, which would wait for a writer, endlessly."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     done = submit()

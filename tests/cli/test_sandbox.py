@@ -46,8 +46,10 @@ def test_sigterm_is_as_ctrl_c(cli: Cli, monkeypatch: pytest.MonkeyPatch, ctrl_c:
     ]
 
 
-def test_the_sandbox_serves_a_bad_day(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--faults` is the share of the answers to polls that is replaced."""
+def test_the_sandbox_takes_faults_and_strict_keys(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--faults` is the share of polls that are answered with a fault; keys may be checked."""
     seen: list[dict[str, Any]] = []
 
     def sandbox(**options: Any) -> Sandbox:
@@ -69,7 +71,7 @@ def test_the_sandbox_serves_a_bad_day(cli: Cli, monkeypatch: pytest.MonkeyPatch)
 def test_the_sandbox_prints_an_address_to_connect_to(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, host: str, reachable: str
 ) -> None:
-    """That of all interfaces is none."""
+    """The address of all interfaces is not one."""
 
     async def sleep_forever() -> None:
         raise KeyboardInterrupt
@@ -80,7 +82,7 @@ def test_the_sandbox_prints_an_address_to_connect_to(
 
 
 def test_the_sandbox_ends_with_sigterm() -> None:
-    """Though started where Ctrl-C is ignored, as in the background of a script."""
+    """Even if it was started with Ctrl-C ignored, as in the background of a script."""
     command = ("sh", "-c", f"trap '' INT; exec {shlex.join(COMMAND)} sandbox --port 0")
     with started(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout

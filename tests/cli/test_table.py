@@ -1,8 +1,6 @@
 """The live table, and the summary where it does not fit."""
 
 import io
-import os
-import pty
 import re
 
 import pytest
@@ -11,13 +9,11 @@ from rich.console import Console
 from luma_poll import ContentModeratedError, PollTimeoutError, ServerError
 from luma_poll._cli.table import LiveTable, live_table
 from tests.cli.support import (
-    COMMAND,
     Cli,
     event,
     failing,
     lines,
-    read_screen,
-    started,
+    on_a_terminal,
     submit,
     terminal,
     written,
@@ -42,7 +38,7 @@ def test_a_table_on_a_terminal_leaves_results_alone(
     assert table[3][:2] == [ID, "NotFoundError"]
 
 
-def test_the_table_tells_a_timeout(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_shows_a_timeout(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not called failed, as it may still finish."""
     screen = terminal(width=100)
     for module in ("waiting", "terminal"):
@@ -104,16 +100,8 @@ MODERATED = ContentModeratedError(snapshot("failed"))
 def test_many_on_a_terminal_have_a_bar_that_never_scrolls() -> None:
     """Neither its own lines nor the URLs, which come above it, break a line or leave a trace."""
     wanted = [submit(f"sandbox:duration={number / 60}") for number in range(60)]
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "300", "LINES": "10"}
-    with started(
-        *COMMAND, "wait", *wanted, "--max-rate", "100",
-        stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
-    ) as process:  # fmt: skip
-        os.close(theirs)
-        screen = b"".join(iter(lambda: read_screen(ours), b"")).decode()
-        assert process.wait(10) == 0
-    os.close(ours)
+    code, screen = on_a_terminal("wait", *wanted, "--max-rate", "100", LINES="10")
+    assert code == 0
     assert screen.count("/storage/") == 60
     assert "polls/s" in screen
     assert "/60" in screen
@@ -130,7 +118,7 @@ def table_of(count: int) -> LiveTable:
 
 
 def test_a_table_that_does_not_fit_is_a_summary() -> None:
-    """Finished of all, counts by state, the trouble on the way, and the last failures."""
+    """Progress, counts by state, current trouble, and the last failures."""
     table = table_of(45)
     for number in range(30):
         table.on_poll(event("processing", id=f"number-{number}"))
@@ -150,7 +138,7 @@ def test_a_table_that_does_not_fit_is_a_summary() -> None:
 
 @pytest.mark.parametrize("height", range(1, 12))
 def test_a_summary_stays_inside_the_terminal(height: int) -> None:
-    """However small it is; the latest failures are those that are left."""
+    """However small it is; the latest failures are kept."""
     table = table_of(40)
     for number in range(30):
         timeout = PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1)
@@ -161,8 +149,8 @@ def test_a_summary_stays_inside_the_terminal(height: int) -> None:
     assert height < 4 or drawn[-1] == "PollTimeoutError number-29"
 
 
-def test_a_source_that_goes_on_is_told_by_a_plus() -> None:
-    """How many will come nobody knows."""
+def test_a_source_with_more_to_come_has_a_plus() -> None:
+    """The total is not known yet."""
     table = table_of(40)
     table.expect(45, more=True)
     assert " 0/45+ " in lines(table, height=10)[0]

@@ -46,7 +46,7 @@ def test_an_output_that_cannot_be_written_ends_it(
     code: int,
     says: str,
 ) -> None:
-    """Quietly where the reader has gone, as with `head`."""
+    """Quietly if the reader has gone, as with `head`."""
 
     def fail(*_: object, **__: object) -> None:
         raise trouble
@@ -57,7 +57,7 @@ def test_an_output_that_cannot_be_written_ends_it(
 
 
 def test_a_full_disk_and_others_still_running(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that comes could be written, so it is not waited for."""
+    """Later results could not be written either, so they are not waited for."""
 
     def fail(*_: object, **__: object) -> None:
         raise BrokenPipeError
@@ -76,7 +76,7 @@ def test_a_closed_stdout_is_trouble(closed: str) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_stderr_does_not_change_the_exit_code() -> None:
-    """Where nothing can be said, the exit code still says it."""
+    """It is the only message that can still be given."""
     command = f"LUMA_BASE_URL=http://127.0.0.1:9/v1 {shlex.join(COMMAND)} get {ID} 2>/dev/full"
     assert subprocess.run(["sh", "-c", command], check=False, timeout=60).returncode == 4
 
@@ -104,14 +104,10 @@ def test_a_reader_that_goes_away_hears_nothing_of_many() -> None:
 
 
 EVIL = "\x1b]52;c;aGk=\x07\x9b2J\x7f\t\r\n\u2028\u202eforged"
-
-
 ESCAPED = r"\u001b]52;c;aGk=\u0007\u009b2J\u007f\t\r\n\u2028\u202eforged"
 
 
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]")
-
-
 OWN = re.compile(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]+")
 """What a table is drawn with: sequences that colour and move, and the ends of lines."""
 
@@ -124,7 +120,7 @@ def evil(state: str = "completed", **fields: Any) -> dict[str, Any]:
 
 
 class EvilAPI(BaseHTTPRequestHandler):
-    """Answers by the id that is asked for: with this state, or with an error."""
+    """Answers with the state that the id names, or with an error."""
 
     polls = 0
 
@@ -154,7 +150,7 @@ class EvilAPI(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def evil_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything that it says is hostile."""
+    """An API whose every text is hostile."""
     with ThreadingHTTPServer(("127.0.0.1", 0), EvilAPI) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
@@ -198,7 +194,7 @@ def test_nothing_from_outside_is_raw(cli: Cli, arguments: list[str]) -> None:
 @pytest.mark.usefixtures("evil_api")
 @pytest.mark.parametrize("arguments", DRAWN, ids=" ".join)
 def test_nothing_from_outside_reaches_a_terminal_raw(arguments: list[str]) -> None:
-    """Nor in a table: the screen has what this library draws, and no more."""
+    """Not in a table either: the screen has only what this library draws."""
     _, written = on_a_terminal(*arguments)
     pieces = OWN.split(written)
     assert not any(RAW.search(piece) or piece.startswith("forged") for piece in pieces)
@@ -206,7 +202,7 @@ def test_nothing_from_outside_reaches_a_terminal_raw(arguments: list[str]) -> No
 
 @pytest.mark.usefixtures("evil_api")
 def test_an_escaped_line_of_json_means_the_same(cli: Cli) -> None:
-    """What reads it gets the texts as the API wrote them."""
+    """A reader of the JSON gets the texts as the API wrote them."""
     read = json.loads(cli("get", ID, "--json").out)
     assert read == Generation.model_validate(evil()).model_dump(mode="json")
 
@@ -232,7 +228,7 @@ def test_a_table_escapes_what_it_shows(height: int | None) -> None:
 
 
 def test_a_bar_has_its_label_as_it_is() -> None:
-    """Escaped, and no markup."""
+    """It is escaped, and not read as markup."""
     screen = terminal(width=200)
     bars = DownloadBars(screen)
     bars.on_progress(DownloadProgress(f"[/red]{EVIL}", 0, 1, 10, 100))
@@ -247,7 +243,7 @@ def test_a_bar_has_its_label_as_it_is() -> None:
     ids=" ".join,
 )
 def test_a_reader_that_has_gone_is_141(arguments: list[str]) -> None:
-    """Whoever prints, with no words: `luma-poll --help | head -1`."""
+    """Without a message, whatever prints: `luma-poll --help | head -1`."""
     read, write = os.pipe()
     os.close(read)
     with started(*COMMAND, *arguments, stdout=write, stderr=subprocess.PIPE) as process:

@@ -17,7 +17,7 @@ NOBODY = "http://127.0.0.1:9/v1"
 
 
 def test_wait_prints_the_urls_of_each_as_it_ends(cli: Cli) -> None:
-    """First what ends first, and nothing on stderr, which is no terminal."""
+    """In the order of their ends, with nothing on stderr, which is not a terminal."""
     slow, fast = submit("sandbox:duration=1"), submit("sandbox:duration=0 sandbox:outputs=2")
     code, out, err = cli("wait", slow, fast)
     ids = [line.split("/")[4] for line in out.splitlines()]
@@ -25,8 +25,8 @@ def test_wait_prints_the_urls_of_each_as_it_ends(cli: Cli) -> None:
     assert all(SIGNED in line for line in out.splitlines())
 
 
-def test_wait_tells_whose_each_url_is(cli: Cli) -> None:
-    """With its id before it, in a column of its own, where more than one id was named."""
+def test_wait_prints_the_id_of_each_url(cli: Cli) -> None:
+    """With more than one id, each URL follows its id and a tab."""
     one, two, outputs = submit(), failing(), submit("sandbox:duration=0 sandbox:outputs=2")
     for ids in ([one, two, outputs], ["-"]):
         told = cli("wait", *ids, stdin=f"{one}\n{outputs}".encode())
@@ -38,7 +38,7 @@ def test_wait_tells_whose_each_url_is(cli: Cli) -> None:
     assert cli("wait", one, one).out.startswith("http")
 
 
-def test_wait_tells_a_failure_on_stderr(cli: Cli) -> None:
+def test_wait_reports_a_failure_on_stderr(cli: Cli) -> None:
     """The typed error, apart from the URLs."""
     good, bad = submit(), failing()
     code, out, err = cli("wait", good, bad)
@@ -47,7 +47,7 @@ def test_wait_tells_a_failure_on_stderr(cli: Cli) -> None:
 
 
 def test_wait_prints_one_json_object_a_line_and_nothing_else(cli: Cli) -> None:
-    """Failures of all kinds too."""
+    """Failures of all kinds included."""
     good, bad, empty = submit(), failing(), submit("sandbox:duration=0 sandbox:outputs=0")
     code, out, err = cli("wait", "--json", good, bad, empty, ID)
     found = {line["id"]: line for line in map(json.loads, out.splitlines())}
@@ -86,7 +86,7 @@ def test_the_highest_exit_code_wins(cli: Cli) -> None:
 def test_wait_polls_through_trouble_until_the_timeout(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a network it times out, and says why it has not seen anything."""
+    """Without a network it times out, and the message says why there was no answer."""
     monkeypatch.setenv("LUMA_BASE_URL", NOBODY)
     code, out, err = cli("wait", ID, "--timeout", "0.2")
     assert (code, out) == (3, "")
@@ -95,12 +95,12 @@ def test_wait_polls_through_trouble_until_the_timeout(
 
 
 def test_a_timeout_may_be_infinite(cli: Cli) -> None:
-    """`inf` waits for ever."""
+    """`inf` means no limit."""
     assert cli("wait", submit(), "--timeout", "inf").code == 0
 
 
 def test_an_unknown_state_is_a_warning(cli: Cli) -> None:
-    """The library logs it; the command line puts it into a line of its own."""
+    """The library logs it; the command line prints it on a line of its own."""
     told = cli("wait", submit("sandbox:duration=2 sandbox:state=throttled"))
     assert told.code == 0
     assert told.err.startswith("warning: generation ")
@@ -108,7 +108,7 @@ def test_an_unknown_state_is_a_warning(cli: Cli) -> None:
 
 
 def test_ids_come_from_files_arguments_and_stdin(cli: Cli, tmp_path: Path) -> None:
-    """Each is waited for once, and comments and blank lines are nothing."""
+    """Each is waited for once, and comments and blank lines are skipped."""
     first, second, third, fourth = (submit() for _ in range(4))
     file = tmp_path / "ids.txt"
     file.write_bytes(f"\ufeff# mine\r\n{first} {second} # two\r\n\n#{third}\n{first}".encode())
@@ -130,7 +130,7 @@ def test_ids_come_from_files_arguments_and_stdin(cli: Cli, tmp_path: Path) -> No
     ],
 )
 def test_a_bad_file_of_ids_is_2(cli: Cli, tmp_path: Path, content: bytes, says: str) -> None:
-    """What is wrong is said with the file and the line, before anything is sent."""
+    """The message names the file and the line, before anything is sent."""
     path = tmp_path / "ids.txt"
     path.write_bytes(content)
     assert cli("wait", "--file", str(path)) == (2, "", f"Error: {says.format(path=path)}\n")
@@ -138,7 +138,7 @@ def test_a_bad_file_of_ids_is_2(cli: Cli, tmp_path: Path, content: bytes, says: 
 
 @pytest.mark.parametrize("option", [["--file"], [ID, "--json", "--resume"], [ID, "--output"]])
 def test_a_directory_is_2(cli: Cli, tmp_path: Path, option: list[str]) -> None:
-    """Where a file is meant; said with the system's reason."""
+    """In place of a file; the message has the system's reason."""
     told = cli("wait", *option, str(tmp_path))
     assert (told.code, told.out) == (2, "")
     assert told.err.startswith(f"Error: {tmp_path} cannot be ")
@@ -153,7 +153,7 @@ def test_a_missing_file_of_ids_is_2(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_ids_on_stdin_are_waited_for_as_they_come() -> None:
-    """The first result is there while the other end still makes ids."""
+    """The first result is printed while the other end still makes ids."""
     with started(
         *COMMAND, "wait", "-", "--json", stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -167,8 +167,8 @@ def test_ids_on_stdin_are_waited_for_as_they_come() -> None:
         assert process.wait(10) == 1
 
 
-def test_rubbish_on_stdin_loses_no_result(cli: Cli) -> None:
-    """The ids before it are waited for; then it is told."""
+def test_an_unreadable_line_on_stdin_loses_no_result(cli: Cli) -> None:
+    """The ids before the unreadable line are waited for; then it is reported."""
     good = submit()
     code, out, err = cli("wait", "-", "--json", stdin=f"{good}\nfox!\n".encode())
     assert (code, ids_of(out)) == (2, [good])
@@ -176,7 +176,7 @@ def test_rubbish_on_stdin_loses_no_result(cli: Cli) -> None:
 
 
 def test_many_have_a_summary_and_a_way_to_wait_again(cli: Cli, tmp_path: Path) -> None:
-    """Counts by outcome, and the command for what may still end."""
+    """Counts by outcome, and the command for those that may still finish."""
     slow = submit("sandbox:duration=60")
     ids = tmp_path / "ids.txt"
     ids.write_text("\n".join([*(submit() for _ in range(9)), failing(), slow]))
@@ -194,10 +194,10 @@ def test_many_have_a_summary_and_a_way_to_wait_again(cli: Cli, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("download", [[], ["--download", "my files"]])
-def test_what_is_lost_is_not_waited_for_again(
+def test_unknown_ids_are_not_waited_for_again(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, download: list[str]
 ) -> None:
-    """An id that the API does not know is not among those that may end; all options are kept."""
+    """An unknown id is not among those that may still finish; all options are kept."""
     monkeypatch.chdir(tmp_path)
     slow = submit("sandbox:duration=60")
     ids = [*(failing() for _ in range(9)), ID, slow]
@@ -210,8 +210,8 @@ def test_what_is_lost_is_not_waited_for_again(
     ]
 
 
-def test_what_timed_out_is_told_though_stdin_has_rubbish(cli: Cli) -> None:
-    """A bad line at the end ends the command, after the same words."""
+def test_timeouts_are_reported_though_stdin_has_an_unreadable_line(cli: Cli) -> None:
+    """A bad last line ends the command, after the usual command to copy."""
     slow = submit("sandbox:duration=60")
     ids = [*(failing() for _ in range(10)), slow, "fox!"]
     told = cli("wait", "-", "--timeout", "0.5", stdin="\n".join(ids).encode())
@@ -220,7 +220,7 @@ def test_what_timed_out_is_told_though_stdin_has_rubbish(cli: Cli) -> None:
 
 
 def test_no_id_of_stdin_is_forgotten(cli: Cli) -> None:
-    """However many there are: whoever made them may have ended, and told nobody else."""
+    """However many there are: the program that made them may have ended, and kept none."""
     ids = [submit("sandbox:duration=60") for _ in range(12)]
     told = cli("wait", "-", "--timeout", "0.5", stdin="\n".join(ids).encode())
     assert told.code == 3
@@ -231,7 +231,7 @@ def test_no_id_of_stdin_is_forgotten(cli: Cli) -> None:
 def test_an_id_that_the_api_spells_in_another_way(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Is a result as others are."""
+    """Its result is like any other."""
 
     async def get(self: Generations, generation_id: str) -> Generation:
         return snapshot(id=generation_id.lower())
