@@ -8,8 +8,10 @@ from luma_poll._polling.batch import PollResult
 from luma_poll._polling.events import PollEvent
 from luma_poll._polling.poller import Poller
 from luma_poll._polling.schedules import DEFAULT_WAIT
+from luma_poll._running.journal import Journal
 from luma_poll._running.results import RunResult
 from luma_poll._running.runner import Runner
+from luma_poll._running.store import JournalEntry
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIConnectionError,
@@ -30,6 +32,7 @@ from luma_poll.errors import (
     InsufficientBalanceError,
     InvalidRequestError,
     InvalidResponseError,
+    JournalError,
     LumaError,
     NotFoundError,
     OutputNotFoundError,
@@ -69,6 +72,9 @@ __all__ = [
     "InsufficientBalanceError",
     "InvalidRequestError",
     "InvalidResponseError",
+    "Journal",
+    "JournalEntry",
+    "JournalError",
     "LumaClient",
     "LumaError",
     "NotFoundError",

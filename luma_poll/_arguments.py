@@ -1,4 +1,4 @@
-"""Checks of arguments, before anything is sent."""
+"""Checks of arguments, made before anything is sent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ None is taken, it means "no limit". Pass this from a function of your own that h
 
 
 def shown(value: object, as_text: Callable[[object], str] = repr) -> str:
-    """The value as text for a message, also where its own `repr` or `str` raises."""
+    """Return the value as text for a message, even if its own `repr` or `str` raises."""
     try:
         return as_text(value)
     except Exception:
@@ -48,10 +48,10 @@ def shown(value: object, as_text: Callable[[object], str] = repr) -> str:
 
 
 def check_generation_id(generation_id: object) -> str:
-    """The id as a string.
+    """Return the id as a string.
 
     Raises:
-        ConfigurationError: It is not a string or UUID, is blank, or cannot be one path segment.
+        ConfigurationError: It is neither a string nor a UUID, is blank, or is no path segment.
     """
     if isinstance(generation_id, UUID):
         return str(generation_id)
@@ -81,7 +81,7 @@ def check_prompt(prompt: object) -> str:
 
 
 def check_positive(name: str, value: object) -> float | None:
-    """The argument called `name` as a float, or None for no limit.
+    """Return the argument called `name` as a float, or None for no limit.
 
     Raises:
         ConfigurationError: It is not a number above zero.
@@ -108,10 +108,10 @@ def check_timeout(timeout: float | UseDefault | None, default: float | None) -> 
 
 
 def check_count(name: str, value: object) -> int | None:
-    """The argument called `name` as a whole number, or None for no limit.
+    """Return the argument called `name` as a whole number, or None for no limit.
 
     Raises:
-        ConfigurationError: It is not a whole number from 1.
+        ConfigurationError: It is not a whole number of at least 1.
     """
     if value is None:
         return None
@@ -123,7 +123,7 @@ def check_count(name: str, value: object) -> int | None:
 
 
 def check_token(token: object) -> str:
-    """The API key: the argument, else that of the environment.
+    """Return the API key: the argument, else that of the environment.
 
     Raises:
         ConfigurationError: It is unusable.
@@ -136,18 +136,18 @@ def check_token(token: object) -> str:
     if not token:
         raise ConfigurationError(
             "no API key: set the environment variable LUMA_AGENTS_API_KEY or pass auth_token. "
-            "Keys are made at https://platform.lumalabs.ai"
+            "Create a key at https://platform.lumalabs.ai"
         )
     if not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigurationError(
-            "the API key has white space or characters inside that no key has: "
+            "the API key contains white space or characters that no key has: "
             "pass the key alone, without 'Bearer'"
         )
     return token
 
 
 def check_base_url(base_url: str | httpx.URL | None) -> str:
-    """The base URL without a slash at its end: the argument, the environment's, or the default.
+    """Return the base URL without a trailing slash: the argument, the environment's, the default.
 
     Raises:
         ConfigurationError: It is unusable.
@@ -176,7 +176,7 @@ def check_base_url(base_url: str | httpx.URL | None) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """True for this machine."""
+    """True if the host is this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -184,7 +184,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_retries(max_retries: object) -> int:
-    """The number of retries.
+    """Return the number of retries.
 
     Raises:
         ConfigurationError: It is unusable.

@@ -1,4 +1,4 @@
-"""The client that waits for an answer of an ASGI app: it is heard while the app waits for Luma.
+"""Notices that the client of an ASGI app has hung up while the app waits for Luma.
 
 Needs Starlette.
 """
@@ -15,25 +15,27 @@ from starlette.types import Message, Receive
 
 T = TypeVar("T")
 
-MOST_KEPT = 256 * 1024  # bytes: a form fits, and hundreds of them fit into a server
-PATIENCE = 0.1  # seconds: a piece of a body is on its way through middlewares for far less
+MOST_KEPT = 256 * 1024
+"""Bytes of a body that are kept: enough for a form, and little enough for hundreds of requests."""
+PATIENCE = 0.1
+"""Seconds that a listener may finish in: a piece of a body passes middlewares in far less."""
 
 
 class Inbox:
-    """The messages of one request: listeners hear them early, and its handler misses none.
+    """The messages of one request, for a listener that reads ahead and for the handler.
 
     Args:
-        receive: The server's, which nobody else may call from now on.
-        more_body: Whether there is any of the body to come.
+        receive: The server's own, which nobody else may call from now on.
+        more_body: True if some of the body is still to come.
     """
 
     def __init__(self, receive: Receive, *, more_body: bool) -> None:
         self._receive = receive
-        self._receiving = anyio.Lock()  # a server tells only one listener that they have gone
+        self._receiving = anyio.Lock()  # only one of concurrent calls would learn of a disconnect
         self._listening = anyio.CancelScope()
         self._body = bytearray()
         self._more_body = more_body
-        self._unread = False  # there is a piece of the body for the handler, which may be empty
+        self._unread = False  # the handler has a piece of the body to read, perhaps an empty one
         self._was_read = anyio.Event()
         self._end: Message | Exception | None = None
 
@@ -41,8 +43,8 @@ class Inbox:
         """The next message for the handler, in place of the server's own `receive`."""
         while not (self._unread or self._end):
             try:
-                # Not acquire(): Starlette's is_disconnected(), which asks only for what is there,
-                # is cancelled beforehand, and would not get as far as to ask.
+                # Not acquire(), which starts with a checkpoint: Starlette's is_disconnected() calls
+                # this in a scope that is already cancelled, to see what is available at once.
                 self._receiving.acquire_nowait()
             except anyio.WouldBlock:
                 await self._receiving.acquire()
@@ -59,10 +61,10 @@ class Inbox:
         return self._end
 
     async def until_gone(self) -> bool:
-        """Listen until the client hangs up; False if that cannot be known.
+        """Listen until the client hangs up; return False if that cannot be known.
 
-        It pauses while `MOST_KEPT` bytes of an unfinished body are unread: the server then takes
-        no more from the client. Whoever cancels it calls `stop_soon` too.
+        It pauses while `MOST_KEPT` bytes of an unfinished body are unread, so the server stops
+        reading from the client. Whoever cancels it also calls `stop_soon`.
         """
         while self._end is None:
             if self._is_full():
@@ -76,7 +78,7 @@ class Inbox:
         return not isinstance(self._end, Exception)
 
     def stop_soon(self) -> None:
-        """Let listeners take the piece of the body that is on its way, but wait for none."""
+        """Let listeners finish with a piece of the body that is already on its way."""
         self._listening.deadline = anyio.current_time() + PATIENCE
 
     def _is_full(self) -> bool:
@@ -85,7 +87,7 @@ class Inbox:
     async def _take(self) -> None:
         try:
             message = await self._receive()
-        except Exception as error:  # of a middleware, such as one that limits bodies
+        except Exception as error:  # from a middleware, such as one that limits bodies
             self._end = error
             return
         if message["type"] == "http.disconnect":
@@ -108,21 +110,21 @@ class Caller:
     """The client behind one request: when it hangs up, the waits of its handler end.
 
     Args:
-        request: The handler's, which reads its body through this from now on.
+        request: The handler's request, whose body is read through this from now on.
     """
 
     def __init__(self, request: Request) -> None:
-        # Starlette has no public way to learn that a body has been read, nor to give one back.
+        # Starlette has no public way to see that a body has been read, or to put one back.
         self._inbox = Inbox(request.receive, more_body=not request._stream_consumed)
         request._receive = self._inbox.receive
         self._listeners: dict[anyio.CancelScope, anyio.Event] = {}
         self._let_go = False
 
     async def unless_gone(self, awaitable: Awaitable[T]) -> T:
-        """Await it; cancel it when the client hangs up.
+        """Await something; cancel it when the client hangs up.
 
         Raises:
-            ClientDisconnect: It did.
+            ClientDisconnect: The client has hung up.
         """
         if self._let_go:
             return await awaitable
@@ -156,9 +158,9 @@ class Caller:
                 ended.set()
 
     async def let_go(self) -> None:
-        """Stop listening: from here on the server's `receive` is Starlette's own again.
+        """Stop listening, and leave the server's `receive` to Starlette again.
 
-        Waits under way go on, whether the client is there or not.
+        Waits under way continue, even if the client hangs up.
         """
         self._let_go = True
         listeners = dict(self._listeners)

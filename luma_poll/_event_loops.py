@@ -1,4 +1,4 @@
-"""Which event loop is this, and does the one before still run?"""
+"""Detects that something made for one event loop is used in another."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from luma_poll.errors import ConfigurationError
 
 
 class LoopGuard:
-    """Notices when what belongs to one event loop is used in another.
+    """Detects that an object is used in another event loop than before.
 
-    Connections and locks are of use in the event loop alone in which they were made. Whoever keeps
-    some calls `enter` before each use, and makes them anew when it says so::
+    Connections and locks only work in the event loop in which they were created. Their owner calls
+    `enter` before each use, and creates new ones when it returns True::
 
         if self._guard.enter():
             self._slots = anyio.Semaphore(100)
 
     Args:
-        owner: What is guarded, for the message: a class of ours.
+        owner: The name of the guarded class, for the message.
     """
 
     def __init__(self, owner: str) -> None:
@@ -32,28 +32,31 @@ class LoopGuard:
         self._lock = threading.Lock()  # event loops run in threads
 
     def enter(self) -> bool:
-        """True for the first time in this event loop: make anew what belonged to an earlier one.
+        """Claim the object for this event loop.
 
-        An event loop that does not run any more, whether it is closed or not, has lost its claim.
+        A loop that no longer runs has lost its claim, closed or not.
+
+        Returns:
+            True on the first call in this event loop: create again what belonged to another one.
 
         Raises:
-            ConfigurationError: Another event loop is at it, and still runs.
+            ConfigurationError: Another event loop that still runs has claimed it.
         """
         token: Any = current_token()
-        loop = getattr(token, "native_token", token)  # anyio below 4.11 has the native one alone
+        loop = getattr(token, "native_token", token)  # anyio before 4.11 returns the native one
         if self._loop is not None and self._loop() is loop:
             return False
         with self._lock:
             if self._is_taken():
                 raise ConfigurationError(
                     f"this {self._owner} is in use in another event loop, which still runs: "
-                    f"make a {self._owner} for each event loop, and so for each thread"
+                    f"create a {self._owner} for each event loop, and so for each thread"
                 )
             self._loop, self._pid = weakref.ref(loop), os.getpid()
         return True
 
     def _is_taken(self) -> bool:
-        # After a fork, the parent's event loop runs in the parent alone.
+        # After a fork, the event loop of the parent runs in the parent only.
         forked = self._pid != os.getpid()
         return self._loop is not None and not forked and _runs(self._loop())
 
@@ -61,7 +64,7 @@ class LoopGuard:
 def _runs(loop: Any) -> bool:
     if hasattr(loop, "is_running"):  # asyncio's, uvloop's
         return bool(loop.is_running())
-    if not hasattr(loop, "run_sync_soon"):  # trio's, below; or None: nobody has it any more
+    if not hasattr(loop, "run_sync_soon"):  # neither trio's (below) nor alive
         return False
     try:
         loop.run_sync_soon(_nothing, idempotent=True)

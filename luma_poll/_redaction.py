@@ -1,4 +1,4 @@
-"""Keeps secrets out of everything that is shown: messages, logs and reprs."""
+"""Removes secrets from text that may be shown: messages, logs and reprs."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,9 +13,9 @@ _SECRETS = re.compile(
     """
 )
 MIN_SECRET_LENGTH = 8
-"""Characters; what is shorter may be part of any word."""
+"""Characters; anything shorter may be a part of ordinary words."""
 MAX_DEPTH = 20
-"""Containers inside each other; what is deeper is left out."""
+"""Levels of nested containers; deeper ones are left out."""
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
@@ -28,7 +28,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def redact_value(value: Any, secrets: Iterable[str] = (), depth: int = MAX_DEPTH) -> Any:
-    """`redact` every string in `value`, inside mappings, lists and tuples too."""
+    """`redact` every string in `value`, including those in mappings, lists and tuples."""
     if isinstance(value, str):
         return redact(value, secrets)
     if not isinstance(value, (Mapping, list, tuple)):
@@ -44,5 +44,5 @@ def redact_value(value: Any, secrets: Iterable[str] = (), depth: int = MAX_DEPTH
     if isinstance(value, list):
         return [clean(item) for item in value]
     items = [clean(item) for item in value]
-    make: Any = getattr(value, "_make", tuple)  # a named tuple stays one
+    make: Any = getattr(value, "_make", tuple)  # a named tuple stays a named tuple
     return make(items)

@@ -1,4 +1,4 @@
-"""Our errors for those of other libraries, and for the answers of the API that are errors."""
+"""Translates other libraries' exceptions, and the API's error responses, into our errors."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from luma_poll.errors import (
 from luma_poll.models import RateLimit
 
 MAX_RETRY_AFTER = 120.0
-"""Seconds; a longer `Retry-After` counts as this. The API's own are 60 s at most."""
+"""Seconds; a longer `Retry-After` counts as this. The API itself sends 60 s at most."""
 MAX_DETAIL = 1000
-"""Characters that are kept of what the API says."""
+"""Characters of the API's description that are kept."""
 MAX_REQUEST_ID = 200
 """Characters that are kept of `X-Request-Id`."""
 MAX_DIGITS = 9
@@ -40,17 +40,24 @@ MAX_DIGITS = 9
 _LIBRARIES = ("httpx", "httpcore", "httpx2", "httpcore2", "aiohttp", "luma_agents", "json")
 _REDIRECTS = (300, 301, 302, 303, 307, 308)
 BROKEN_STREAM = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
-"""What anyio raises of a connection, where httpx and httpcore let it through."""
+"""Exceptions of anyio about a connection that httpx and httpcore may let through."""
 
 
 def translate_error(
     error: BaseException, generation_id: str | None = None, *, secret: str = ""
 ) -> APIError | None:
-    """Our error for one of httpx, httpx2, the official SDK or the operating system; else None.
+    """Translate an exception of httpx, httpx2, the official SDK or the operating system.
 
-    httpx2 and the SDK are never imported here, only looked up where the user has imported them.
-    The secrets (`secret`, and the keys of the requests that they keep) are taken out of what
-    `error` and its causes say and keep.
+    httpx2 and the SDK are never imported here, only looked up if the user has imported them.
+    The secrets are removed from the messages and attributes of `error` and of its causes.
+
+    Args:
+        error: The exception.
+        generation_id: The generation that was asked for.
+        secret: The API key; keys of requests that `error` holds are found besides.
+
+    Returns:
+        Our error, or None for any other exception.
     """
     if isinstance(error, APIError):
         return error
@@ -61,9 +68,9 @@ def translate_error(
     said = redact(str(error), secrets) or type(error).__name__
     unreadable = classes("DecodingError", "APIResponseValidationError")
     if isinstance(error, (*unreadable, json.JSONDecodeError, UnicodeDecodeError, ValidationError)):
-        # Their texts and attributes may hold the body, so only the kind of trouble is told.
+        # Their messages and attributes may contain the body: only the kind of error is reported.
         return InvalidResponseError(
-            f"the answer is not readable ({type(error).__name__})", generation_id=generation_id
+            f"the answer is unreadable ({type(error).__name__})", generation_id=generation_id
         )
     for cause in _chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -93,9 +100,8 @@ def _certificate_error(
 ) -> APIConnectionError:
     why = getattr(error, "verify_message", "") or str(error)
     return APIConnectionError(
-        f"the certificate of the other side does not hold ({why.rstrip('.')}): check the base "
-        "URL, the clock of this machine and, behind a proxy that has certificates of its own, "
-        "SSL_CERT_FILE",
+        f"the server's certificate is not valid ({why.rstrip('.')}): check the base URL, the "
+        "clock of this machine and, behind a proxy with certificates of its own, SSL_CERT_FILE",
         generation_id=generation_id,
         request_sent=False,
         retryable=False,
@@ -103,7 +109,7 @@ def _certificate_error(
 
 
 def _is_broken_connection(cause: BaseException | None) -> bool:
-    """Whether it is one of aiohttp's, which httpx-aiohttp calls a ConnectTimeout at any moment."""
+    """True for errors of aiohttp that httpx-aiohttp calls a ConnectTimeout at any stage."""
     broken = isinstance(cause, classes("ClientConnectionError"))
     return broken and not isinstance(cause, (TimeoutError, *classes("ClientConnectorError")))
 
@@ -120,9 +126,13 @@ def status_error(
     secrets: Sequence[str] = (),
     base_url: str = "/v1",
 ) -> APIStatusError:
-    """The typed error for a response (httpx's, or one that is alike) with an error status.
+    """Make the typed error for a response with an error status.
 
-    `secrets` are left out of what the API says. `base_url` is where the request went.
+    Args:
+        response: Of httpx, or one that looks like it.
+        generation_id: The generation that was asked for.
+        secrets: Texts to remove from the API's description.
+        base_url: The base URL of the request, for advice on it.
     """
     status = int(response.status_code)
     fallback = ServerError if status >= 500 else APIStatusError
@@ -131,7 +141,7 @@ def status_error(
     request_id = redact(response.headers.get("X-Request-Id") or "", secrets)[:MAX_REQUEST_ID]
     said = [f"HTTP {status} {_phrase(status)}".rstrip(), detail]
     if status in _REDIRECTS:
-        said.append("the API does not redirect, so check the base URL")
+        said.append("the API never redirects, so check the base URL")
     message = ": ".join(part.rstrip(".") for part in said if part) + "."
     hint = _hint(status, generation_id, base_url)
     if hint:
@@ -150,14 +160,14 @@ def status_error(
 
 def _hint(status: int, generation_id: str | None, base_url: str) -> str:
     if status in (404, 405) and not base_url.endswith("/v1"):
-        return "Check the base URL (LUMA_BASE_URL), which does not end in /v1 as the API's does."
+        return "Check the base URL (LUMA_BASE_URL): it does not end in /v1, as the API's does."
     if status == 404 and generation_id is None:
         return "Check the base URL (LUMA_BASE_URL)."
     return STATUS_ERRORS[status].hint if status in STATUS_ERRORS else ""
 
 
 def classes(*names: str) -> tuple[type[BaseException], ...]:
-    """Those of httpx, httpx2, the official SDK and aiohttp of these names, as far as imported."""
+    """The classes with these names in httpx, httpx2, the official SDK and aiohttp, if imported."""
     modules = [sys.modules.get(name) for name in ("httpx", "httpx2", "luma_agents", "aiohttp")]
     return tuple(
         vars(module)[name] for module in modules if module for name in names if name in vars(module)
@@ -165,7 +175,7 @@ def classes(*names: str) -> tuple[type[BaseException], ...]:
 
 
 def _forget_secrets(error: BaseException, secret: str) -> list[str]:
-    """Take the secrets out of an error and its causes; returns those that are known by now."""
+    """Remove the secrets from an error and its causes, and return all that were found."""
     secrets = [secret] if secret else []
     chain = list(_chain(error))
     for cause in chain:
@@ -181,21 +191,21 @@ def _forget_secrets(error: BaseException, secret: str) -> list[str]:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, its causes, and what was being handled when they arose; none of ours."""
+    """An error with its causes and contexts, except errors of ours."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:
         found = left.pop()
         if isinstance(found, LumaError):
-            continue  # an earlier request's, from whose handling this one was sent
-        if found is not None and id(found) not in seen:  # a chain may be a ring
+            continue  # it belongs to an earlier request, while handling which this one was sent
+        if found is not None and id(found) not in seen:  # chains can be circular
             seen.add(id(found))
             left += [found.__context__, found.__cause__]
             yield found
 
 
 def _request_headers(error: BaseException) -> list[MutableMapping[str, str]]:
-    """The headers of the requests that an error of httpx or of the official SDK keeps."""
+    """The headers of the requests that an error of httpx or of the official SDK holds."""
     kept = vars(error)
     requests = (
         kept.get("_request"),
@@ -210,7 +220,12 @@ def _detail(response: Any, secrets: Sequence[str]) -> str | None:
     """The text of `{"detail": text}`; None for any other body, such as a proxy's page."""
     try:
         detail = redact_value(json.loads(response.content)["detail"], secrets)
-    except (ValueError, LookupError, TypeError, RuntimeError):  # the last: too deep, or not read
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        RuntimeError,
+    ):  # the last: nested too deep, or unread
         return None
     text = detail if isinstance(detail, str) else json.dumps(detail)
     return text[:MAX_DETAIL] or None
@@ -224,7 +239,7 @@ def _phrase(status: int) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from now, at most `MAX_RETRY_AFTER`; None where it is absent or makes no sense."""
+    """The seconds of a `Retry-After`, at most `MAX_RETRY_AFTER`; None if absent or invalid."""
     value = headers.get("Retry-After")
     if value is None:
         return None
@@ -254,7 +269,7 @@ def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
 
 
 def _seconds_until(date: str, now: str | None) -> float:
-    """From the server's own `Date` on, as clocks differ; NaN where `date` is not a date."""
+    """Seconds from the server's own `Date`, as clocks differ; NaN if `date` is not a date."""
     try:
         until = parsedate_to_datetime(date)
     except (ValueError, OverflowError):

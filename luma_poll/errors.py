@@ -1,4 +1,4 @@
-"""All errors of luma-poll.
+"""The errors of luma-poll, as a tree.
 
     LumaError
     ├── ConfigurationError (also a ValueError)
@@ -15,6 +15,7 @@
     │   ├── OutputNotFoundError · ImageTooLargeError · UnsupportedFormatError
     │   └── CorruptInputError · InvalidRequestError · GenerationRateLimitedError
     ├── DownloadError
+    ├── JournalError
     ├── SubmissionLimitError
     ├── SubmissionUnknownError
     └── PollTimeoutError (also a TimeoutError)
@@ -63,15 +64,15 @@ def _rebuild(
 
 
 class ConfigurationError(LumaError, ValueError):
-    """An argument or a setting cannot be used; nothing was sent."""
+    """An argument or a setting is unusable; nothing was sent."""
 
 
 class APIError(LumaError):
-    """Talking to the API went wrong.
+    """A request to the API failed.
 
     Attributes:
-        generation_id: The generation that was asked for; None when submitting a new one.
-        retryable: Whether the same request may succeed later.
+        generation_id: The generation that was asked for; None for the submission of a new one.
+        retryable: True if the same request may succeed later.
     """
 
     retryable: bool = False
@@ -83,9 +84,10 @@ class APIError(LumaError):
 
     @property
     def may_have_been_accepted(self) -> bool:
-        """For a failed submission: whether the API may have accepted it all the same.
+        """For a failed submission: True if the API may have accepted it all the same.
 
-        Then it may be running and be billed, and so would be another one.
+        The generation may then be running and be billed, and a second submission would be
+        billed as well.
         """
         if isinstance(self, APIConnectionError):
             return self.request_sent
@@ -95,11 +97,11 @@ class APIError(LumaError):
 
 
 class APIConnectionError(APIError):
-    """No response: the name did not resolve, the connection was refused or broke.
+    """No response: the host name did not resolve, or the connection was refused or broken.
 
     Attributes:
-        request_sent: False when it is certain that the API saw nothing of the request.
-        retryable: False when the certificate of the other side does not hold.
+        request_sent: False if the API has certainly not seen the request.
+        retryable: False if the server's certificate is not valid.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class APITimeoutError(APIConnectionError):
 
 
 class InvalidResponseError(APIError):
-    """The API answered 200, but the body is not a generation, or too large for one."""
+    """The API answered 200, but the body is not a generation, or is too large to be one."""
 
     retryable = True
 
@@ -130,10 +132,11 @@ class APIStatusError(APIError):
 
     Attributes:
         status_code: The HTTP status.
-        detail: The API's own words (`{"detail": ...}`), or None.
+        detail: The API's own description (`{"detail": ...}`), or None.
         request_id: `X-Request-Id`, which Luma's support asks for, or None.
-        retry_after: Seconds to leave the API alone (`Retry-After`), or None.
-        retryable: Whether the same request may succeed later.
+        retry_after: Seconds to wait before the next request (`Retry-After`), or None.
+        retryable: True if the same request may succeed later.
+        hint: Advice for every error of this class, which its message ends with; may be empty.
     """
 
     hint: ClassVar[str] = ""
@@ -150,20 +153,20 @@ class APIStatusError(APIError):
     ) -> None:
         super().__init__(message, generation_id=generation_id)
         self.status_code = status_code
-        self.detail = None if detail is None else redact(detail)
+        self.detail: str | None = None if detail is None else redact(detail)
         self.request_id = request_id
         self.retry_after = retry_after
-        self.retryable = status_code in _RETRYABLE_STATUSES or status_code >= 500
+        self.retryable: bool = status_code in _RETRYABLE_STATUSES or status_code >= 500
 
 
 class BadRequestError(APIStatusError):
-    """400: the API does not accept the parameters."""
+    """400: the API rejected the parameters."""
 
 
 class AuthenticationError(APIStatusError):
     """401: the key is missing, wrong, revoked or expired."""
 
-    hint = "Check the API key (LUMA_AGENTS_API_KEY). A generation already submitted goes on."
+    hint = "Check the API key (LUMA_AGENTS_API_KEY). A generation already submitted continues."
 
 
 class InsufficientBalanceError(APIStatusError):
@@ -173,7 +176,7 @@ class InsufficientBalanceError(APIStatusError):
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the account may not do this, for example because it is suspended."""
+    """403: the account is not allowed to do this, for example because it is suspended."""
 
 
 class NotFoundError(APIStatusError):
@@ -195,7 +198,7 @@ class RateLimitError(APIStatusError):
 
 
 class ServerError(APIStatusError):
-    """500 and above: trouble on the API's side."""
+    """500 and above: a fault on the API's side."""
 
 
 STATUS_ERRORS: dict[int, type[APIStatusError]] = {
@@ -211,17 +214,18 @@ STATUS_ERRORS: dict[int, type[APIStatusError]] = {
 
 
 class GenerationError(LumaError):
-    """The generation ended with state "failed".
+    """The generation ended in the state "failed".
 
-    Luma documents the codes at https://docs.agents.lumalabs.ai (error handling). A code this
+    Luma documents the codes at https://docs.agents.lumalabs.ai (error handling). A code that this
     version does not know raises this class itself, with the code kept.
 
     Attributes:
         generation: The failed generation.
         failure_code: The API's code, or None if it gave none.
-        failure_reason: The API's words for people, or None.
-        retryable: Whether submitting the same request again, as a new and newly billed
-            generation, may succeed. Polling this one again never helps.
+        failure_reason: The API's explanation for people, or None.
+        retryable: True if submitting the same request again may succeed, as a new generation that
+            is billed again. Polling the failed one never helps.
+        hint: Advice for every error of this class, which its message ends with; may be empty.
     """
 
     retryable: ClassVar[bool] = False
@@ -229,8 +233,8 @@ class GenerationError(LumaError):
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
-        self.failure_code = generation.failure_code
-        self.failure_reason = generation.failure_reason
+        self.failure_code: str | None = generation.failure_code
+        self.failure_reason: str | None = generation.failure_reason
         said = [part for part in (self.failure_code, self.failure_reason) if part]
         message = ": ".join([f"generation {generation.id} {self._ended(generation)}", *said])
         super().__init__(f"{message.rstrip('.')}. {self.hint}".rstrip())
@@ -242,31 +246,31 @@ class GenerationError(LumaError):
 class ContentModeratedError(GenerationError):
     """`content_moderated`: the prompt, an input or the output was flagged."""
 
-    hint = "The same request will be refused again: change the prompt or the references."
+    hint = "The same request will be rejected again: change the prompt or the references."
 
 
 class GenerationFailedError(GenerationError):
-    """`generation_failed`: the model had an internal error."""
+    """`generation_failed`: an internal error of the model."""
 
     retryable = True
     hint = "Submit it again."
 
 
 class BudgetExhaustedError(GenerationError):
-    """`budget_exhausted`: the funds ran out while it ran."""
+    """`budget_exhausted`: the account ran out of funds while the generation was running."""
 
     hint = "Add funds to the account, then submit it again."
 
 
 class OutputNotFoundError(GenerationError):
-    """`output_not_found`: the result could not be fetched, or "completed" came without outputs."""
+    """`output_not_found`: the result could not be fetched, or it completed without outputs."""
 
     retryable = True
     hint = "Submit it again."
 
     def __init__(self, generation: Generation) -> None:
         super().__init__(generation)
-        self.failure_code = self.failure_code or "output_not_found"
+        self.failure_code: str | None = self.failure_code or "output_not_found"
 
     def _ended(self, generation: Generation) -> str:
         return "failed" if generation.state == "failed" else "completed without any output"
@@ -291,13 +295,13 @@ class CorruptInputError(GenerationError):
 
 
 class InvalidRequestError(GenerationError):
-    """`invalid_request`: the request was refused after it had been accepted."""
+    """`invalid_request`: the request was rejected after it had been accepted."""
 
     hint = "Fix the parameters."
 
 
 class GenerationRateLimitedError(GenerationError):
-    """`rate_limited`: throttled upstream; not the HTTP 429, which is `RateLimitError`."""
+    """`rate_limited`: throttled upstream; HTTP 429 is `RateLimitError`."""
 
     retryable = True
     hint = "Submit it again later."
@@ -317,14 +321,14 @@ FAILURE_ERRORS: dict[str, type[GenerationError]] = {
 
 
 class DownloadError(LumaError):
-    """A file could not be fetched or written. There is none under its final name.
+    """A file could not be fetched or written. Nothing exists under its final name.
 
-    `__cause__` is the OSError where the disk was at fault.
+    `__cause__` is the OSError if the disk was at fault.
 
     Attributes:
         generation_id: The generation whose output it is.
-        path: The file or directory, without the extension where that is not known yet.
-        retryable: Whether the same call may succeed later; it goes on where this one ended.
+        path: The file or directory; without the extension as long as that is not known.
+        retryable: True if the same call may succeed later; it continues where this one ended.
     """
 
     def __init__(
@@ -338,6 +342,13 @@ class DownloadError(LumaError):
 
 class SubmissionLimitError(LumaError):
     """`max_submissions` of a `Runner` is reached; nothing was sent for this request."""
+
+
+class JournalError(LumaError):
+    """A journal cannot be read or written, for example because the disk is full.
+
+    For a request that was to be submitted: nothing was sent.
+    """
 
 
 class SubmissionUnknownError(LumaError):
@@ -358,15 +369,15 @@ class SubmissionUnknownError(LumaError):
 
 
 class PollTimeoutError(LumaError, TimeoutError):
-    """The deadline came before the generation ended. It may still finish, and be billed.
+    """The deadline passed before the generation ended. It may still finish, and be billed.
 
-    `__cause__` is the last API error, if the API was out of reach when the deadline came.
+    `__cause__` is the last API error, if the API could not be reached when the deadline passed.
 
     Attributes:
-        generation_id: The generation: wait for it again with this id.
-        last_generation: The last snapshot seen, or None.
+        generation_id: The generation: wait again with this id.
+        last_generation: The last snapshot, or None.
         elapsed: Seconds waited.
-        attempts: Requests sent for it while waiting.
+        attempts: Requests sent for the generation during this wait.
     """
 
     def __init__(

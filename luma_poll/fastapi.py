@@ -1,4 +1,4 @@
-"""luma-poll in a FastAPI app: one client and one poller, as dependencies; errors as answers.
+"""luma-poll in a FastAPI app: a client and a poller as dependencies, errors as answers.
 
 Needs the extra `luma-poll[fastapi]`.
 """
@@ -48,7 +48,15 @@ PROBLEM_TYPE = "application/problem+json"
 
 
 class PollerOptions(TypedDict, total=False):
-    """The options of `Poller`; those left out have its defaults."""
+    """The options of `Poller`; those left out have its defaults.
+
+    Attributes:
+        wait: The schedule: a tenacity wait strategy.
+        timeout: Seconds that a wait may take, unless it says otherwise; None for no limit.
+        max_in_flight: Requests under way at the same time; None for no limit.
+        max_rate: Requests started per second; None for no limit.
+        on_poll: Called with a `PollEvent` after every poll.
+    """
 
     wait: Schedule | None
     timeout: float | None
@@ -58,7 +66,12 @@ class PollerOptions(TypedDict, total=False):
 
 
 class LumaState(TypedDict):
-    """What `luma_lifespan` gives, for the state of the app's lifespan."""
+    """The state that `luma_lifespan` yields.
+
+    Attributes:
+        luma_client: The app's client.
+        luma_poller: The app's poller.
+    """
 
     luma_client: LumaClient
     luma_poller: Poller
@@ -69,7 +82,7 @@ def luma_lifespan(
 ) -> Callable[[Any], AbstractAsyncContextManager[LumaState]]:
     """A lifespan that opens one client and one poller for the whole app, and closes them.
 
-    Alone: `FastAPI(lifespan=luma_lifespan())`. In a lifespan of your own, yield what it gives::
+    Alone: `FastAPI(lifespan=luma_lifespan())`. In a lifespan of your own, yield its state too::
 
         async with luma_lifespan()(app) as luma:
             yield {**luma, "mine": ...}
@@ -81,7 +94,7 @@ def luma_lifespan(
             `max_rate` (requests per second), `on_poll`.
 
     Raises:
-        ConfigurationError: At startup: there is no API key, or an option is unusable.
+        ConfigurationError: At startup: the API key is missing, or an option is unusable.
     """
 
     @asynccontextmanager
@@ -93,7 +106,14 @@ def luma_lifespan(
 
 
 async def get_client(connection: HTTPConnection) -> LumaClient:
-    """The app's client: the dependency behind `ClientDep`."""
+    """Return the app's client: the dependency behind `ClientDep`.
+
+    Args:
+        connection: The request or WebSocket.
+
+    Raises:
+        ConfigurationError: The app has no `luma_lifespan`.
+    """
     client: LumaClient = _state(connection, "luma_client")
     return client
 
@@ -104,15 +124,15 @@ def _state(connection: HTTPConnection, name: str) -> Any:
         return connection.scope["state"][name]
     except KeyError:
         raise ConfigurationError(
-            f"the app has no {name}: make it with FastAPI(lifespan=luma_lifespan()), and let a "
-            "lifespan of your own yield what luma_lifespan gives. In a test, enter the lifespan "
+            f"the app has no {name}: create it with FastAPI(lifespan=luma_lifespan()), and let a "
+            "lifespan of your own yield the state of luma_lifespan. In a test, enter the lifespan "
             "(with TestClient(app) as client) or use app.dependency_overrides"
         ) from None
 
 
 async def _get_caller(connection: HTTPConnection) -> AsyncIterator[Caller | None]:
     if not isinstance(connection, Request):
-        yield None  # what a WebSocket receives is its handler's
+        yield None  # the messages of a WebSocket belong to its handler
         return
     caller = Caller(connection)
     try:
@@ -125,11 +145,18 @@ async def get_poller(
     connection: HTTPConnection,
     caller: Annotated[Caller | None, Depends(_get_caller, scope="function")],
 ) -> Poller:
-    """The app's poller: the dependency behind `PollerDep`.
+    """Return the app's poller: the dependency behind `PollerDep`.
 
     When the client hangs up, a wait in the handler ends with Starlette's `ClientDisconnect`.
-    Other waits go on, and so does what the handler does besides: nothing else is cancelled. Nor
-    is a wait that outlives the handler: in a background task, say.
+    Nothing else is cancelled: other waits continue, and so does the rest of the handler, and a wait
+    that outlives the handler, in a background task for example.
+
+    Args:
+        connection: The request or WebSocket.
+        caller: The client behind the request, from a dependency.
+
+    Raises:
+        ConfigurationError: The app has no `luma_lifespan`.
     """
     shared: Poller = _state(connection, "luma_poller")
     if caller is None:
@@ -164,18 +191,26 @@ PollerDep = Annotated[Poller, Depends(get_poller)]
 """The app's `Poller`. A wait in a handler ends when the client hangs up."""
 
 Prompt = Annotated[str, Field(min_length=1, max_length=6000), AfterValidator(_check_prompt)]
-"""A prompt that `create` and the API take, for a model or a parameter; others are answered 422."""
+"""A prompt as `create` and the API accept it, for models and parameters; others get a 422."""
 
 
 def add_error_handlers(app: Starlette) -> None:
-    """Answer every `LumaError` with problem+json, and let a client that hung up go in silence.
+    """Answer every `LumaError` with problem+json; a client that hung up is not an error.
 
-    So are the errors of a task group: of several the one with the highest status is answered,
-    unless a submission has failed that may have been accepted. A group in which there is any
-    other error is not touched. The OpenAPI document of a FastAPI app tells of the problems.
+    ::
 
-    A WebSocket that is open is closed, with 1011 and the code of the problem as its reason.
-    A mounted app has handlers of its own: call it for each.
+        app = FastAPI(lifespan=luma_lifespan())
+        add_error_handlers(app)
+
+    The errors of a task group are answered as well. Of several, the one with the highest status
+    counts, but a failed submission that may have been accepted comes before all. A group that
+    contains any other error is left alone. The OpenAPI document of a FastAPI app describes the
+    problems.
+
+    An open WebSocket is closed with 1011 and the code of the problem as its reason.
+
+    Args:
+        app: A FastAPI or Starlette app. A mounted app has handlers of its own: call this for each.
     """
     app.add_exception_handler(LumaError, _answer)
     app.add_exception_handler(ClientDisconnect, _answer)
@@ -209,7 +244,7 @@ async def _answer(connection: Any, error: Exception) -> Any:
 
 
 def _gravity(problem: Problem) -> tuple[bool, int]:
-    # Nobody may be told to try again where something may have been paid for.
+    # Something may have been paid for: that must not be hidden by advice to try again.
     return problem.detail == PERHAPS_SUBMITTED, problem.status
 
 
@@ -224,7 +259,7 @@ def _flatten(error: Exception) -> Iterator[Exception]:
 def _document_problems(app: FastAPI) -> None:
     """Add the problems to the app's OpenAPI document.
 
-    FastAPI's `responses=` would call them application/json, and hide its own validation error.
+    FastAPI's `responses=` would declare them as application/json, and hide its validation error.
     """
     openapi = app.openapi
     problem = {"schema": {"$ref": "#/components/schemas/LumaProblem"}}

@@ -1,4 +1,4 @@
-"""What the API says of a generation: frozen snapshots that keep what they do not know."""
+"""Generations as the API reports them: frozen snapshots. Unknown fields are kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Annotated, Any, NamedTuple, Protocol, Self, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self, cast
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
@@ -47,17 +47,17 @@ def _none_if_invalid(value: Any, parse: Any) -> Any:
 
 
 def _usable_outputs(value: Any, info: ValidationInfo) -> list[Any]:
-    """The entries that have a URL; the API writes null, [] or nothing for "none".
+    """The entries that have a URL; null, [] and a missing field all mean that there are none.
 
-    A completed generation whose outputs are there and cannot be read is an unreadable answer: it
-    has a file, which must not be taken for none.
+    A completed generation with outputs that are all unreadable is an unreadable answer: it has
+    produced something, so it must not pass for one without output.
     """
     if isinstance(value, (list, tuple)):
         usable = [entry for entry in value if not _is_unreadable(entry)]
     else:
         usable = []
     if not usable and value not in (None, [], ()) and info.data.get("state") == "completed":
-        raise ValueError("there are outputs, but none with a URL")
+        raise ValueError("none of the outputs has a URL")
     return usable
 
 
@@ -70,18 +70,18 @@ def _get(entry: Any, name: str) -> Any:
     return entry.get(name) if isinstance(entry, dict) else getattr(entry, name, None)
 
 
-# A field that matters less than the generation itself never makes an answer unreadable.
+# A bad value in a minor field must not make the whole answer unreadable.
 OptionalText = Annotated[str | None, BeforeValidator(_text_or_none)]
 RedactedText = Annotated[str | None, BeforeValidator(_redacted_text)]
 
 
 class _Snapshot(BaseModel):
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True,
         extra="allow",
         from_attributes=True,
         hide_input_in_errors=True,
-        defer_build=True,  # until the first snapshot: importing the library is quicker so
+        defer_build=True,  # until the first snapshot, to keep the import of the library fast
     )
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -93,13 +93,13 @@ class _Snapshot(BaseModel):
 
 
 class OutputLayer(_Snapshot):
-    """What an output of a generation of type `layering` shows.
+    """The layer that an output of a generation of type `layering` holds.
 
     Attributes:
         index: Position, front to back; the last layer is the background.
         label: One or two words.
-        description: A caption of the element.
-        alpha_hint: The edge: `soft`, `hard`, `none` or what a later API says.
+        description: A caption.
+        alpha_hint: The edge: `soft`, `hard`, `none` or a value that the API has added since.
     """
 
     index: int | None = None
@@ -109,14 +109,14 @@ class OutputLayer(_Snapshot):
 
 
 class GenerationOutput(_Snapshot):
-    """One file that a generation made.
+    """One file that a generation produced.
 
-    `repr` and `str` leave out the query of the URL: who has it may download for an hour.
+    `repr` and `str` omit the query of the URL: anyone who has it can download the file.
 
     Attributes:
-        type: `image`, `video` or what a later API says.
-        url: Presigned, good for one hour; every `get` signs a fresh one. Download it without
-            the API key.
+        type: `image`, `video` or a value that the API has added since.
+        url: A presigned URL, valid for one hour; every `get` returns a fresh one. Download from
+            it without the API key.
         layer: Only for generations of type `layering`.
     """
 
@@ -126,13 +126,13 @@ class GenerationOutput(_Snapshot):
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
-            # The whole of it is a URL, whatever characters it has.
+            # The general rule stops at characters that are not expected in a URL.
             cut = name == "url" and "?" in self.url
             yield name, f"{self.url.partition('?')[0]}?..." if cut else value
 
     @property
     def expires_at(self) -> datetime | None:
-        """When `url` stops working (aware, UTC), or None where the URL does not say."""
+        """The time at which `url` expires (aware, UTC), or None if the URL does not say."""
         try:
             query = parse_qs(urlsplit(self.url).query)
             signed = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ")
@@ -150,22 +150,22 @@ class RateLimit(NamedTuple):
 
 
 class Generation(_Snapshot):
-    """A snapshot of a generation, as `GET /generations/{id}` shows it.
+    """A snapshot of a generation, as `GET /generations/{id}` returns it.
 
-    Unknown fields are kept as attributes, unknown states, types, models and failure codes as
-    plain strings: the API has added some several times without a new version.
+    Unknown fields are kept as attributes; unknown states, types, models and failure codes as
+    plain strings. The API has added some of each without a new version.
     https://docs.agents.lumalabs.ai/api/resources/generations/methods/get
 
     Attributes:
         id: The generation's id, a UUID.
-        created_at: When it was submitted, as the API wrote it (RFC 3339 in its docs).
+        created_at: The time of the submission, as the API writes it (RFC 3339 in its docs).
         model: For example `uni-1` or `ray-3.2`.
-        state: `queued`, `processing`, `completed`, `failed` or what a later API says.
+        state: `queued`, `processing`, `completed`, `failed` or one that the API has added since.
         type: For example `image`, `image_edit` or `video`.
-        failure_code: Why it failed, for programs; see `luma_poll.GenerationError`.
-        failure_reason: Why it failed, for people. URLs in it have lost their query.
-        output: What it made: empty until it has completed. Entries without a URL are left out;
-            they are in the attribute `unreadable_output`, which other snapshots do not have.
+        failure_code: The reason of a failure, for programs; see `luma_poll.GenerationError`.
+        failure_reason: The reason of a failure, for people. URLs in it have lost their query.
+        output: The files; empty until it has completed. Entries without a URL are left out and
+            kept in the attribute `unreadable_output`, which other snapshots do not have.
     """
 
     id: str
@@ -195,9 +195,9 @@ class Generation(_Snapshot):
 
     @property
     def age(self) -> float | None:
-        """Seconds from `created_at` to the answer that this came in, by the server's clock.
+        """Seconds from `created_at` to the answer with this snapshot, both by the server's clock.
 
-        None where it does not say, as in snapshots of other clients. To the second at best.
+        Accurate to a second; None if either is missing, as in snapshots of other clients.
         """
         try:
             created = datetime.fromisoformat(self.created_at or "")
@@ -209,14 +209,14 @@ class Generation(_Snapshot):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether it has ended: `completed` or `failed`. An unknown state has not."""
+        """True if it has ended: `completed` or `failed`. An unknown state is not an end."""
         return self.state in TERMINAL_STATES
 
     def raise_for_failure(self) -> Self:
-        """Return self, unless it failed.
+        """Return self, unless the generation failed.
 
         Raises:
-            GenerationError: Of the class that fits `failure_code`.
+            GenerationError: The subclass for its `failure_code`.
         """
         if self.state == "failed":
             raise FAILURE_ERRORS.get(self.failure_code or "", GenerationError)(self)
@@ -233,7 +233,7 @@ class GenerationLike(Protocol):
 
     @property
     def state(self) -> str:
-        """Its state."""
+        """The generation's state."""
         ...
 
 
@@ -244,7 +244,7 @@ def note_answer(
     retry_after: float | None = None,
     rate_limit: RateLimit | None = None,
 ) -> Generation:
-    """Keep what the headers of the answer say of a snapshot; it is no part of what it equals.
+    """Attach headers of the answer to a snapshot; they do not count when snapshots are compared.
 
     Args:
         generation: The snapshot.
@@ -263,13 +263,13 @@ def note_answer(
 
 
 def snapshot_retry_after(generation: Generation) -> float | None:
-    """Seconds to leave the generation alone, where the answer that it came in said so."""
+    """The seconds of the `Retry-After` of the answer with this snapshot, or None."""
     seconds: float | None = _header_of(generation, "_retry_after")
     return seconds
 
 
 def snapshot_rate_limit(generation: Generation) -> RateLimit | None:
-    """The account's rate limit, where the answer that it came in told it."""
+    """The account's rate limit as the answer with this snapshot reported it, or None."""
     rate_limit: RateLimit | None = _header_of(generation, "_rate_limit")
     return rate_limit
 
@@ -277,28 +277,28 @@ def snapshot_rate_limit(generation: Generation) -> RateLimit | None:
 def _header_of(generation: Generation, name: str) -> Any:
     try:
         return object.__getattribute__(generation, name)
-    except AttributeError:  # it came in no answer of ours
+    except AttributeError:  # from another client, or a copy
         return None
 
 
 def as_generation(value: object, generation_id: str | None = None) -> Generation:
-    """Read any object that looks like a generation: with this id, if one is given.
+    """Convert any object that looks like a generation.
 
     Raises:
-        InvalidResponseError: It has no `id` and `state`, or it is another generation.
+        InvalidResponseError: It has no `id` and `state`, or not the id that is expected.
     """
     if isinstance(value, Generation):
         return _checked_id(value, generation_id)
-    # A model of somebody else's gives its unknown fields only through its own dump.
+    # Only its own dump includes the unknown fields of another library's model.
     fields = value.model_dump(warnings=False) if isinstance(value, BaseModel) else value
     return _validated(partial(Generation.model_validate, fields), generation_id)
 
 
 def read_generation(content: bytes, generation_id: str | None = None) -> Generation:
-    """Read the JSON of an answer: of the generation with this id, if one is given.
+    """Parse the JSON of an answer.
 
     Raises:
-        InvalidResponseError: It is not a generation, or it is another one.
+        InvalidResponseError: It is not a generation, or not the one with the id that is expected.
     """
     return _validated(partial(Generation.model_validate_json, content), generation_id)
 
@@ -325,7 +325,7 @@ def _checked_id(generation: Generation, generation_id: str | None) -> Generation
 
 
 def _is_same_id(one: str, other: str) -> bool:
-    """A UUID may be spelled in several ways."""
+    """Compare ids; a UUID has several spellings."""
     try:
         return one == other or UUID(one) == UUID(other)
     except ValueError:

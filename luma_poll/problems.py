@@ -1,4 +1,4 @@
-"""Errors as the public may know them: RFC 9457's problem details, for any web framework.
+"""Errors as problem details (RFC 9457) that are safe to show to the public; for any web framework.
 
 https://www.rfc-editor.org/rfc/rfc9457
 """
@@ -41,6 +41,8 @@ from luma_poll.errors import (
     UnsupportedFormatError,
 )
 
+__all__ = ["PERHAPS_SUBMITTED", "Problem", "retry_after", "to_problem"]
+
 logger = logging.getLogger("luma_poll")
 
 
@@ -78,19 +80,19 @@ PERHAPS_SUBMITTED = (
     "It is not known whether the generation was submitted. It may be running: "
     "look for it before you submit it again."
 )
-_OPERATORS = _Kind(503, "unavailable", "The service is not available", "Try again later.")
+_OPERATORS = _Kind(503, "unavailable", "The service is unavailable", "Try again later.")
 _KINDS: dict[type[LumaError], _Kind] = {
     LumaError: _Kind(500, "internal", "The server made a mistake", "It has been logged."),
-    # The operator's own: the public learns no more than that.
+    # The operator's own faults: the public learns no more than this.
     ConfigurationError: _OPERATORS,
     AuthenticationError: _OPERATORS,
     InsufficientBalanceError: _OPERATORS,
     PermissionDeniedError: _OPERATORS,
     BudgetExhaustedError: _OPERATORS,
     SubmissionLimitError: _OPERATORS,
-    # The caller's.
+    # The caller's faults.
     BadRequestError: _Kind(
-        400, "bad_request", "The parameters are not accepted", "Change the parameters."
+        400, "bad_request", "The parameters were rejected", "Change the parameters."
     ),
     NotFoundError: _Kind(404, "not_found", "There is no such generation", "Check the id."),
     PayloadTooLargeError: _Kind(
@@ -102,8 +104,8 @@ _KINDS: dict[type[LumaError], _Kind] = {
     ContentModeratedError: _Kind(
         422,
         "content_moderated",
-        "The content was refused by the moderation",
-        "Change the prompt or the references: the same request will be refused again.",
+        "The content was rejected by moderation",
+        "Change the prompt or the references: the same request will be rejected again.",
     ),
     ImageTooLargeError: _Kind(
         413, "image_too_large", "An input is too large", "Resize or compress the input."
@@ -120,27 +122,27 @@ _KINDS: dict[type[LumaError], _Kind] = {
     InvalidRequestError: _Kind(
         422, "invalid_request", "The request is not valid", "Change the parameters."
     ),
-    # Luma's, and the network's.
+    # Faults of Luma and of the network.
     APIError: _Kind(
-        502, "upstream_error", "The generation service does not answer well", "Try again later."
+        502, "upstream_error", "The generation service is having trouble", "Try again later."
     ),
     RateLimitError: _Kind(
         503, "rate_limited", "The generation service is busy", "Try again a little later."
     ),
     GenerationError: _Kind(
-        502, "unknown_failure", "The generation failed", "The reason is not known."
+        502, "unknown_failure", "The generation failed", "The reason is unknown."
     ),
     GenerationFailedError: _Kind(
         502, "generation_failed", "The generation failed", "Submit it again."
     ),
     OutputNotFoundError: _Kind(
-        502, "output_not_found", "The result of the generation is lost", "Submit it again."
+        502, "output_not_found", "The result of the generation was lost", "Submit it again."
     ),
     GenerationRateLimitedError: _Kind(
         503, "generation_rate_limited", "The generation service is busy", "Submit it again later."
     ),
     DownloadError: _Kind(
-        502, "download_failed", "The result cannot be fetched", "Try again later."
+        502, "download_failed", "The result could not be fetched", "Try again later."
     ),
     SubmissionUnknownError: _Kind(
         502, "submission_unknown", "The submission got no answer", PERHAPS_SUBMITTED
@@ -149,18 +151,30 @@ _KINDS: dict[type[LumaError], _Kind] = {
         504,
         "timed_out",
         "The generation has not ended yet",
-        "It goes on: ask again with the same id, rather than submit it again.",
+        "It is still running: ask again with the same id, rather than submit it again.",
     ),
 }
 _LINK = re.compile(r"\S*://\S*")
-_LONGEST_DETAIL = 500  # characters
+_LONGEST_DETAIL = 500
+"""Characters."""
 
 
 def to_problem(error: LumaError) -> Problem:
-    """As much of an error as the public may know. The rest is logged.
+    """Describe an error to the public, and log the rest.
 
-    The faults of the operator (key, balance, budget, configuration) all look the same, and are
-    logged as errors with their traceback; other trouble with a status from 500 as warnings.
+    Faults of the operator (key, balance, budget, configuration) all look the same; they are logged
+    as errors, with a traceback. Other problems with a status from 500 up are logged as warnings.
+
+    ::
+
+        problem = to_problem(error)
+        return Response(problem.model_dump_json(), problem.status, "application/problem+json")
+
+    Args:
+        error: Any error of luma-poll.
+
+    Returns:
+        The problem. It holds no key, no URL and nothing about the operator's account.
     """
     kind = _kind(error)
     if kind is _OPERATORS or kind.status == 500:
@@ -179,8 +193,16 @@ def to_problem(error: LumaError) -> Problem:
 
 
 def retry_after(error: LumaError) -> int | None:
-    """Whole seconds for a `Retry-After`, or None where nothing is known."""
-    for found in (error, error.__cause__):  # the cause: why a wait timed out in a quiet time
+    """The value of the `Retry-After` to answer with.
+
+    Args:
+        error: The error that is answered. The cause of a `PollTimeoutError` counts too: the API
+            may have asked for more time than the wait had left.
+
+    Returns:
+        Whole seconds, rounded up; None if the API gave none, or if the fault is the operator's.
+    """
+    for found in (error, error.__cause__):
         if isinstance(found, APIStatusError) and found.retry_after is not None:
             return None if _kind(found) is _OPERATORS else math.ceil(found.retry_after)
     return None
@@ -194,7 +216,7 @@ def _detail(error: LumaError, kind: _Kind) -> str:
     if _may_have_been_submitted(error):
         return PERHAPS_SUBMITTED
     words = None
-    if kind.status < 500:  # Luma's words about the caller's input
+    if kind.status < 500:  # Luma's description of a fault in the caller's input
         words = getattr(error, "failure_reason", None) or getattr(error, "detail", None)
     if not words or isinstance(error, NotFoundError):
         return kind.detail
@@ -214,7 +236,7 @@ def _retryable(error: LumaError, kind: _Kind) -> bool:
     if isinstance(error, PollTimeoutError):
         return True
     if _may_have_been_submitted(error):
-        return False  # a second one may be billed too
+        return False  # a second submission may be billed too
     return isinstance(error, (APIError, GenerationError, DownloadError)) and error.retryable
 
 

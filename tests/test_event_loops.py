@@ -83,7 +83,7 @@ def test_a_second_event_loop_beside_one_that_runs_is_refused(
     with start_blocking_portal(backend) as portal:
         assert portal.call(enter)
         for _ in range(2):
-            with pytest.raises(ConfigurationError, match="make a Poller for each event loop"):
+            with pytest.raises(ConfigurationError, match="create a Poller for each event loop"):
                 RUN[other](enter)
         assert not portal.call(enter)
     assert RUN[other](enter)

@@ -159,7 +159,7 @@ def test_a_moderated_prompt_is_explained(page: webdriver.Chrome) -> None:
     submit(page, "a crowd sandbox:fail=content_moderated")
     until_all_are(page, "failed")
     (card,) = cards(page)
-    assert "The content was refused by the moderation" in card.text
+    assert "The content was rejected by moderation" in card.text
     assert "flagged by our content moderation system" in card.text
     (edit,) = card.find_elements(By.CSS_SELECTOR, ".actions button")
     edit.click()

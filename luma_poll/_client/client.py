@@ -37,6 +37,11 @@ class LumaClient:
     Use it as an async context manager, or call `aclose` at the end. One client serves any number
     of concurrent tasks of one event loop, and may be used in another one when that has ended.
 
+    ::
+
+        async with LumaClient() as client:
+            generation = await client.generations.create("a red fox in fresh snow")
+
     Args:
         auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
             White space around it is removed.
@@ -47,6 +52,9 @@ class LumaClient:
             no answer in time, 408, 409, 425, 429, 5xx, an unreadable body.
         http_client: The `httpx.AsyncClient` (or `httpx2.AsyncClient`) to send with. It is not
             closed by this client. Redirects are never followed, so the key stays with the API.
+
+    Attributes:
+        generations: The generations of the API: `get` a snapshot of one, `create` a new one.
 
     Raises:
         ConfigurationError: There is no API key, or an argument is unusable; or, at a request, the
@@ -69,7 +77,7 @@ class LumaClient:
         self._connections = Connections(self._base_url, http_client)
         self._is_view = False
         session = Session(self._connections, self._base_url, token, self._timeout)
-        self.generations = Generations(session, self._max_retries)
+        self.generations: Generations = Generations(session, self._max_retries)
 
     @property
     def base_url(self) -> str:
@@ -152,17 +160,21 @@ class LumaClient:
         """Fetch the outputs of a completed generation into files.
 
         The files are `{id}.png`, `{id}-2.png` and so on, with the extension of the media that
-        arrive. Each has its final name only when it is whole. After a fault or a cancellation
-        the next call goes on where this one ended. The API key is not sent to the storage.
+        arrive. A file gets its final name when it is complete. After a fault or a cancellation
+        the next call continues where this one ended. The API key is not sent to the storage.
+
+        ::
+
+            paths = await client.download(generation, "outputs")
 
         Args:
             generation: A completed generation, or the id of one.
-            directory: Where to; it is made if it is not there.
-            timeout: Seconds for all of it; None for no limit.
-            max_bytes: How large one file may be; None for no limit.
-            overwrite: Fetch a file again even if one of the right size is there.
-            on_progress: Called with a `DownloadProgress` after each piece that arrives. What it
-                raises is logged and dropped.
+            directory: The directory to write to; it is created if it does not exist.
+            timeout: Seconds for the whole call; None for no limit.
+            max_bytes: The largest size of one file; None for no limit.
+            overwrite: Fetch a file again even if one of the right size exists.
+            on_progress: Called with a `DownloadProgress` after each piece that arrives. An
+                exception in it is logged and dropped.
 
         Returns:
             The files, in the order of the outputs; layers in the order of their index.
@@ -172,7 +184,7 @@ class LumaClient:
             GenerationError: It failed, or completed without output.
             DownloadError: A file could not be fetched or written, or not in time. The other
                 files of the generation were fetched all the same.
-            APIError: The API refused a GET of the generation, or was out of reach.
+            APIError: The API refused a GET of the generation, or could not be reached.
         """
         self._connections.enter()
         return await download(

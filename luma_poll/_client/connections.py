@@ -56,7 +56,7 @@ class Connections:
             await self._transport.aclose()
 
     def enter(self) -> None:
-        """Begin anew where this is another event loop than the last time.
+        """Start afresh in another event loop than the last time.
 
         Raises:
             ConfigurationError: That one still runs.
@@ -67,7 +67,7 @@ class Connections:
         # 1099, 1111), and is slow at queueing many. So its pool has no limit, and they queue here.
         self._requests = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
         self._gets = anyio.Semaphore(MAX_GETS, fast_acquire=True)
-        self.downloads = anyio.Semaphore(MAX_DOWNLOADS)
+        self.downloads: anyio.Semaphore = anyio.Semaphore(MAX_DOWNLOADS)
         if self._transport is not None:
             self._transport.forget_idle()
 
@@ -134,7 +134,7 @@ async def _read(response: Any, generation_id: str | None) -> bytes:
         return await _content(response)
     except (zlib.error, _UnreadableError) as error:
         raise InvalidResponseError(
-            f"the answer is not readable ({error})", generation_id=generation_id
+            f"the answer is unreadable ({error})", generation_id=generation_id
         ) from None
 
 

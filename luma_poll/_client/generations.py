@@ -21,7 +21,7 @@ from luma_poll.errors import APIError, APIStatusError, ConfigurationError
 from luma_poll.models import Generation
 
 LONGEST_RETRY_SLEEP = 60.0
-"""Seconds that `get` and `create` sleep at the most between two tries (as in the official SDK)."""
+"""Seconds that `get` and `create` sleep at most between two tries (as in the official SDK)."""
 
 
 class Generations:
@@ -45,7 +45,10 @@ class Generations:
         https://docs.agents.lumalabs.ai/api/resources/generations/methods/get
 
         Args:
-            generation_id: The id that `create` gave.
+            generation_id: The id that `create` returned.
+
+        Returns:
+            The snapshot.
 
         Raises:
             ConfigurationError: The id cannot be one; nothing was sent.
@@ -64,7 +67,7 @@ class Generations:
         https://docs.agents.lumalabs.ai/api/resources/generations/methods/create
 
         Args:
-            prompt: What to make.
+            prompt: A description of the image or video.
             params: The API's other parameters, sent as they are; None means "not given". They are
                 listed in `luma_poll.typing.CreateParams`. A newer one is sent too; type checkers
                 accept it in `**newer`, where `newer: dict[str, Any] = {...}`.

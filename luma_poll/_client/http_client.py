@@ -1,4 +1,4 @@
-"""Which httpx client a `LumaClient` sends with."""
+"""The httpx client that a `LumaClient` sends with."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def _proxy_for(base_url: str) -> str | None:
 
 
 def checked_http_client(http_client: object) -> Any:
-    """The client that was handed in.
+    """Return the client that was handed in.
 
     Raises:
-        ConfigurationError: It is none of httpx's, or not an async one.
+        ConfigurationError: It is not an async client of httpx or httpx2.
     """
     if not isinstance(http_client, classes("AsyncClient")):
         raise ConfigurationError(

@@ -1,7 +1,7 @@
 """The default transport: httpx's own, one for each connection.
 
-httpcore's pool walks all its connections and all its requests for each request, so a request
-costs the more the more of them there are. A pool that never has more than one is cheap, and when
+httpcore's pool walks all its connections and all its requests for each request, so the cost of
+a request grows with their number. A pool that never has more than one is cheap, and when
 its request is cancelled it can be closed as a whole: a shared one forgets a connection whose
 request is cancelled between connecting and sending (encode/httpcore 1099).
 """
@@ -31,7 +31,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
     moment, so a GET that it breaks under is sent once more, on a new one. Anything else has a
     new connection from the start: nobody could tell whether it may be sent again.
 
-    How many there are is up to the caller: one for each response that is not closed.
+    The caller limits the number of connections: one for each response that is not closed.
 
     Args:
         keepalive: Seconds that an unused connection is kept.

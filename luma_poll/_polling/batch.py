@@ -26,12 +26,14 @@ class PollResult:
 
     Attributes:
         generation_id: The id that was given, or its text if it is not a valid id.
-        generation: The last snapshot, or None if there was none.
-        error: What `Poller.wait` would have raised, or None.
+        generation: The last snapshot, or None if there was none; never None if `ok`.
+        error: The exception that `Poller.wait` would have raised, or None.
     """
 
     generation_id: str
-    generation: Generation | None
+    # For type checkers, Any stands for "None, but not after `if result.ok`": pyright cannot narrow
+    # by the truth of an attribute, and a union of two classes would be no class to construct.
+    generation: Generation | Any
     error: Exception | None = None
 
     @property

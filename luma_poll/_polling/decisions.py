@@ -67,7 +67,7 @@ Decision: TypeAlias = Sleep | Poll | Return | Raise
 
 @dataclass(frozen=True)
 class Quiet:
-    """How long the API asked us to stay away, and with which answer."""
+    """The time until which the API asked us to stay away, and its answer that says so."""
 
     until: float = -math.inf
     error: APIStatusError | None = None

@@ -68,7 +68,11 @@ class SupportsGenerations(Protocol):
 
 
 class Poller:
-    """Waits for generations. Make one and share it: its limits hold over all its waits.
+    """Waits for generations. Create one and share it: its limits hold over all its waits.
+
+    ::
+
+        outputs = await Poller(client).wait(generation_id, timeout=300)
 
     Args:
         client: A `LumaClient`, the official SDK's `AsyncLuma`, or anything with
@@ -79,8 +83,8 @@ class Poller:
         max_in_flight: Requests under way at the same time; None for no limit.
         max_rate: Requests started per second; None for no limit. The API refuses "thousands per
             minute"; the default of 30 per second is 1,800 per minute.
-        on_poll: Called with a `PollEvent` after every poll. An exception in it is logged and
-            dropped.
+        on_poll: A function (not async), called with a `PollEvent` after every poll. An exception
+            in it is logged and dropped.
 
     Raises:
         ConfigurationError: An argument is unusable.

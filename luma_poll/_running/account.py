@@ -1,4 +1,4 @@
-"""What the account allows: may something be submitted now? Decided without I/O or a clock."""
+"""The capacity of the account: may something be submitted now? Decided without I/O or a clock."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_full(error: APIStatusError) -> bool:
 
 
 class Account:
-    """What is known of the account, and what of it is in use.
+    """The knowledge of the account's capacity, and how much of it is in use.
 
     Weights are in the API's units: a generation weighs 1 unless an answer told otherwise. More
     than was seen to be allowed is tried in the manner of TCP's slow start: one submission at
@@ -162,6 +162,11 @@ class Account:
         self._settle(kind)
         self._submissions_left -= 1
         self._occupy(kind)
+
+    def adopt(self, kind: Kind) -> None:
+        """Note that a generation runs that an earlier process submitted."""
+        self._running[kind] += 1
+        self._allowed = max(self._allowed, self._units(self._running))
 
     def end(self, kind: Kind) -> None:
         """Note that a generation has ended."""

@@ -28,7 +28,7 @@ class Request:
 
     @property
     def kind(self) -> Kind:
-        """What its weight depends on, as far as is known."""
+        """The parameters that its weight depends on, as far as is known."""
         return shown(self.params.get("model")), shown(self.params.get("type"))
 
 

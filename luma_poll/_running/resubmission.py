@@ -1,18 +1,24 @@
-"""What follows a failed submission, and a failed generation. Decided without I/O or a clock."""
+"""The next step after a failed submission or generation. Decided without I/O or a clock."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
+from typing import TypeAlias
 
+from luma_poll._running.store import JournalEntry
 from luma_poll.errors import (
     APIError,
     AuthenticationError,
+    ConfigurationError,
     GenerationError,
     GenerationRateLimitedError,
     InsufficientBalanceError,
     PermissionDeniedError,
     RateLimitError,
+    SubmissionUnknownError,
 )
+from luma_poll.models import Generation
 
 _OF_THE_ACCOUNT = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError)
 
@@ -48,3 +54,78 @@ def pause_before_next(error: GenerationError, attempt: int) -> float:
     if not isinstance(error, GenerationRateLimitedError):
         return 0.0
     return min(5.0 * 2.0 ** min(attempt, 10), 60.0) * random.uniform(0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Submit it, as this attempt."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
+class WaitFor:
+    """Wait for this generation; if it is `running`, it occupies the account.
+
+    Attributes:
+        generation_id: The id.
+        running: False if its end was seen.
+        submitted: The ids of all attempts.
+    """
+
+    generation_id: str
+    running: bool
+    submitted: tuple[str, ...]
+
+
+Step: TypeAlias = Submit | WaitFor
+
+
+def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = True) -> Step:
+    """What to do for a key, by its entry in the journal.
+
+    Args:
+        entry: Of the key, or None if there is none.
+        max_attempts: How often it may be submitted.
+        same: False if the entry is of a request with other parameters.
+
+    Raises:
+        ConfigurationError: The key was used for another request.
+        GenerationError: It failed, and is not to be submitted again.
+        SubmissionUnknownError: It may have been submitted.
+    """
+    if entry is None:
+        return Submit(1)
+    if not same:
+        raise ConfigurationError(
+            f"key {entry.key!r} was used for a request with other parameters; nothing was sent"
+        )
+    if entry.state in ("unknown", "submitting") or entry.generation_id is None:
+        raise SubmissionUnknownError(
+            f"request {entry.key!r} may have been submitted by a process that died before it knew "
+            "the id, and be billed: look at the usage of the account, then say with "
+            "Journal.resolve (or luma-poll journal FILE resolve) which id it was, or that it may "
+            "be submitted.",
+            key=entry.key,
+            request=entry.request,
+        )
+    if entry.state != "failed":
+        return WaitFor(entry.generation_id, entry.state == "running", entry.submitted)
+    error = _failure(entry)
+    if may_submit_again(error, entry.attempt, max_attempts):
+        return Submit(entry.attempt + 1)
+    raise error
+
+
+def _failure(entry: JournalEntry) -> GenerationError:
+    fields = {
+        "id": entry.generation_id,
+        "state": "failed",
+        "failure_code": entry.failure_code,
+        "failure_reason": entry.failure_reason,
+    }
+    try:
+        Generation.model_validate(fields).raise_for_failure()
+    except GenerationError as error:
+        return error.with_traceback(None)
+    raise AssertionError("a failed generation raises its failure")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from luma_poll._running.requests import AnyRequest
 from luma_poll.models import Generation, GenerationOutput
@@ -14,14 +15,15 @@ class RunResult:
 
     Attributes:
         request: The request, as it was given.
-        generation: The last snapshot of the last attempt, or None if there was none.
-        error: What `Runner.run` would have raised, or None.
+        generation: The last snapshot of the last attempt, or None if there was none; never None
+            if `ok`.
+        error: The exception that `Runner.run` would have raised, or None.
         submitted: The ids, one for each attempt that was accepted. Where `error` is a timeout or
             an `APIError`, the last of them may still finish and be billed: wait for it by its id.
     """
 
     request: AnyRequest
-    generation: Generation | None
+    generation: Generation | Any  # see PollResult
     error: Exception | None = None
     submitted: list[str] = field(default_factory=list)
 

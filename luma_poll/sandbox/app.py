@@ -24,10 +24,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenacity import RetryCallState
 
 from luma_poll._polling.schedules import DEFAULT_WAIT
-from luma_poll.sandbox import jobs, limits, media, storage
+from luma_poll.sandbox import jobs, presigning, storage
+from luma_poll.sandbox.account import WINDOW, Account, SubmissionRecord, Weigh, default_weight
 from luma_poll.sandbox.clock import SandboxClock
 from luma_poll.sandbox.faults import MISBEHAVE, Faults, Misbehave
-from luma_poll.sandbox.jobs import Job, Script, parse_script
+from luma_poll.sandbox.jobs import Job
+from luma_poll.sandbox.scripts import Script, parse_script
 from luma_poll.sandbox.server import serve_app
 from luma_poll.sandbox.submission import RefusedError, Submission, parse_submission
 
@@ -44,12 +46,21 @@ SCRIPTED_KEYS = {
 }
 
 
-class Sandbox:
-    """A simulated Luma Agents API, to test and show programs that poll it.
+class _RefusedSubmission(HTTPException):
+    """A submission is refused: `kind` and `units` are for its record."""
 
-    Generations are queued, processed and completed in about the time that the real ones take,
-    and their outputs are small PNGs (those of videos too: there is no encoder here). Time is
-    anyio's clock, so it passes virtually wherever the event loop's clock is virtual.
+    def __init__(self, kind: str, units: int, answer: HTTPException) -> None:
+        super().__init__(answer.status_code, answer.detail, answer.headers)
+        self.kind = kind
+        self.units = units
+
+
+class Sandbox:
+    """A simulated Luma Agents API, for tests and demonstrations of programs that poll it.
+
+    Generations are queued, processed and completed in about the time that the real ones take.
+    Their outputs are small PNGs, those of videos too: there is no encoder here. Time is anyio's
+    clock, so it is virtual wherever the event loop's clock is virtual.
 
     Mount `app` in a client, without any socket::
 
@@ -61,46 +72,62 @@ class Sandbox:
 
         async with sandbox.serve() as base_url: ...
 
-    Words in a prompt script what becomes of it:
+    Tokens in a prompt script its generation:
 
-    - `sandbox:duration=3`: it takes 3 seconds, to be divided by `speed`.
-    - `sandbox:fail=generation_failed`: it fails with that code, which may be an unknown one.
-      Without a scripted duration `content_moderated` fails early.
+    - `sandbox:duration=3`: it takes 3 seconds, divided by `speed`.
+    - `sandbox:fail=generation_failed`: it fails with that code, known or not. Without a scripted
+      duration `content_moderated` fails early.
     - `sandbox:outputs=2`: it has two outputs; with 0 it completes without any.
-    - `sandbox:size=100000000`: each output has so many bytes, which are made as they are sent.
-    - `sandbox:state=throttled`: that state is shown in place of `processing`.
+    - `sandbox:size=100000000`: each output has that many bytes, generated as they are sent.
+    - `sandbox:state=throttled`: it shows that state in place of `processing`.
 
-    So do four keys: `luma-api-invalid`, `luma-api-revoked` and `luma-api-expired` are answered
-    401, and `luma-api-suspended` 403.
+    Four keys are scripted too: `luma-api-invalid`, `luma-api-revoked` and `luma-api-expired` are
+    answered 401, and `luma-api-suspended` 403.
 
-    A submission that the API's documentation excludes is refused as the API does it, with 400, 413
-    or 422. So is an unknown parameter, which the API itself may let pass.
+    A submission that the API's documentation rules out is refused as the API does it, with 400,
+    413 or 422. So is an unknown parameter, which the real API may ignore.
+
+    Every API key is an account of its own, with two limits, both counted in units: those
+    submitted in a minute and those running at once. `Sandbox(**DEFAULT_ACCOUNT)` has the limits
+    of a new account. Beyond them a submission is answered 429, as has been seen live:
+
+    - too many in the minute: `Rate limit exceeded`; `Retry-After` counts the seconds until the
+      oldest submission leaves the window;
+    - too many at once: `Concurrent generation limit reached (10)`, or, where it weighs more than
+      one unit, `Concurrent generation capacity reached (limit=10 weight units; this request needs
+      3). Wait for existing jobs to complete.`; `Retry-After` is always 60.
 
     Args:
         speed: How many times as fast as real generations these are. `url_expires` and the
             limits keep their own time.
-        seed: The same seed gives the same ids and durations; None gives others each time.
-        auth_tokens: The API keys that are accepted, each a client of its own, which sees only
-            its own generations. None accepts every key, those four excepted.
+        seed: The same seed gives the same ids and durations; None: different ones each time.
+        auth_tokens: The accepted API keys, each a client of its own that sees only its own
+            generations. None accepts every key but the four scripted ones.
         strict_keys: Refuse keys that do not begin with `luma-api-`, as the API does.
-        extra_parameters: Parameters of a submission that are accepted with any value, beside
+        extra_parameters: Parameters of a submission to accept with any value, in addition to
             those of the official SDK 0.5.0: for what the API has learned since.
-        url_expires: Seconds for which the URL of an output is good, rounded up to whole ones.
+        url_expires: Seconds for which the URL of an output is valid, rounded up to whole ones.
             They count from the whole second in which it was signed, as in S3.
-        faults: The share of the answers to polls that is replaced by faults, from 0 to 1: error
-            statuses, bodies that are no generation, and, where a socket is served, resets,
+        faults: The share of answers to polls that is replaced by faults, from 0 to 1: error
+            statuses, bodies that are not a generation, and, where a socket is served, resets,
             truncation, garbage, a trickle of bytes and silence. A mapping gives the share of
             each kind, such as `{"503": 0.2, "reset": 0.1}`. Submissions are left alone.
         storage_faults: The same for downloads: refusals, a web page in place of the file, ranges
-            ignored, slow bodies and, where a socket is served, bodies cut in their middle.
-        requests_per_minute: How many `POST /generations` a client may send in 60 seconds.
-            Those that are then refused for another reason count too.
-        max_concurrent: How many unfinished generations a client may have.
+            ignored, slow bodies and, where a socket is served, bodies cut in the middle.
+        requests_per_minute: The units that an account may submit in 60 seconds. A submission
+            that is then refused for another reason counts too.
+        max_concurrent: The units that an account may have running. A generation counts until
+            it completes or fails, and for at most an hour.
+        weigh: The units of a submission, given its parameters (`model` and `type` always among
+            them): a whole number from 1 up. By default 3 for an edit by `uni-1-max`, which is
+            the only weight above 1 that has been seen, and 1 for everything else.
 
     Attributes:
         app: The ASGI application.
         calls: How many requests came in, refused ones included, by method and route:
             `POST /generations`, `GET /generations/{id}` and `GET /storage/{id}/{index}`.
+        submissions: A `SubmissionRecord` of every submission with a valid key, in order.
+        refusals: How many of these were refused, by `SubmissionRecord.refused`.
         faults_served: How many faults were served, by kind.
         storage_faults_served: The same for downloads.
 
@@ -110,6 +137,8 @@ class Sandbox:
 
     app: ASGIApp
     calls: Counter[str]
+    submissions: list[SubmissionRecord]
+    refusals: Counter[str]
     faults_served: Counter[str]
     storage_faults_served: Counter[str]
 
@@ -126,6 +155,7 @@ class Sandbox:
         storage_faults: float | Mapping[str, float] = 0.0,
         requests_per_minute: int = 10_000,
         max_concurrent: int = 10_000,
+        weigh: Weigh = default_weight,
     ) -> None:
         _check_positive("speed", speed)
         _check_positive("url_expires", url_expires)
@@ -137,6 +167,8 @@ class Sandbox:
             raise ValueError("extra_parameters must be a collection of names, not a single string")
 
         self.calls = Counter()
+        self.submissions = []
+        self.refusals = Counter()
         self._speed = speed
         self._random = Random(seed)
         self._auth_tokens = None if auth_tokens is None else frozenset(auth_tokens)
@@ -145,6 +177,7 @@ class Sandbox:
         self._url_expires = math.ceil(url_expires)
         self._requests_per_minute = requests_per_minute
         self._max_concurrent = max_concurrent
+        self._weigh = weigh
 
         self._faults = Faults(faults, seed)
         self.faults_served = self._faults.served
@@ -155,13 +188,19 @@ class Sandbox:
 
         self._clock = SandboxClock()
         self._jobs: dict[str, Job] = {}
-        self._usages: dict[str, limits.Usage] = {}
+        self._accounts: dict[str, Account] = {}
         self._signing_key = secrets.token_bytes(32)
         self._nonces = count(1)
         self.app = self._build_app()
 
     def __repr__(self) -> str:
         return f"<Sandbox speed={self._speed} generations={len(self._jobs)}>"
+
+    @property
+    def running(self) -> int:
+        """How many generations run now, of all accounts; needs the event loop to run."""
+        now = self._clock.now()
+        return sum(account.count_running(now) for account in self._accounts.values())
 
     def wait(self, retry_state: RetryCallState) -> float:
         """The default schedule, `speed` times as fast: `Poller(client, wait=sandbox.wait)`.
@@ -173,10 +212,10 @@ class Sandbox:
 
     @asynccontextmanager
     async def serve(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-        """Listen on a real socket until the block ends; gives the base URL, `/v1` included.
+        """Listen on a real socket until the block ends; yields the base URL, `/v1` included.
 
-        It runs in the event loop of the caller and leaves signals alone. Leaving the block
-        closes all connections; requests under way get half a second to end.
+        It runs in the caller's event loop and leaves signals alone. Leaving the block closes all
+        connections; requests under way get half a second to finish.
 
         Args:
             host: The address to listen on.
@@ -211,22 +250,35 @@ class Sandbox:
         body = await request.body()
 
         now = self._clock.now()
-        usage = self._usages.setdefault(client, limits.Usage())
-        self._check_rate(usage, now)
-        usage.add_request(now)
-        submission, script = _parse(body, self._extra_parameters)
-        self._check_concurrency(usage, now)
-        job = self._make_job(client, submission, script, now)
-        usage.add_job(now, job.ends)
-        self._jobs[job.id] = job
+        account = self._accounts.setdefault(client, Account())
+        try:
+            job = self._admit(client, account, body, now)
+        except _RefusedSubmission as refusal:
+            self.refusals[refusal.kind] += 1
+            self.submissions.append(SubmissionRecord(now, refusal.units, refused=refusal.kind))
+            raise
 
-        # The moment is before it all: the answer is "queued", even for a job of no duration.
+        # The moment is before everything, so even a job of no duration is "queued" here.
         content = self._describe(job, -math.inf, request)
-        headers = self._rate_headers(
-            remaining=self._requests_per_minute - usage.count_requests(now),
-            reset=now + limits.WINDOW,
-        )
+        headers = self._rate_headers(account, now, reset=now + WINDOW)
         return _answer_json(201, content, headers)
+
+    def _admit(self, client: str, account: Account, body: bytes, now: float) -> Job:
+        """Start a generation, or raise why not: in the order in which the API looks at it."""
+        parsed = _parse(body, self._extra_parameters)
+        units = 1 if isinstance(parsed, HTTPException) else self._weigh(parsed[0].parameters)
+        if account.units_in_window(now) + units > self._requests_per_minute:
+            raise _RefusedSubmission("rate", units, self._rate_error(account, now))
+        account.count_submission(now, units)
+        if isinstance(parsed, HTTPException):
+            raise _RefusedSubmission(str(parsed.status_code), units, parsed)
+        if account.units_running(now) + units > self._max_concurrent:
+            raise _RefusedSubmission("concurrency", units, self._concurrency_error(units))
+        job = self._make_job(client, *parsed, now)
+        account.start(now, job.ends, units)
+        self._jobs[job.id] = job
+        self.submissions.append(SubmissionRecord(now, units, job.id, job.ends))
+        return job
 
     async def _get(self, request: Request) -> Response:
         self.calls[f"{request.method} /generations/{{id}}"] += 1
@@ -243,27 +295,25 @@ class Sandbox:
         query = request.query_params.multi_items()
         if query and "Authorization" in request.headers:
             return _answer_xml(400, "InvalidArgument", "Only one auth mechanism allowed")
-        if not media.is_genuine(self._signing_key, request.method, path, query):
+        if not presigning.is_genuine(self._signing_key, request.method, path, query):
             message = "The request signature we calculated does not match the one you provided."
             return _answer_xml(403, "SignatureDoesNotMatch", message)
-        if self._clock.timestamp(self._clock.now()) >= media.expiry_time(query):
+        if self._clock.timestamp(self._clock.now()) >= presigning.expiry_time(query):
             return _answer_xml(403, "AccessDenied", "Request has expired")
         job = self._jobs[request.path_params["id"]]
         return self._answer_blob(storage.Blob(path, job.script.size), request)
 
     def _answer_blob(self, blob: storage.Blob, request: Request) -> Response:
-        fault, misbehave = self._storage_faults.draw(), _misbehave(request)
-        cut = fault is not None and fault.startswith("cut-")
-        if fault is None or (cut and misbehave is None):
-            return storage.answer(blob, request, None)
-        self._storage_faults.served[fault] += 1
-        answer = storage.refusal(fault) or storage.answer(blob, request, fault)
-        if cut and misbehave is not None:
-            misbehave(fault, int(answer.headers.get("Content-Length", 0)) // 2)
+        misbehave = _misbehave(request)
+        fault = self._storage_faults.take(misbehave is not None)
+        replacement = fault and fault.response()
+        answer = replacement or storage.answer(blob, request, fault)
+        if fault is not None and fault.ending and misbehave is not None:
+            misbehave(storage.cut_in_the_middle(fault, answer))
         return answer
 
     def _authenticate(self, request: Request) -> str:
-        """The key is the client: two keys are two clients."""
+        """The client that sent the request: each key is one."""
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         wrong = self._strict_keys and not key.startswith(KEY_PREFIX)
         if scheme != "Bearer" or not key.strip() or wrong:
@@ -274,20 +324,25 @@ class Sandbox:
             raise HTTPException(401, "Invalid API key")
         return key
 
-    def _check_rate(self, usage: limits.Usage, now: float) -> None:
-        if usage.count_requests(now) < self._requests_per_minute:
-            return
-        wait = math.ceil(round(usage.window_frees - now, 6))
-        headers = self._rate_headers(remaining=0, reset=usage.window_frees)
-        headers["Retry-After"] = str(max(1, wait))
-        raise HTTPException(429, "Rate limit exceeded", headers)
+    def _rate_error(self, account: Account, now: float) -> HTTPException:
+        frees = account.window_frees(now)
+        headers = self._rate_headers(account, now, reset=frees)
+        headers["Retry-After"] = str(max(1, math.ceil(round(frees - now, 6))))
+        return HTTPException(429, "Rate limit exceeded", headers)
 
-    def _check_concurrency(self, usage: limits.Usage, now: float) -> None:
-        if usage.count_jobs(now) >= self._max_concurrent:
-            detail = f"Concurrent generation limit reached ({self._max_concurrent})"
-            raise HTTPException(429, detail, {"Retry-After": str(CONCURRENCY_RETRY_AFTER)})
+    def _concurrency_error(self, units: int) -> HTTPException:
+        # Both texts have been seen live; only the second one names weights.
+        limit = self._max_concurrent
+        detail = f"Concurrent generation limit reached ({limit})"
+        if units > 1:
+            detail = (
+                f"Concurrent generation capacity reached (limit={limit} weight units; "
+                f"this request needs {units}). Wait for existing jobs to complete."
+            )
+        return HTTPException(429, detail, {"Retry-After": str(CONCURRENCY_RETRY_AFTER)})
 
-    def _rate_headers(self, *, remaining: int, reset: float) -> dict[str, str]:
+    def _rate_headers(self, account: Account, now: float, *, reset: float) -> dict[str, str]:
+        remaining = self._requests_per_minute - account.units_in_window(now)
         return {
             "X-RateLimit-Limit": str(self._requests_per_minute),
             "X-RateLimit-Remaining": str(remaining),
@@ -295,7 +350,7 @@ class Sandbox:
         }
 
     def _make_job(self, client: str, submission: Submission, script: Script, now: float) -> Job:
-        # Both are always drawn, so that a script changes nothing for the jobs after it.
+        # Both are always drawn, so a script does not change the jobs that follow.
         job_id = UUID(int=self._random.getrandbits(128), version=4)
         drawn = jobs.draw_duration(self._random, submission.model)
         return Job(
@@ -327,20 +382,20 @@ class Sandbox:
 
     def _sign_url(self, request: Request, job_id: str, index: int, now: float) -> str:
         path = _storage_path(job_id, index)
-        query = media.presign(
+        query = presigning.presign(
             self._signing_key,
             path,
             timestamp=self._clock.timestamp(now),
             expires=self._url_expires,
             nonce=next(self._nonces),
         )
-        # Not request.base_url: it leaves out where another Starlette app has mounted this one.
+        # Not request.base_url: it lacks the path where another Starlette app has mounted this one.
         mount = request.scope.get("root_path", "")
         return str(request.url.replace(path=f"{mount}{path}", query=query))
 
 
 class _StandardHeaders:
-    """Adds the headers that every response has."""
+    """Middleware that adds the headers of every response."""
 
     def __init__(self, app: ASGIApp, clock: SandboxClock) -> None:
         self._app = app
@@ -375,19 +430,22 @@ def _check_count(name: str, value: int) -> None:
 
 
 def _misbehave(request: Request) -> Misbehave | None:
-    """How to break the connection of a request, where the sandbox has it."""
+    """The way to break the connection of a request, if the sandbox serves its socket."""
     misbehave: Misbehave | None = request.scope.get("state", {}).get(MISBEHAVE)
     return misbehave
 
 
-def _parse(body: bytes, extra_parameters: Collection[str]) -> tuple[Submission, Script]:
+def _parse(
+    body: bytes, extra_parameters: Collection[str]
+) -> tuple[Submission, Script] | HTTPException:
+    """The submission and its script; or the error to answer, which is not raised yet."""
     try:
         submission = parse_submission(body, extra_parameters)
         return submission, parse_script(submission.prompt)
     except RefusedError as refusal:
-        raise HTTPException(refusal.status, refusal.detail) from None
+        return HTTPException(refusal.status, refusal.detail)
     except ValueError as error:
-        raise HTTPException(400, str(error)) from None
+        return HTTPException(400, str(error))
 
 
 def _storage_path(generation_id: str, index: str | int) -> str:
@@ -397,7 +455,7 @@ def _storage_path(generation_id: str, index: str | int) -> str:
 def _answer_json(
     status: int, content: Mapping[str, Any], headers: Mapping[str, str] | None = None
 ) -> Response:
-    # Not JSONResponse: it cannot send back half a surrogate pair, which a prompt may contain.
+    # Not JSONResponse: it cannot encode half of a surrogate pair, which a prompt may contain.
     return Response(json.dumps(content), status, headers, "application/json")
 
 
@@ -414,5 +472,5 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
-    """The client went away while it sent its request: no cause for a traceback."""
+    """The client left before its request was complete: not worth a traceback."""
     return Response(status_code=400)

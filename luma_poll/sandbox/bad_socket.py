@@ -1,4 +1,4 @@
-"""Connections that misbehave when they are told to, down to the socket."""
+"""Connections that misbehave on demand, down to the socket."""
 
 import asyncio
 import socket
@@ -7,75 +7,70 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from luma_poll.sandbox.faults import MISBEHAVE
+from luma_poll.sandbox.faults import MISBEHAVE, Fault
 
 TRICKLE = 0.1  # seconds from byte to byte
 GARBAGE = b"\x15\x03\x01\x00\x02\x02\x28 this is not HTTP\r\n\r\n"
 
 
 class BadTransport:
-    """A transport that passes everything on, until it is told to misbehave."""
+    """A transport that passes everything through until `misbehave` is called."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._fault: str | None = None
+        self._fault: Fault | None = None
         self._begun = False
         self._trickling = bytearray()
-        self._left = 0
+        self._left = 0  # bytes that are still sent before the connection ends
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    def misbehave(self, fault: str, after: int) -> None:
-        """Do this to the next answer; a cut comes after so many bytes of its body."""
-        self._fault, self._left = fault, after
+    def misbehave(self, fault: Fault) -> None:
+        """Do this to the next answer."""
+        self._fault = fault
 
     def write(self, data: bytes) -> None:
-        """Send it, or what the fault makes of it."""
+        """Send the data, or spoil it as the fault says."""
         if self._fault is None:
             self._transport.write(data)
         elif not self._begun:
             self._begun = True
             self._begin(self._fault, data)
-        elif self._fault == "trickle":
+        elif self._fault.kind == "trickle":
             self._trickling += data
-        elif self._fault.startswith("cut-"):
+        else:
             self._pass_on(data)
 
-    def _begin(self, fault: str, head: bytes) -> None:
-        match fault:
-            case "cut-reset" | "cut-truncated":
-                self._left += head.index(b"\r\n\r\n") + 4
-                self._pass_on(head)
+    def _begin(self, fault: Fault, head: bytes) -> None:
+        if fault.after is not None:
+            self._left = head.index(b"\r\n\r\n") + 4 + fault.after
+            self._pass_on(head)
+            return
+        match fault.kind:
             case "reset":
                 self._reset()
-            case "reset-body":
-                self._transport.write(head + b'{"id": "')
-                # After the bytes are out: a reset takes back what is still in the buffers.
-                asyncio.get_running_loop().call_later(0.02, self._reset)
-            case "truncated":
-                self._transport.write(head + b'{"id": "')
-                self._transport.close()
             case "garbage":
                 self._transport.write(GARBAGE)
                 self._transport.close()
             case "trickle":
                 self._trickling += head
                 self._drip()
-            case _:  # hang: nothing at all, until the client has had enough
+            case _:  # hang: nothing at all, until the client gives up
                 pass
 
     def _pass_on(self, data: bytes) -> None:
-        """Send what is left to send, and then break off."""
-        if not self._left:
+        """Send as much as may still be sent, then end the connection."""
+        if not self._left or self._fault is None:
             return
         self._transport.write(data[: self._left])
         self._left = max(self._left - len(data), 0)
         if self._left:
             return
-        if self._fault == "cut-truncated":
+        if self._fault.ending == "close":
             self._transport.close()
         else:
+            # Only once the bytes are out: a reset discards what is still in the buffers.
             asyncio.get_running_loop().call_later(0.02, self._reset)
 
     def _reset(self) -> None:
@@ -97,7 +92,7 @@ class BadProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 over a `BadTransport`."""
 
     def connection_made(self, transport: Any) -> None:
-        """Begin a connection, and hand its requests the means to break it."""
+        """Begin a connection whose requests can break it."""
         bad: Any = BadTransport(transport)
         self.app_state = {**self.app_state, MISBEHAVE: bad.misbehave}
         super().connection_made(bad)

@@ -1,4 +1,4 @@
-"""The time of a sandbox: anyio's clock, so that it is virtual where the test's clock is."""
+"""The sandbox's clock: anyio's, so it is virtual wherever the event loop's is."""
 
 import time
 
@@ -7,15 +7,15 @@ from anyio.lowlevel import RunVar
 
 
 def is_reached(moment: float, now: float) -> bool:
-    """Whether `now` is at `moment` or later (both in seconds)."""
+    """True from `moment` on (both in seconds), up to rounding errors."""
     return now >= moment - 1e-6  # sums of floats differ in their last digits
 
 
 class SandboxClock:
-    """Counts the seconds since its first use, by the clock of the running event loop.
+    """Seconds since its first use, by the clock of the running event loop.
 
-    It never goes back: a second event loop goes on where the first one stopped, later by the
-    wall time between the two.
+    It never goes back: a second event loop continues where the first one stopped, plus the wall
+    time that passed between the two.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class SandboxClock:
         return self._latest
 
     def timestamp(self, moment: float) -> float:
-        """The Unix time of a moment that `now` has returned, or of one some seconds from it."""
+        """The Unix time of a moment on this clock."""
         return (self._epoch or 0.0) + moment
 
     def _find_origin(self) -> float:

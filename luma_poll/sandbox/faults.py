@@ -1,10 +1,11 @@
-"""A bad day: a share of the answers to polls is replaced by faults."""
+"""Faults that replace a share of the answers."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from random import Random
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import anyio
 from starlette.responses import Response
@@ -14,37 +15,80 @@ RETRY_AFTER = 1  # seconds, with 429
 _PAGE = b"<html><body><h1>Bad Gateway</h1></body></html>"
 _JSON = "application/json"
 
-# Status, media type and body.
-HTTP_FAULTS: Final[Mapping[str, tuple[int, str, bytes]]] = {
-    "408": (408, _JSON, b'{"detail":"Request timeout"}'),
-    "429": (429, _JSON, b'{"detail":"Rate limit exceeded"}'),
-    "500": (500, _JSON, b'{"detail":"Internal server error"}'),
-    "502": (502, "text/html", _PAGE),
-    "503": (503, _JSON, b'{"detail":"Service unavailable"}'),
-    "504": (504, "text/html", b""),
-    "html": (200, "text/html", _PAGE),
-    "empty": (200, _JSON, b""),
-    "null": (200, _JSON, b"null"),
-    "array": (200, _JSON, b"[]"),
-    "missing-fields": (200, _JSON, b'{"id":"182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e"}'),
-    "wrong-types": (200, _JSON, b'{"id":[],"state":{"completed":true},"output":7}'),
-    "invalid-utf-8": (200, _JSON, b'{"id":"\xff\xfe","state":"completed"}'),
-}
-# These need a socket; without one only `hang` is possible.
-SOCKET_FAULTS: Final = ("reset", "reset-body", "truncated", "garbage", "trickle", "hang")
-Misbehave: TypeAlias = Callable[[str, int], None]
-"""Lets a connection do this fault to its next answer; a cut comes after so many bytes of body."""
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One way to spoil an answer.
+
+    Attributes:
+        kind: Its name in `faults=`, and in the counters.
+        answer: The status, media type and body that are sent in place of the answer.
+        ending: How the connection ends early: with FIN or with RST.
+        after: How many bytes of the body are sent before that; None: not even the head.
+        needs_socket: It cannot be served without one.
+    """
+
+    kind: str
+    answer: tuple[int, str, bytes] | None = None
+    ending: Literal["close", "reset"] | None = None
+    after: int | None = None
+    needs_socket: bool = False
+
+    def response(self) -> Response | None:
+        """The answer that takes the place of the right one, if there is one."""
+        if self.answer is None:
+            return None
+        status, media_type, body = self.answer
+        headers = {"Retry-After": str(RETRY_AFTER)} if status == 429 else None
+        return Response(body, status, headers, media_type)
+
+
+def by_kind(*faults: Fault) -> Mapping[str, Fault]:
+    """Faults under their names."""
+    return {fault.kind: fault for fault in faults}
+
+
+HTTP_FAULTS: Final = by_kind(
+    Fault("408", (408, _JSON, b'{"detail":"Request timeout"}')),
+    Fault("429", (429, _JSON, b'{"detail":"Rate limit exceeded"}')),
+    Fault("500", (500, _JSON, b'{"detail":"Internal server error"}')),
+    Fault("502", (502, "text/html", _PAGE)),
+    Fault("503", (503, _JSON, b'{"detail":"Service unavailable"}')),
+    Fault("504", (504, "text/html", b"")),
+    Fault("html", (200, "text/html", _PAGE)),
+    Fault("empty", (200, _JSON, b"")),
+    Fault("null", (200, _JSON, b"null")),
+    Fault("array", (200, _JSON, b"[]")),
+    Fault("missing-fields", (200, _JSON, b'{"id":"182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e"}')),
+    Fault("wrong-types", (200, _JSON, b'{"id":[],"state":{"completed":true},"output":7}')),
+    Fault("invalid-utf-8", (200, _JSON, b'{"id":"\xff\xfe","state":"completed"}')),
+)
+_BEGUN = len(b'{"id": "')
+SOCKET_FAULTS: Final = by_kind(
+    Fault("reset", ending="reset", needs_socket=True),
+    Fault("reset-body", ending="reset", after=_BEGUN, needs_socket=True),
+    Fault("truncated", ending="close", after=_BEGUN, needs_socket=True),
+    Fault("garbage", ending="close", needs_socket=True),
+    Fault("trickle", needs_socket=True),
+    Fault("hang"),
+)
+ALL_FAULTS: Final = {**HTTP_FAULTS, **SOCKET_FAULTS}
+
+Misbehave: TypeAlias = Callable[[Fault], None]
+"""Makes a connection do this fault to its next answer."""
 MISBEHAVE: Final = "luma_poll.sandbox.misbehave"
 """The name of a `Misbehave` in the state of a request, where the sandbox has the socket."""
 
 
 class Faults:
-    """Draws faults.
+    """Faults drawn at random.
 
     Args:
-        faults: The share of the answers that is replaced, by all kinds alike; or the share of
-            each kind.
+        faults: The share of answers to replace, divided equally among all kinds; or the share
+            of each kind.
         seed: The same seed draws the same faults.
+        kinds: The faults to choose from, by name.
+        name: The name of the argument in error messages.
 
     Raises:
         ValueError: A share is not from 0 to 1, their sum is above 1, or a kind is unknown.
@@ -54,7 +98,7 @@ class Faults:
         self,
         faults: float | Mapping[str, float],
         seed: int | None,
-        kinds: Collection[str] = (*HTTP_FAULTS, *SOCKET_FAULTS),
+        kinds: Mapping[str, Fault] = ALL_FAULTS,
         name: str = "faults",
     ) -> None:
         if not isinstance(faults, Mapping):
@@ -64,33 +108,36 @@ class Faults:
         total = math.fsum(faults.values())
         if not all(0 <= share <= 1 for share in faults.values()) or not total <= 1 + 1e-9:
             raise ValueError(f"{name} must be shares from 0 to 1, of at most 1 in all")
-        self._shares = faults
+        self._shares = [(kinds[kind], share) for kind, share in faults.items()]
         self._random = Random(None if seed is None else f"{name} {seed}")
         self.served: Counter[str] = Counter()
 
     async def spoil(self, answer: Response, misbehave: Misbehave | None) -> Response:
-        """The answer, or what the client gets in its place."""
-        kind = self.draw()
-        if kind in SOCKET_FAULTS and misbehave is None and kind != "hang":
-            kind = None
-        if kind is None:
+        """The answer, or the fault that replaces it."""
+        fault = self.take(misbehave is not None)
+        if fault is None:
             return answer
-        self.served[kind] += 1
-        if kind in HTTP_FAULTS:
-            status, media_type, body = HTTP_FAULTS[kind]
-            headers = {"Retry-After": str(RETRY_AFTER)} if status == 429 else None
-            return Response(body, status, headers, media_type)
+        if response := fault.response():
+            return response
         if misbehave is None:
             await anyio.sleep_forever()
         else:
-            misbehave(kind, 0)
+            misbehave(fault)
         return answer
 
-    def draw(self) -> str | None:
-        """The kind of the next fault, or None."""
+    def take(self, has_socket: bool) -> Fault | None:
+        """The next fault, counted as served; None if there is none, or none that is possible."""
+        fault = self.draw()
+        if fault is None or (fault.needs_socket and not has_socket):
+            return None
+        self.served[fault.kind] += 1
+        return fault
+
+    def draw(self) -> Fault | None:
+        """The next fault, if there is to be one."""
         point = self._random.random()
-        for kind, share in self._shares.items():
+        for fault, share in self._shares:
             point -= share
             if point < 0:
-                return kind
+                return fault
         return None

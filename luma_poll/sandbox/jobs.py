@@ -1,12 +1,12 @@
-"""What a simulated generation is, how long it takes, and what tokens in its prompt change."""
+"""Simulated generations: their states over time, their durations and their outputs."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from luma_poll.sandbox.clock import is_reached
+from luma_poll.sandbox.scripts import Script
 
 # Medians in seconds. uni-1: "p50 about 30 s" (quickstart). uni-1-max and ray-3.2: no figure of
 # Luma's beyond "well under 2 minutes" for video; resellers show 69 s, and 52 to 60 s.
@@ -17,8 +17,6 @@ DURATION_SPREAD = 0.35
 QUEUED_SHARE = 0.125  # of the duration
 MODERATED_SHARE = 0.2  # of the duration: moderation is an early end
 LAYERS = 3
-MAX_OUTPUTS = 100
-MAX_SIZE = 100 * 1024**3  # bytes
 
 # The texts of the error-handling guide; it shows none for the other codes.
 FAILURE_REASONS = {
@@ -28,31 +26,10 @@ FAILURE_REASONS = {
 }
 OTHER_FAILURE_REASON = "Generation failed"
 
-TOKEN_PREFIX = "sandbox:"
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """What the tokens in a prompt ask for.
-
-    Attributes:
-        fail: The failure code to end with; None ends in `completed`.
-        duration: Seconds from submission to the end, before `speed`; None draws them.
-        outputs: How many outputs there are; None leaves it to the type.
-        size: How many bytes each output has; None for a small PNG as it is.
-        state: The state between `queued` and the end.
-    """
-
-    fail: str | None = None
-    duration: float | None = None
-    outputs: int | None = None
-    size: int | None = None
-    state: str = "processing"
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A generation that the sandbox simulates; its state follows from the time alone.
+    """A simulated generation; its state is a function of time.
 
     Attributes:
         id: A UUID.
@@ -61,7 +38,7 @@ class Job:
         type: For example `image`.
         created: The moment of its submission, in seconds of the sandbox's clock.
         duration: Seconds from submission to the end.
-        script: What its prompt asked for.
+        script: The tokens in its prompt.
     """
 
     id: str
@@ -96,7 +73,7 @@ def failure_at(job: Job, now: float) -> tuple[str, str] | tuple[None, None]:
 
 
 def outputs_at(job: Job, now: float) -> list[dict[str, Any]]:
-    """The job's outputs at the moment `now`, still without their URLs."""
+    """The job's outputs at the moment `now`, without their URLs."""
     if job.script.fail or not is_reached(job.ends, now):
         return []
     if job.type == "layering":
@@ -118,72 +95,12 @@ def _layer(index: int, count: int) -> dict[str, Any]:
 
 
 def draw_duration(random: Random, model: str) -> float:
-    """Seconds that a generation by `model` takes, as far as timings are published."""
+    """A random duration in seconds, from the published timings of `model`."""
     return random.lognormvariate(math.log(MEDIAN_DURATIONS[model]), DURATION_SPREAD)
 
 
 def choose_duration(script: Script, drawn: float) -> float:
-    """Seconds that a job takes: what its script says, otherwise what was drawn for it."""
+    """Seconds that a job takes: as scripted, otherwise as drawn."""
     if script.duration is not None:
         return script.duration
     return drawn * MODERATED_SHARE if script.fail == "content_moderated" else drawn
-
-
-def parse_script(prompt: str) -> Script:
-    """Read the tokens in a prompt: words such as `sandbox:duration=3`.
-
-    Raises:
-        ValueError: A token is unknown or malformed; the message says what it should be.
-    """
-    words = (word.removeprefix(TOKEN_PREFIX) for word in prompt.split() if _is_token(word))
-    return Script(**dict(_parse_token(word) for word in words))
-
-
-def _is_token(word: str) -> bool:
-    return word.startswith(TOKEN_PREFIX) and word != TOKEN_PREFIX
-
-
-def _parse_token(token: str) -> tuple[str, Any]:
-    name, _, text = token.partition("=")
-    if name not in _VALUES:
-        names = ", ".join(f"{TOKEN_PREFIX}{known}=" for known in _VALUES)
-        raise ValueError(f"Unknown token '{TOKEN_PREFIX}{token}'. Valid: {names}")
-    parse, expected = _VALUES[name]
-    try:
-        return name, parse(text)
-    except ValueError:
-        message = f"Malformed token '{TOKEN_PREFIX}{token}': {name} must be {expected}"
-        raise ValueError(message) from None
-
-
-def _parse_word(text: str) -> str:
-    if not text.replace("-", "").replace("_", "").isalnum():
-        raise ValueError
-    return text
-
-
-def _parse_duration(text: str) -> float:
-    if not 0 <= float(text) < math.inf:
-        raise ValueError
-    return float(text)
-
-
-def _parse_outputs(text: str) -> int:
-    if not 0 <= int(text) <= MAX_OUTPUTS:
-        raise ValueError
-    return int(text)
-
-
-def _parse_size(text: str) -> int:
-    if not 1 <= int(text) <= MAX_SIZE:
-        raise ValueError
-    return int(text)
-
-
-_VALUES: dict[str, tuple[Callable[[str], Any], str]] = {
-    "fail": (_parse_word, "a failure code of letters, digits, - and _"),
-    "duration": (_parse_duration, "a number of seconds, 0 or more"),
-    "outputs": (_parse_outputs, f"a whole number from 0 to {MAX_OUTPUTS}"),
-    "size": (_parse_size, f"a whole number of bytes from 1 to {MAX_SIZE}"),
-    "state": (_parse_word, "a word of letters, digits, - and _"),
-}

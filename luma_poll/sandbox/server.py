@@ -1,4 +1,4 @@
-"""A real socket for an ASGI app, inside the event loop that is running already."""
+"""An ASGI app on a real socket, inside the event loop that is already running."""
 
 import asyncio
 import socket
@@ -12,14 +12,14 @@ from starlette.types import ASGIApp
 if TYPE_CHECKING:
     import uvicorn
 
-GRACE = 0.5  # seconds that a stopping server leaves to requests under way
+GRACE = 0.5  # seconds that requests under way get when the server stops
 
 
 @asynccontextmanager
 async def serve_app(app: ASGIApp, host: str, port: int) -> AsyncIterator[str]:
-    """Serve `app` until the block ends; gives the origin, such as `http://127.0.0.1:8000`.
+    """Serve `app` until the block ends; yields the origin, such as `http://127.0.0.1:8000`.
 
-    No signal handler is installed and no task started: Ctrl-C stays the caller's.
+    Installs no signal handler and starts no task, so Ctrl-C remains the caller's.
 
     Raises:
         OSError: The address cannot be bound, for example because the port is in use.
@@ -51,7 +51,7 @@ def _require_asyncio() -> asyncio.AbstractEventLoop:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family)
-    # Its connections inherit it. Without it head and body of an answer are 40 ms apart.
+    # Connections inherit it. Without it, the head and the body of an answer arrive 40 ms apart.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -66,8 +66,8 @@ async def _start(app: ASGIApp, listener: socket.socket) -> "uvicorn.Server":
 
     from luma_poll.sandbox.bad_socket import BadProtocol
 
-    # log_config=None: the configuration of logging is the caller's. date_header, server_header:
-    # the app sends the headers that there are.
+    # log_config=None: logging is the caller's to configure. date_header, server_header: the app
+    # sends its own headers.
     config = uvicorn.Config(
         app,
         interface="asgi3",
@@ -82,7 +82,7 @@ async def _start(app: ASGIApp, listener: socket.socket) -> "uvicorn.Server":
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
-    # Not serve(): it takes over SIGINT and SIGTERM, and waits in a loop that only reacts to them.
+    # Not serve(): it takes over SIGINT and SIGTERM, then loops until one of them arrives.
     await server.startup(sockets=[listener])
     return server
 

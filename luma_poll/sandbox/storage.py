@@ -1,7 +1,8 @@
-"""What the simulated storage sends: files of any size in pieces, ranges of them, and faults."""
+"""The simulated storage: files of any size, sent in pieces, whole or in ranges."""
 
 import re
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from typing import Final
 
@@ -9,21 +10,23 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from luma_poll.sandbox.media import make_png
+from luma_poll.sandbox.faults import Fault, by_kind
+from luma_poll.sandbox.png import make_png
 
 PIECE = 64 * 1024
 SLOW = 0.1  # seconds from piece to piece
-STORAGE_FAULTS: Final = (
-    "403",
-    "500",
-    "503",
-    "html",
-    "no-range",
-    "slow",
-    "cut-reset",
-    "cut-truncated",
+_XML: Final = '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{}</Code></Error>'
+STORAGE_FAULTS: Final = by_kind(
+    Fault("403", (403, "application/xml", _XML.format("AccessDenied").encode())),
+    Fault("500", (500, "application/xml", _XML.format("InternalError").encode())),
+    Fault("503", (503, "application/xml", _XML.format("SlowDown").encode())),
+    Fault("html", (200, "text/html", b"<html><body>Sign in</body></html>")),
+    Fault("no-range"),
+    Fault("slow"),
+    Fault("cut-reset", ending="reset", needs_socket=True),
+    Fault("cut-truncated", ending="close", needs_socket=True),
 )
-"""`cut-reset` and `cut-truncated` end a body in its middle, on a real socket only."""
+"""The last two end a body in its middle; `cut_in_the_middle` says where that is."""
 
 
 class Blob:
@@ -45,40 +48,28 @@ class Blob:
         return image + noise[phase : phase + max(stop - start, 0)]
 
 
-def answer(blob: Blob, request: Request, fault: str | None) -> Response:
-    """The whole file, or the range that is asked for."""
+def answer(blob: Blob, request: Request, fault: Fault | None) -> Response:
+    """The whole file, or the range that the request asks for."""
+    kind = None if fault is None else fault.kind
     start, stop = 0, blob.size
     status = 200
     headers = {"Accept-Ranges": "bytes", "ETag": blob.etag}
-    wanted = None if fault == "no-range" else _wanted_range(blob, request.headers)
+    wanted = None if kind == "no-range" else _wanted_range(blob, request.headers)
     if wanted is not None:
         start, stop = wanted
         if start >= stop:
             headers["Content-Range"] = f"bytes */{blob.size}"
-            return Response(_xml("InvalidRange"), 416, headers, "application/xml")
+            return Response(_XML.format("InvalidRange"), 416, headers, "application/xml")
         status = 206
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
     headers["Content-Length"] = str(stop - start)
-    pieces = _pieces(blob, start, stop, SLOW if fault == "slow" else 0.0)
+    pieces = _pieces(blob, start, stop, SLOW if kind == "slow" else 0.0)
     return StreamingResponse(pieces, status, headers, "image/png")
 
 
-def refusal(fault: str) -> Response | None:
-    """The answer in place of the file, for a fault that is one."""
-    match fault:
-        case "403":
-            return Response(_xml("AccessDenied"), 403, None, "application/xml")
-        case "500":
-            return Response(_xml("InternalError"), 500, None, "application/xml")
-        case "503":
-            return Response(_xml("SlowDown"), 503, None, "application/xml")
-        case "html":
-            return Response("<html><body>Sign in</body></html>", 200, None, "text/html")
-    return None
-
-
-def _xml(code: str) -> str:
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code></Error>'
+def cut_in_the_middle(fault: Fault, answer: Response) -> Fault:
+    """The same fault, half-way through the body of this answer."""
+    return replace(fault, after=int(answer.headers.get("Content-Length", 0)) // 2)
 
 
 def _wanted_range(blob: Blob, headers: Mapping[str, str]) -> tuple[int, int] | None:
@@ -95,7 +86,7 @@ def _wanted_range(blob: Blob, headers: Mapping[str, str]) -> tuple[int, int] | N
 
 
 def _position(digits: str) -> int | None:
-    # Python refuses to read thousands of digits, and twenty lead beyond any file.
+    # Python refuses to read thousands of digits, and twenty are beyond the end of any file.
     return int(digits.lstrip("0")[:20] or 0) if digits else None
 
 

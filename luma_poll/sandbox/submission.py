@@ -1,8 +1,8 @@
-"""The body of `POST /generations`: all that it may say, and the API's words against the rest.
+"""The body of `POST /generations`: which parameters are valid, and how the rest is refused.
 
-Names and values are those of the official SDK, luma-agents 0.5.0. Which of them go together is said
-by its docstrings, and by Luma's guides to errors and to videos. Where the API's own words are not
-known, these are made up in the same manner.
+Names and values are those of the official SDK, luma-agents 0.5.0; the rules for combining them are
+from its docstrings and from Luma's guides to errors and to videos. Where the API's own message is
+not known, it is made up in the same style.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeAlias, cast
 
 Fields: TypeAlias = Mapping[str, Any]
 Check: TypeAlias = Callable[[str, Any], None]
-"""Takes the name of a parameter and its value; raises a `RefusedError`, or not."""
+"""Takes a parameter's name and value; raises `RefusedError` if the value is not valid."""
 
 MAX_PROMPT_LENGTH = 6000
 MAX_LAYERING_PROMPT_LENGTH = 500
@@ -25,7 +25,7 @@ FRAMES_PER_SECOND = 24
 
 
 class RefusedError(Exception):
-    """The API would refuse: with this status, in these words."""
+    """The submission is refused, with this status and message."""
 
     def __init__(self, detail: str, status: int = 400) -> None:
         super().__init__(detail)
@@ -35,28 +35,30 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """An accepted body, as far as the sandbox uses it.
+    """A valid body, as far as the sandbox uses it.
 
     Attributes:
         prompt: Up to 6000 characters.
         model: For example `uni-1`.
         type: For example `image`.
+        parameters: All parameters as given, with `model` and `type` filled in.
     """
 
     prompt: str
     model: str
     type: str
+    parameters: Fields
 
 
 def parse_submission(body: bytes, extra_parameters: Collection[str] = ()) -> Submission:
     """Read the body of a request.
 
     Args:
-        body: JSON, if the client is right.
-        extra_parameters: Names of further parameters, which may have any value.
+        body: The body as received.
+        extra_parameters: Names of further parameters, accepted with any value.
 
     Raises:
-        RefusedError: The API would refuse it.
+        RefusedError: The body is not valid.
     """
     given = _parse_object(body)
     model, kind = given.get("model", "uni-1"), given.get("type", "image")
@@ -68,7 +70,7 @@ def parse_submission(body: bytes, extra_parameters: Collection[str] = ()) -> Sub
     record(**(dict.fromkeys(extra_parameters, anything) | parameters_of(kind)))("", given)
     for detail in _conflicts(kind, given):
         raise RefusedError(detail)
-    return Submission(prompt, model, kind)
+    return Submission(prompt, model, kind, {**given, "model": model, "type": kind})
 
 
 def _parse_object(body: bytes) -> Fields:
@@ -86,7 +88,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _check_prompt(prompt: object, kind: str) -> str:
-    if kind == "layering":  # it only guides: it may be left out
+    if kind == "layering":  # a hint only, so optional
         prompt = "" if prompt is None else prompt
         if not isinstance(prompt, str) or len(prompt) > MAX_LAYERING_PROMPT_LENGTH:
             raise RefusedError(f"Prompt must be at most {MAX_LAYERING_PROMPT_LENGTH} characters")
@@ -99,7 +101,7 @@ def _check_prompt(prompt: object, kind: str) -> str:
 
 
 def anything(name: str, value: object) -> None:
-    """Accept it."""
+    """Accept any value."""
 
 
 def string(name: str, value: object) -> None:
@@ -115,13 +117,13 @@ def boolean(name: str, value: object) -> None:
 
 
 def index(name: str, value: object) -> None:
-    """Accept the whole numbers from 0 up."""
+    """Accept whole numbers from 0 up."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise RefusedError(f"{name} must be a whole number, 0 or more")
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Check:
-    """Accept the numbers from `low` to `high`."""
+    """Accept numbers from `low` to `high`."""
 
     def check(name: str, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -143,12 +145,12 @@ def one_of(*values: str) -> Check:
 
 
 def nullable(check: Check) -> Check:
-    """Accept null, and what `check` accepts."""
+    """Accept null and whatever `check` accepts."""
     return lambda name, value: None if value is None else check(name, value)
 
 
 def array(check: Check) -> Check:
-    """Accept an array of what `check` accepts."""
+    """Accept an array whose items `check` accepts."""
 
     def check_all(name: str, values: object) -> None:
         if not isinstance(values, list):
@@ -160,7 +162,7 @@ def array(check: Check) -> Check:
 
 
 def record(*required: str, **checks: Check) -> Check:
-    """Accept an object of these fields, each as its check says; only `required` ones must be."""
+    """Accept an object with these fields, each checked by its own check; some are `required`."""
 
     def check_all(name: str, fields: object) -> None:
         if not isinstance(fields, dict):
@@ -178,7 +180,7 @@ def record(*required: str, **checks: Check) -> Check:
 
 
 def reference(name: str, value: Any) -> None:
-    """Accept an image or video: its URL, its bytes in base64, or the id of one that Luma has."""
+    """Accept an image or video: a URL, bytes in base64, or the id of a generation or file."""
     _reference_fields(name, value)
     given = {field: content for field, content in value.items() if content is not None}
     media_type = given.pop("media_type", None)
@@ -197,14 +199,14 @@ def reference(name: str, value: Any) -> None:
 
 
 def image(name: str, value: Any) -> None:
-    """Accept a `reference` that is no video."""
+    """Accept a `reference` to an image."""
     reference(name, value)
     if (value.get("media_type") or "").startswith("video/"):
         raise RefusedError(f"{name}: content-type is not an image", 422)
 
 
 def video_source(name: str, value: Any) -> None:
-    """Accept a `reference` whose kind of media is told."""
+    """Accept a `reference` with a `media_type`, which a URL of a video needs."""
     reference(name, value)
     if value.get("url") and not value.get("media_type"):
         raise RefusedError(f"{name}: 'media_type' is required with 'url' for videos")
@@ -217,21 +219,21 @@ def _size_of_base64(name: str, data: str) -> int:
         raise RefusedError(f"{name}: invalid base64 data", 422) from None
 
 
-# What there is to submit
+# Types and their parameters
 
 TYPES: Mapping[str, Collection[str]] = {
     "uni-1": ("image", "image_edit", "layering"),
     "uni-1-max": ("image", "image_edit"),
     "ray-3.2": ("video", "video_edit", "video_reframe"),
 }
-"""The types of generations that each model makes."""
+"""The types of generation that each model supports."""
 
 _IMAGE_RATIOS = ("1:1", "1:2", "1:3", "16:9", "2:1", "2:3", "3:1", "3:2", "9:16")
 _VIDEO_RATIOS = ("1:1", "16:9", "21:9", "3:4", "4:3", "9:16")
 ASPECT_RATIOS: Mapping[str, Collection[str]] = {
     "image": _IMAGE_RATIOS,
     "image_edit": _IMAGE_RATIOS,
-    "layering": (*_IMAGE_RATIOS, "21:9", "3:4", "4:3"),  # which of them is not known
+    "layering": (*_IMAGE_RATIOS, "21:9", "3:4", "4:3"),  # the true set is not known
     "video": _VIDEO_RATIOS,
     "video_edit": _VIDEO_RATIOS,
     "video_reframe": _VIDEO_RATIOS,
@@ -242,7 +244,7 @@ SOURCES: Mapping[str, Check] = {
     "video_edit": video_source,
     "video_reframe": video_source,
 }
-"""The types that need a source, and the check of it."""
+"""The types that need a source, and how it is checked."""
 
 _reference_fields = record(
     url=nullable(string),
@@ -290,7 +292,7 @@ _video = record(
 
 
 def parameters_of(kind: str) -> dict[str, Check]:
-    """The parameters of a generation of this type, each judged by itself."""
+    """The parameters of a generation of this type, each with its own check."""
     return {
         "aspect_ratio": nullable(one_of(*ASPECT_RATIOS[kind])),
         "image_ref": array(image),
@@ -307,7 +309,7 @@ def parameters_of(kind: str) -> dict[str, Check]:
     }
 
 
-# What does not go together
+# Combinations that are not valid
 
 ONLY_FOR: Mapping[str, Collection[str]] = {
     "layering": ("layering",),
@@ -318,7 +320,7 @@ ONLY_FOR: Mapping[str, Collection[str]] = {
     "video.loop": ("video",),
     "video.source_position": ("video_reframe",),
 }
-"""Parameters of some types alone."""
+"""Parameters that only some types have."""
 
 EXCLUDES: Mapping[str, Collection[str]] = {
     "loop": ("duration=10s", "hdr", "end_frame", "keyframes"),
@@ -326,11 +328,11 @@ EXCLUDES: Mapping[str, Collection[str]] = {
     "start_frame": ("duration=10s", "keyframes"),
     "end_frame": ("duration=10s", "keyframes"),
 }
-"""Options of a video that exclude others."""
+"""Video options that exclude others."""
 
 
 def _conflicts(kind: str, given: Fields) -> Iterator[str]:
-    """Why parameters that are right by themselves are refused together."""
+    """The reasons to refuse parameters that are valid one by one but not together."""
     if kind in SOURCES and not given.get("source"):
         yield f"source is required for type '{kind}'"
     if kind not in SOURCES and given.get("source"):

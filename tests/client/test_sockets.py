@@ -1025,7 +1025,7 @@ def test_a_client_in_two_event_loops_at_once_is_refused(base_url: str) -> None:
     with start_blocking_portal() as portal:
         portal.call(client.generations.get, ID)
         for use in uses:
-            with pytest.raises(ConfigurationError, match="make a LumaClient for each event loop"):
+            with pytest.raises(ConfigurationError, match="create a LumaClient for each event loop"):
                 anyio.run(use)
         assert portal.call(client.generations.get, ID).state == "queued"
         portal.call(client.aclose)

@@ -182,4 +182,4 @@ async def test_an_answer_that_it_cannot_validate_is_polled_through() -> None:
     assert await Poller(client, wait=wait_fixed(0.01), on_poll=events.append).wait(ID)
     assert isinstance(events[0].error, InvalidResponseError)
     assert events[0].error.generation_id == ID
-    assert "not readable (APIResponseValidationError)" in str(events[0].error)
+    assert "unreadable (APIResponseValidationError)" in str(events[0].error)

@@ -1,47 +1,22 @@
-"""What the simulated storage holds and who may download it: small PNGs behind presigned URLs."""
+"""Presigned URLs in the manner of S3: a signature in the query, good for some seconds."""
 
 import hmac
-import struct
-import zlib
 from calendar import timegm
 from collections.abc import Iterable
 from hashlib import sha256
 from time import gmtime, strftime, strptime
 from urllib.parse import urlencode
 
-SIZE = 64  # pixels, both ways
-CELL = 8  # pixels, both ways
-
 DATE_FORMAT = "%Y%m%dT%H%M%SZ"
 
 Query = Iterable[tuple[str, str]]
 
 
-def make_png(name: str) -> bytes:
-    """A pattern of 64x64 pixels that is the same for the same name, and mirrored like a face."""
-    digest = sha256(name.encode()).digest()
-    ink, paper = digest[:3], bytes(255 - value // 4 for value in digest[3:6])
-    rows = [_draw_row(bits, ink, paper) for bits in digest[6 : 6 + SIZE // CELL]]
-    pixels = b"".join((b"\0" + row) * CELL for row in rows)  # 0: this line is not filtered
-    header = struct.pack(">IIBBBBB", SIZE, SIZE, 8, 2, 0, 0, 0)  # 8 bits each of R, G and B
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_pack_chunk(kind, data) for kind, data in chunks)
-
-
-def _draw_row(bits: int, ink: bytes, paper: bytes) -> bytes:
-    half = [(ink if bits >> bit & 1 else paper) * CELL for bit in range(SIZE // CELL // 2)]
-    return b"".join(half + half[::-1])
-
-
-def _pack_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def presign(key: bytes, path: str, *, timestamp: float, expires: int, nonce: int) -> str:
-    """The query that lets anybody GET `path`, from the Unix time `timestamp` for some seconds.
+    """The query that lets anybody GET `path`, for `expires` seconds from the Unix time `timestamp`.
 
-    The fields are those of an S3 URL. The signature is simpler, and `nonce` makes it differ
-    between two URLs of the same second.
+    The fields are those of an S3 URL; the signature is simpler. `nonce` makes two URLs of the same
+    second differ.
     """
     date = strftime(DATE_FORMAT, gmtime(timestamp))
     fields = {
@@ -56,7 +31,7 @@ def presign(key: bytes, path: str, *, timestamp: float, expires: int, nonce: int
 
 
 def is_genuine(key: bytes, method: str, path: str, query: Query) -> bool:
-    """Whether `presign` made this query for this path, and for requests of this method."""
+    """True if `presign` made this query for this method and path."""
     fields = [(name, value) for name, value in query if name != "X-Amz-Signature"]
     given = [value for name, value in query if name == "X-Amz-Signature"]
     signature = _sign(key, method, path, fields)

@@ -1,0 +1,149 @@
+"""What a runner writes into its journal, in a thread; nothing without one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from luma_poll._running.fingerprint import readable
+from luma_poll._running.resubmission import Step, Submit, next_step
+from luma_poll._running.store import Store
+from luma_poll.errors import GenerationError, JournalError
+from luma_poll.models import Generation
+
+T = TypeVar("T")
+
+logger = logging.getLogger("luma_poll")
+
+RETRY = 1.0
+"""Seconds between two tries to record an id."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The identity of a request in the journal."""
+
+    key: str
+    fingerprint: str
+    params: Mapping[str, Any]
+
+
+class Recorder:
+    """Reads and writes the entries of requests; belongs to one event loop.
+
+    Args:
+        store: Of the journal; None: there is none, and every request is submitted as it comes.
+    """
+
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+        self.begin_loop()
+
+    @property
+    def is_on(self) -> bool:
+        """True if there is a journal."""
+        return self._store is not None
+
+    def begin_loop(self) -> None:
+        """Begin again in another event loop."""
+        self._limiter: anyio.CapacityLimiter | None = None
+        self._locks: dict[str, tuple[anyio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def hold(self, record: Record | None) -> AsyncIterator[None]:
+        """Let nobody else submit under this key meanwhile: the second one waits for the first."""
+        if record is None:
+            yield
+            return
+        lock, holders = self._locks.get(record.key, (None, 0))
+        lock = lock or anyio.Lock()
+        self._locks[record.key] = lock, holders + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            _, holders = self._locks.pop(record.key)
+            if holders > 1:
+                self._locks[record.key] = lock, holders - 1
+
+    async def next_step(self, record: Record | None, attempts: int, max_attempts: int) -> Step:
+        """What to do for a request of which so many attempts were made in this run."""
+        if self._store is None or record is None:
+            return Submit(attempts + 1)
+        found = await self._call(self._store.entry, record.key)
+        if found is None:
+            return next_step(None, max_attempts)
+        entry, fingerprint = found
+        return next_step(entry, max_attempts, same=fingerprint == record.fingerprint)
+
+    async def begin(self, record: Record | None, attempt: int) -> None:
+        """Record the intent, before anything is sent.
+
+        Raises:
+            JournalError: It cannot be written, so nothing may be sent.
+        """
+        if self._store is not None and record is not None:
+            request = readable(record.params)
+            store = self._store
+            await self._call(store.begin, record.key, record.fingerprint, request, attempt)
+
+    async def retract(self, record: Record | None, attempt: int) -> bool:
+        """Record that it was certainly not accepted."""
+        return await self._try("retract", record, attempt)
+
+    async def lose(self, record: Record | None, attempt: int) -> bool:
+        """Record that it is not known whether it was accepted."""
+        return await self._try("lose", record, attempt)
+
+    async def accept(self, record: Record | None, attempt: int, generation_id: str) -> bool:
+        """Record the id. False if that failed, which was logged: `insist` must follow."""
+        return await self._try("accept", record, attempt, generation_id)
+
+    async def insist(self, record: Record | None, attempt: int, generation_id: str) -> None:
+        """Try to record an id until it succeeds: it must not be forgotten."""
+        try:
+            while True:
+                await anyio.sleep(RETRY)
+                if await self.accept(record, attempt, generation_id):
+                    return
+        except BaseException:
+            logger.error(
+                "generation %s was submitted, and its id is not in the journal: settle request %r",
+                generation_id,
+                record and record.key,
+            )
+            raise
+
+    async def end(
+        self, record: Record | None, generation: Generation, error: GenerationError | None
+    ) -> None:
+        """Record the end. Where that fails, the next process waits for the generation again."""
+        if error is None:
+            await self._try("end", record, generation.id, "completed", None, None)
+        else:
+            why = error.failure_code, error.failure_reason
+            await self._try("end", record, generation.id, "failed", *why)
+
+    async def _try(self, name: str, record: Record | None, *args: Any) -> bool:
+        """Write, whoever cancels. False if it failed."""
+        if self._store is None or record is None:
+            return True
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._call(getattr(self._store, name), record.key, *args)
+            except JournalError as error:
+                logger.error("request %r (%s %s): %s", record.key, name, args[-1], error)
+                return False
+        return True
+
+    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(1)
+        return await anyio.to_thread.run_sync(partial(function, *args), limiter=self._limiter)
