@@ -1,7 +1,8 @@
 """Wait for Luma generations, done right."""
 
+from luma_poll import _startup  # noqa: F401  (before the imports that take long)
 from luma_poll._client.client import LumaClient
-from luma_poll._downloads.download import DownloadProgress
+from luma_poll._downloads.job import DownloadProgress
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.batch import PollResult
 from luma_poll._polling.events import PollEvent

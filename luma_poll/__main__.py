@@ -3,7 +3,7 @@
 import sys
 
 HOW_TO_INSTALL = """\
-The command line needs {missing}, which comes with the extra "cli". Install it in the way you use:
+The command line needs {missing}, which comes with the extra "cli". Install it with your tool:
   pip install "luma-poll[cli]"
   pipx install --force "luma-poll[cli]"
   uv tool install "luma-poll[cli]"

@@ -152,6 +152,7 @@ def check_base_url(base_url: str | httpx.URL | None) -> str:
     Raises:
         ConfigurationError: It is unusable.
     """
+    name = "base_url" if base_url else "LUMA_BASE_URL"
     url = str(base_url or os.environ.get("LUMA_BASE_URL") or DEFAULT_BASE_URL).strip()
     try:
         parts = urlsplit(url)
@@ -160,15 +161,15 @@ def check_base_url(base_url: str | httpx.URL | None) -> str:
         httpx.URL(url)
         (host or "").encode("idna")
     except (ValueError, httpx.InvalidURL):  # a UnicodeError is a ValueError
-        raise ConfigurationError("base_url is not a valid URL") from None
+        raise ConfigurationError(f"{name} is not a valid URL") from None
     if any(character.isspace() for character in url):
-        raise ConfigurationError("base_url must not have white space inside")
+        raise ConfigurationError(f"{name} must not have white space inside")
     if parts.scheme not in ("http", "https") or not host:
-        raise ConfigurationError("base_url must begin with https:// (or http://) and a host")
+        raise ConfigurationError(f"{name} must begin with https:// (or http://) and a host")
     if parts.username is not None or parts.password is not None:
-        raise ConfigurationError("base_url must not have a user name or password")
+        raise ConfigurationError(f"{name} must not have a user name or password")
     if "?" in url or "#" in url:
-        raise ConfigurationError("base_url must not have a query or fragment")
+        raise ConfigurationError(f"{name} must not have a query or fragment")
     if parts.scheme == "http" and not is_loopback(host):
         warnings.warn(f"the API key will be sent to {host} unencrypted: use https://", stacklevel=3)
     return url.rstrip("/")

@@ -250,6 +250,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return min(seconds, MAX_RETRY_AFTER) if 0 <= seconds < math.inf else None
 
 
+def content_encoding(headers: Mapping[str, str]) -> str:
+    """How a body is encoded, in lower case; empty if it is not."""
+    encoding = headers.get("Content-Encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
+
+
 def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
     """`X-RateLimit-Limit` and `-Remaining`; None where they are absent or make no sense."""
     limit, remaining = headers.get("X-RateLimit-Limit"), headers.get("X-RateLimit-Remaining")

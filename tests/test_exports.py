@@ -36,6 +36,7 @@ def test_every_public_name_is_documented(name: str) -> None:
 
 
 BASE = [
+    "_startup",
     "_version",
     "_parameters",
     "_redaction",
@@ -63,7 +64,7 @@ ABOVE = {
 """What each wing and each public door may import besides."""
 
 WINGS = {
-    "_downloads": ["media", "files", "storage", "download"],
+    "_downloads": ["media", "files", "storage", "job", "download"],
     "_client": ["transport", "http_client", "connections", "session", "generations", "client"],
     "_polling": [
         "schedules",
@@ -92,14 +93,20 @@ WINGS = {
     ],
     "_cli": [
         "escaping",
+        "exit_codes",
+        "terminal",
+        "process",
         "ids",
+        "client",
         "submissions",
         "results",
         "bars",
         "table",
         "demo",
+        "serving",
+        "fetching",
         "waiting",
-        "terminal",
+        "resuming",
         "commands",
     ],
     "sandbox": [

@@ -1,9 +1,9 @@
-"""Progress bars of downloads, one for each file that is being fetched."""
+"""Progress bars of downloads, one for each file under way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import (
@@ -18,11 +18,15 @@ from rich.progress import (
 from rich.table import Column
 
 from luma_poll._cli.escaping import escape
-from luma_poll._downloads.download import DownloadProgress
+from luma_poll._downloads.job import DownloadProgress
 
 
 class DownloadBars:
-    """The bars: who draws asks for `progress`."""
+    """The bars of files under way.
+
+    Attributes:
+        progress: The bars as Rich draws them.
+    """
 
     def __init__(self, console: Console) -> None:
         one_line = Column(no_wrap=True, ratio=1)
@@ -41,11 +45,11 @@ class DownloadBars:
 
     @property
     def height(self) -> int:
-        """In lines."""
+        """The number of bars, each one line."""
         return len(self._tasks)
 
     def on_progress(self, event: DownloadProgress) -> None:
-        """Take how far one file is; give this to `download`."""
+        """Show how far one file is; pass this to `LumaClient.download`."""
         key = event.generation_id, event.index
         if key not in self._tasks:
             number = f" {event.index + 1}/{event.count}" if event.count > 1 else ""
@@ -56,7 +60,7 @@ class DownloadBars:
             self._forget(key)
 
     def forget(self, generation_id: str) -> None:
-        """Take away the bars of a generation: its download has ended."""
+        """Remove the bars of a generation whose download has ended."""
         for key in [key for key in self._tasks if key[0] == generation_id]:
             self._forget(key)
 
@@ -66,10 +70,15 @@ class DownloadBars:
 
 @contextmanager
 def download_bars(console: Console) -> Iterator[DownloadBars]:
-    """Show bars until the block ends, if `console` is a terminal."""
+    """Bars, shown until the block ends if `console` is a terminal."""
     bars = DownloadBars(console)
-    if not console.file.isatty() or console.is_dumb_terminal:
+    with bars.progress if is_terminal(console) else nullcontext():
         yield bars
-        return
-    with bars.progress:
-        yield bars
+
+
+def is_terminal(console: Console) -> bool:
+    """True if something can be drawn and drawn again.
+
+    Not `Console.is_terminal`: FORCE_COLOR makes every file a terminal.
+    """
+    return console.file.isatty() and not console.is_dumb_terminal

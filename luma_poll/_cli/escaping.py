@@ -3,13 +3,13 @@
 import json
 import re
 
-# Control characters, those that end a line, and those that turn the direction of writing.
+# Control characters, line ends, and marks that change the direction of writing.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def escape(text: str) -> str:
-    r"""Write what would command a terminal, or end a line, as JSON does: `\u001b`, `\n`.
+    r"""Write characters that would command a terminal, or end a line, as in JSON: `\u001b`, `\n`.
 
-    A line of JSON means the same afterwards.
+    So the meaning of a line of JSON does not change.
     """
     return _UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text)

@@ -1,4 +1,4 @@
-"""Lines in files and on standard input, and the ids of generations in them."""
+"""Ids of generations, and other lines, from files and standard input."""
 
 from __future__ import annotations
 
@@ -32,8 +32,13 @@ def read_lines(path: str) -> list[bytes]:
 def decode(line: bytes, name: str, number: int) -> str:
     """The text of a line, without a byte order mark.
 
+    Args:
+        line: The bytes of the line.
+        name: The name of its file, for the error.
+        number: Its number, from 1.
+
     Raises:
-        ConfigurationError: It is no text.
+        ConfigurationError: It is not UTF-8.
     """
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -42,10 +47,10 @@ def decode(line: bytes, name: str, number: int) -> str:
 
 
 def read_ids(path: str) -> list[str]:
-    """The ids in a file: one or more a line, separated by white space; `#` begins a comment.
+    """The ids in a file: one or more per line, separated by white space; `#` begins a comment.
 
     Raises:
-        ConfigurationError: It cannot be read, or has something else in it, or nothing.
+        ConfigurationError: The file cannot be read, contains anything else, or has no id.
     """
     lines = enumerate(read_lines(path), 1)
     ids = [found for number, line in lines for found in _split(line, path, number)]
@@ -55,7 +60,7 @@ def read_ids(path: str) -> list[str]:
 
 
 async def read_ids_from_stdin() -> AsyncGenerator[str]:
-    """The ids on standard input, written as in a file, each as soon as its line is there.
+    """The ids on standard input, in the format of a file, each as soon as its line is complete.
 
     Raises:
         ConfigurationError: As `read_ids`.
@@ -76,10 +81,10 @@ async def read_ids_from_stdin() -> AsyncGenerator[str]:
 
 
 async def _read_stdin() -> bytes:
-    """What there is, or nothing at its end."""
+    """The bytes that have arrived; empty at the end of the input."""
     descriptor = _stdin()
     try:
-        if sys.platform != "win32":  # which can only tell that of a socket
+        if sys.platform != "win32":  # Windows can wait only for sockets
             with suppress(PermissionError):  # a regular file: always readable
                 await anyio.wait_readable(descriptor)
         return os.read(descriptor, 65536)
@@ -91,7 +96,7 @@ async def _read_stdin() -> bytes:
 def _stdin() -> int:
     try:
         return sys.stdin.fileno()
-    except (AttributeError, OSError, ValueError):  # None is what Python makes of `<&-`
+    except (AttributeError, OSError, ValueError):  # after `<&-` it is None
         raise ConfigurationError("standard input is closed") from None
 
 

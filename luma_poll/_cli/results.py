@@ -1,77 +1,142 @@
-"""Results as JSON lines: written one by one, and read again by a run that goes on."""
+"""Results: one generation's end each, printed or appended to a file, and read by a later run."""
 
 from __future__ import annotations
 
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from luma_poll._polling.batch import PollResult
+from luma_poll._cli.terminal import put_line, say_error
 from luma_poll._redaction import redact
 from luma_poll.errors import FAILURE_ERRORS, ConfigurationError, GenerationError, PollTimeoutError
+from luma_poll.models import Generation
 
 _FAILURES = {"GenerationError", *(error.__name__ for error in FAILURE_ERRORS.values())}
 
 
-@dataclass
-class EarlierResults:
-    """What a file of results says.
+@dataclass(frozen=True)
+class Result:
+    """The end of one generation: waited for and, if wanted, downloaded.
 
     Attributes:
-        done: Whether it completed, for each generation that has ended, by id. One that timed out
-            or met trouble with the API has not.
-        unreadable: The numbers of lines that are no results.
-        cut_off: Whether the last line is one of these because its writing was interrupted.
+        generation_id: The id that was given.
+        generation: The last snapshot, if there was one.
+        error: Why it did not complete, or why its files could not be fetched; else None.
+        paths: Its files; None if they were not to be downloaded.
     """
 
-    done: dict[str, bool] = field(default_factory=dict)
-    unreadable: list[int] = field(default_factory=list)
-    cut_off: bool = False
+    generation_id: str
+    generation: Generation | None
+    error: Exception | None = None
+    paths: Sequence[Path] | None = None
 
-    def problems(self) -> Iterator[str]:
-        """What is wrong with the file, in words."""
-        if self.cut_off:
-            yield "the last line was cut off; what it was about is waited for again"
-        odd = self.unreadable[:-1] if self.cut_off else self.unreadable
-        if odd:
-            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-            yield f"line {odd[0]}{more} ignored: no result of luma-poll wait"
+    @property
+    def is_final(self) -> bool:
+        """True if it completed or failed, so that waiting again would change nothing."""
+        return self.error is None or isinstance(self.error, GenerationError)
 
+    @property
+    def is_running(self) -> bool:
+        """True if it had not ended at the last snapshot."""
+        return self.generation is not None and not self.generation.is_terminal
 
-def is_done(error: Exception | None) -> bool:
-    """Whether waiting again would bring nothing new."""
-    return error is None or isinstance(error, GenerationError)
-
-
-def verdict(error: Exception | None) -> str:
-    """What became of a generation, in a word or two."""
-    if error is None:
-        return "completed"
-    if isinstance(error, PollTimeoutError):
-        return "timed out"
-    return "failed" if isinstance(error, GenerationError) else type(error).__name__
+    @property
+    def verdict(self) -> str:
+        """The outcome in a word or two."""
+        if self.error is None:
+            return "completed"
+        if isinstance(self.error, PollTimeoutError):
+            return "timed out"
+        return "failed" if isinstance(self.error, GenerationError) else type(self.error).__name__
 
 
-def to_json(result: PollResult, paths: Sequence[Path] | None = None) -> str:
-    """A result as one line, with the paths of its files if they were downloaded."""
+Put = Callable[[Result], None]
+"""Prints or writes a result."""
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(
+    output: str | None = None, resume: str | None = None, *, as_json: bool = False, alone: bool
+) -> Iterator[Put]:
+    """Gives the function that prints each result, or appends it to a file.
+
+    Args:
+        output: The file to append to; None for standard output.
+        resume: The file of earlier results, to which the shell may append standard output.
+        as_json: Print JSON.
+        alone: Print URLs without the id of their generation, as there is only one.
+
+    Raises:
+        ConfigurationError: The file cannot be written.
+    """
+    if output is not None:
+        with _appending(output) as put:
+            yield put
+        return
+    if resume is not None:
+        _end_cut_off_line(resume)
+    yield put_json if as_json else partial(put_text, alone=alone)
+
+
+def put_json(result: Result) -> None:
+    """Print a result as a line of JSON."""
+    put_line(to_json(result))
+
+
+def put_text(result: Result, *, alone: bool = True) -> None:
+    """Print the paths or else the URLs, after the id unless there is only one; or the error."""
+    if result.error is not None:
+        say_error(result.error)
+    elif result.paths is not None:
+        for path in result.paths:
+            put_line(str(path))
+    elif result.generation is not None:
+        put_urls(result.generation, *[] if alone else [result.generation_id])
+
+
+def put_urls(generation: Generation, *before: str) -> None:
+    """Print the URL of each output after these fields."""
+    for output in generation.output:
+        put_line(*before, output.url)
+
+
+def describe(generation: Generation) -> Iterator[str]:
+    """A snapshot in lines to read, one for each fact."""
+    facts = list(generation.model_dump(exclude={"output"}).items())
+    for output in generation.output:
+        facts.append(("output", output.url))
+        if output.expires_at is not None:
+            facts.append(("  expires", f"{output.expires_at:%Y-%m-%d %H:%M:%S} UTC"))
+    for name, value in facts:
+        if value is not None:
+            yield f"{name.replace('_', ' '):<15} {value}"
+
+
+def to_json(result: Result) -> str:
+    """A result as one line of JSON, with the paths of its files if they were downloaded."""
     error = result.error
     generation = error.generation if isinstance(error, GenerationError) else result.generation
-    line: dict[str, Any] = {
+    line: dict[str, object] = {
         "id": result.generation_id,
-        "ok": result.ok,
+        "ok": error is None,
         "generation": None if generation is None else generation.model_dump(mode="json"),
         "error": None if error is None else _error_fields(error),
     }
-    if paths is not None:
-        line["paths"] = [str(path) for path in paths]
+    if result.paths is not None:
+        line["paths"] = [str(path) for path in result.paths]
     return json.dumps(line)
 
 
-def _error_fields(error: Exception) -> dict[str, Any]:
+def _error_fields(error: Exception) -> dict[str, object]:
     return {
         "type": type(error).__name__,
         "message": redact(str(error)),
@@ -80,23 +145,94 @@ def _error_fields(error: Exception) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _appending(path: str) -> Iterator[Put]:
+    cut_off = lacks_newline(path)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+
+    def put(result: Result) -> None:
+        append_line(descriptor, to_json(result))
+        if result.error is not None:  # nobody looks into the file meanwhile
+            say_error(result.error)
+
+    try:
+        if cut_off:
+            append_line(descriptor, "")
+        yield put
+    finally:
+        os.close(descriptor)
+
+
 def append_line(descriptor: int, line: str) -> None:
-    """Write a line with its end at once, lest two processes that append to one file mix theirs."""
+    """Write a line and its end at once: two processes that append to a file must not mix theirs."""
     rest = memoryview(f"{line}\n".encode())
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
+def _end_cut_off_line(path: str) -> None:
+    """End the last line of a file to which the shell appends stdout, if it was cut off."""
+    with suppress(OSError, ValueError, AttributeError):
+        same = os.path.samestat(os.fstat(sys.stdout.fileno()), os.stat(path))
+        if same and lacks_newline(path):
+            put_line("")
+
+
+def lacks_newline(path: str) -> bool:
+    """True if the file's last line was cut off, so that an appended one would continue it."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
+            return False
+        with open(path, "rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:
+        return False
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@dataclass
+class EarlierResults:
+    """The contents of a file of results.
+
+    Attributes:
+        done: The generations that have ended, by id: True if completed, False if failed.
+            Those that timed out or met trouble with the API are not among them.
+        unreadable: The numbers of the lines that are not results.
+        cut_off: True if the last line is one of these because its writing was interrupted.
+    """
+
+    done: dict[str, bool] = field(default_factory=dict)
+    unreadable: list[int] = field(default_factory=list)
+    cut_off: bool = False
+
+    def problems(self) -> Iterator[str]:
+        """Warnings about lines that were ignored."""
+        if self.cut_off:
+            yield "the last line was cut off; its generation is waited for again"
+        odd = self.unreadable[:-1] if self.cut_off else self.unreadable
+        if odd:
+            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+            yield f"ignored line {odd[0]}{more}: not a result of luma-poll wait"
+
+
 def read_results(path: str, directory: str | None = None) -> EarlierResults:
-    """Read a file that `to_json` wrote, whatever else has got into it.
+    """Read a file of results, ignoring all other lines.
 
     Args:
-        path: The file.
-        directory: Where downloads go, if they are wanted: then a completed generation is done only
-            if its files are there.
+        path: The file; a missing one is empty.
+        directory: The directory of the downloads, if they are wanted: then a completed generation
+            counts as done only if its files are there.
 
     Raises:
-        ConfigurationError: It is there but cannot be read.
+        ConfigurationError: The file exists but cannot be read.
     """
     earlier, line, number = EarlierResults(), b"\n", 0
     try:
@@ -113,7 +249,7 @@ def read_results(path: str, directory: str | None = None) -> EarlierResults:
 
 
 def _take(line: bytes, done: dict[str, bool], directory: str | None) -> bool:
-    """Take what a line says; False if it is no result."""
+    """Add the result in a line to `done` if it is final; False if the line is not a result."""
     try:
         match json.loads(line):
             case {"id": str(generation_id), "ok": True, **fields}:
@@ -130,7 +266,7 @@ def _take(line: bytes, done: dict[str, bool], directory: str | None) -> bool:
 
 
 def _are_in(directory: str, paths: object) -> bool:
-    """True if these are files in a directory, and there are any."""
+    """True if `paths` is a list of existing files in a directory, and not empty."""
     if not isinstance(paths, list) or not paths:
         return False
     return all(isinstance(path, str) and _is_in(directory, path) for path in paths)
@@ -140,18 +276,4 @@ def _is_in(directory: str, path: str) -> bool:
     try:
         return os.path.isfile(path) and os.path.samefile(os.path.dirname(path) or ".", directory)
     except (OSError, ValueError):
-        return False
-
-
-def lacks_newline(path: str) -> bool:
-    """True if the file's last line was cut off, so that an appended one would continue it."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
-            return False
-        with open(path, "rb") as file:
-            if file.seek(0, os.SEEK_END) == 0:
-                return False
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) != b"\n"
-    except OSError:
         return False

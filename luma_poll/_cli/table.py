@@ -1,4 +1,4 @@
-"""A live table of generations for a terminal; of more than fit there, a summary."""
+"""A live table of generations for a terminal; a summary if there are more than fit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,14 +14,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from luma_poll._cli.bars import DownloadBars
+from luma_poll._cli.bars import DownloadBars, is_terminal
 from luma_poll._cli.escaping import escape
 from luma_poll._polling.events import PollEvent
 
 DRAWINGS_PER_SECOND = 5
 LAST_FAILURES = 5
+"""Failures that the summary lists."""
 RATE_OVER = 10.0
-"""Seconds over which the polls per second are counted."""
+"""Seconds over which the polls per second are averaged."""
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 STYLES = {
@@ -38,7 +39,16 @@ STYLES = {
 
 @dataclass
 class Row:
-    """One generation: what it is called, and where it stands."""
+    """One generation: its labels and its state.
+
+    Attributes:
+        labels: The texts of the first columns.
+        state: The last known state.
+        started: When the wait began, in seconds of `time.monotonic`.
+        polls: How many polls there were.
+        ended: When the wait ended; None while it lasts.
+        trouble: The error that the last poll met; empty if none.
+    """
 
     labels: tuple[str, ...]
     state: str
@@ -48,78 +58,82 @@ class Row:
     trouble: str = ""
 
 
-@dataclass
 class LiveTable:
-    """The rows, by generation id, on a console or, without one, nowhere.
+    """The rows of generations, by id, drawn on a console or, without one, nowhere.
 
-    What a summary shows is counted as it happens: drawing it costs the same for any number.
+    The numbers of the summary are counted as events come, so drawing it costs the same for any
+    number of generations.
 
-    Attributes:
-        columns: Headings of the labels.
-        console: Where to draw.
-        expected: How many generations there will be, as far as known.
-        more: Whether there may be more than that.
-        bars: Those of downloads, to be drawn below.
+    Args:
+        columns: The headings of the labels.
+        console: The terminal to draw on; None for no drawing.
+        bars: The bars of downloads, drawn below the table.
     """
 
-    columns: tuple[str, ...]
-    console: Console | None
-    expected: int = 0
-    more: bool = False
-    bars: DownloadBars | None = None
-    rows: dict[str, Row] = field(default_factory=dict)
-    states: Counter[str] = field(default_factory=Counter)
-    troubles: Counter[str] = field(default_factory=Counter)
-    failures: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=LAST_FAILURES))
-    ended: int = 0
-    polls: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        columns: tuple[str, ...],
+        console: Console | None = None,
+        bars: DownloadBars | None = None,
+    ) -> None:
+        self._columns = columns
+        self._console = console
+        self._bars = bars
+        self._rows: dict[str, Row] = {}
+        self._expected, self._more = 0, False
+        self._states, self._troubles = Counter[str](), Counter[str]()
+        self._failures = deque[tuple[str, str]](maxlen=LAST_FAILURES)
+        self._ended = 0
+        self._polls = 0
         self._started = time.monotonic()
         self._samples = deque([(self._started, 0)])
 
+    def expect(self, total: int, *, more: bool = False) -> None:
+        """Set how many generations will come in all; `more` if there may be even more."""
+        self._expected, self._more = total, more
+
     def add(self, generation_id: str, *labels: str, state: str = "asking") -> None:
-        """Add a generation that is waited for from now on."""
-        self.rows[generation_id] = Row(labels, state, time.monotonic())
-        self.states[state] += 1
+        """Add a generation whose wait begins now."""
+        self._rows[generation_id] = Row(labels, state, time.monotonic())
+        self._states[state] += 1
 
     def on_poll(self, event: PollEvent) -> None:
-        """Take what a poll brought; give this to the poller."""
-        row = self.rows[event.generation_id]
+        """Show the outcome of a poll; pass this to the poller."""
+        row = self._rows[event.generation_id]
         row.polls = event.attempt
-        self.polls += 1
+        self._polls += 1
         state = row.state if event.generation is None else event.generation.state
         self._change(row, state, "" if event.error is None else type(event.error).__name__)
 
     def set_state(self, generation_id: str, state: str) -> None:
-        """Say where a generation stands that is not polled any more."""
-        self._change(self.rows[generation_id], state, "")
+        """Show the state of a generation that is no longer polled."""
+        self._change(self._rows[generation_id], state, "")
 
     def end(self, generation_id: str, state: str, error: Exception | None = None) -> None:
-        """Stop the clock of a generation."""
-        self.ended += 1
-        row = self.rows.get(generation_id)
+        """Show the end of a generation, and stop its clock."""
+        self._ended += 1
+        row = self._rows.get(generation_id)
         if row is not None:  # the API may spell its ids in another way
             self._change(row, state, "")
             row.ended = time.monotonic()
         if error is not None:
-            self.failures.append((generation_id, type(error).__name__))
+            self._failures.append((generation_id, type(error).__name__))
 
     def _change(self, row: Row, state: str, trouble: str) -> None:
-        self.states[row.state] -= 1
-        self.states[state] += 1
-        self.troubles[row.trouble] -= 1  # that of "" is of no interest
-        self.troubles[trouble] += 1
+        self._states[row.state] -= 1
+        self._states[state] += 1
+        self._troubles[row.trouble] -= 1  # the count of "" is never used
+        self._troubles[trouble] += 1
         row.state, row.trouble = state, trouble
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Keep it at the bottom of the terminal while the block runs; leave the table then."""
-        if self.console is None:
+        """Keep the table at the bottom of the terminal during the block, and leave it there."""
+        if self._console is None:
             yield
             return
         live = Live(
-            console=self.console,
+            console=self._console,
             get_renderable=self._draw_what_fits,
             refresh_per_second=DRAWINGS_PER_SECOND,
             transient=True,
@@ -128,30 +142,30 @@ class LiveTable:
         )
         with live:
             yield
-        if self.rows and self._fits(self.console.height):
-            self.console.print(self.draw())
+        if self._rows and self._fits(self._console.height):
+            self._console.print(self.draw())
 
     def draw(self, height: int | None = None) -> RenderableType:
         """The table as it is now, or a summary if it is longer than `height` lines."""
         if height is None or self._fits(height):
-            return self._draw(list(self.rows.values()))
+            return self._draw(list(self._rows.values()))
         return self._draw_summary(height)
 
     def _fits(self, height: int) -> bool:
-        return max(len(self.rows), self.expected) < height
+        return max(len(self._rows), self._expected) < height
 
     def _draw_what_fits(self) -> RenderableType:
-        assert self.console is not None
-        if self.bars is None or not self.bars.height:
-            return self.draw(self.console.height - 1)
-        return Group(self.draw(self.console.height - 1 - self.bars.height), self.bars.progress)
+        assert self._console is not None
+        if self._bars is None or not self._bars.height:
+            return self.draw(self._console.height - 1)
+        return Group(self.draw(self._console.height - 1 - self._bars.height), self._bars.progress)
 
     def _draw_summary(self, height: int) -> Table:
         now = time.monotonic()
-        total = max(self.expected, len(self.rows))
-        # Copies: they change in another thread while this one draws.
-        states = {"waiting": total - len(self.rows)} | self.states.copy()
-        troubles = {kind: count for kind, count in self.troubles.copy().items() if kind and count}
+        total = max(self._expected, len(self._rows))
+        # Copies: the originals change while another thread draws.
+        states = {"waiting": total - len(self._rows)} | self._states.copy()
+        troubles = {kind: count for kind, count in self._troubles.copy().items() if kind and count}
         lines = [
             self._draw_counts(states, now),
             Text(f"{self._rate(now):.1f} polls/s, {_minutes(now - self._started)}", "dim"),
@@ -161,7 +175,7 @@ class LiveTable:
             lines.append(Text(f"polling through: {said}", "yellow"))
         failures = [
             Text.assemble((f"{kind} ", "red"), escape(generation_id))
-            for generation_id, kind in self.failures.copy()
+            for generation_id, kind in self._failures.copy()
         ]
         room = max(0, height - 1 - len(lines))
         lines += failures[max(0, len(failures) - room) :] if room else []
@@ -175,14 +189,14 @@ class LiveTable:
     def _draw_bar(self, total: int) -> Table:
         grid = Table.grid(padding=(0, 1, 0, 0))
         grid.add_row(
-            ProgressBar(total=total, completed=self.ended, width=24),
-            f"{self.ended}/{total}{'+' if self.more else ''}",
-            f"{100 * self.ended // max(1, total)} %",
+            ProgressBar(total=total, completed=self._ended, width=24),
+            f"{self._ended}/{total}{'+' if self._more else ''}",
+            f"{100 * self._ended // max(1, total)} %",
         )
         return grid
 
     def _draw_counts(self, states: dict[str, int], now: float) -> Text:
-        text = Text(SPINNER[int(now * DRAWINGS_PER_SECOND) % len(SPINNER)] + " ", "yellow")
+        text = Text(_spinner(now) + " ", "yellow")
         order = dict.fromkeys((*STYLES, *states))
         said = [(state, states[state]) for state in order if states.get(state, 0)]
         for number, (state, count) in enumerate(said):
@@ -191,16 +205,16 @@ class LiveTable:
         return text
 
     def _rate(self, now: float) -> float:
-        """Polls per second, of late."""
-        self._samples.append((now, self.polls))
+        """Polls per second over the last `RATE_OVER` seconds."""
+        self._samples.append((now, self._polls))
         while self._samples[1][0] < now - RATE_OVER:
             self._samples.popleft()
         since, before = self._samples[0]
-        return (self.polls - before) / max(0.1, now - since)
+        return (self._polls - before) / max(0.1, now - since)
 
     def _draw(self, rows: list[Row]) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for column in (*self.columns, "state"):
+        for column in (*self._columns, "state"):
             table.add_column(_line(column))
         table.add_column("waited", justify="right", no_wrap=True)
         table.add_column("polls", justify="right", no_wrap=True)
@@ -214,11 +228,11 @@ class LiveTable:
 
 
 @contextmanager
-def live_table(*columns: str, console: Console) -> Iterator[LiveTable]:
-    """Show a live table until the block ends, if `console` is a terminal."""
-    # Not console.is_terminal: FORCE_COLOR makes a terminal of everything.
-    is_terminal = console.file.isatty() and not console.is_dumb_terminal
-    table = LiveTable(columns, console if is_terminal else None)
+def live_table(
+    *columns: str, console: Console, bars: DownloadBars | None = None
+) -> Iterator[LiveTable]:
+    """A live table, shown until the block ends if `console` is a terminal."""
+    table = LiveTable(columns, console if is_terminal(console) else None, bars)
     with table.shown():
         yield table
 
@@ -227,6 +241,10 @@ def _minutes(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _spinner(now: float) -> str:
+    return SPINNER[int(now * DRAWINGS_PER_SECOND) % len(SPINNER)]
 
 
 def _line(text: str) -> Text:
@@ -238,7 +256,7 @@ def _draw_state(row: Row, now: float) -> Text:
     text = _line("")
     style = STYLES.get(row.state, "magenta" if row.ended is None else "red")
     if row.ended is None:
-        text.append(SPINNER[int(now * DRAWINGS_PER_SECOND) % len(SPINNER)] + " ", style)
+        text.append(_spinner(now) + " ", style)
     text.append(escape(row.state), style)
     text.append(f" {row.trouble}" if row.trouble else "", "red")
     return text

@@ -23,7 +23,8 @@ from luma_poll._arguments import (
 from luma_poll._client.connections import Connections
 from luma_poll._client.generations import Generations
 from luma_poll._client.session import Session
-from luma_poll._downloads.download import MAX_BYTES, DownloadProgress, download
+from luma_poll._downloads.download import download
+from luma_poll._downloads.job import MAX_BYTES, DownloadProgress
 from luma_poll.models import GenerationLike
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import httpx
 from luma_poll._client.http_client import checked_http_client, close_orphans, default_http_client
 from luma_poll._client.transport import PooledTransport
 from luma_poll._event_loops import LoopGuard
+from luma_poll._translation import content_encoding
 from luma_poll.errors import InvalidResponseError
 
 TIMEOUTS = {"connect": 10.0, "read": None, "write": None, "pool": None}
@@ -142,7 +143,7 @@ async def _content(response: Any) -> bytes:
         content: bytes = await response.aread()
         _check_size(len(content))
         return content
-    decode = _decoder(response.headers.get("Content-Encoding", "").strip().lower())
+    decode = _decoder(content_encoding(response.headers))
     decoded, received, trouble = bytearray(), 0, None
     # Left in the middle, the generators of httpx and httpcore would be left to the collector; a
     # cancellation ends them from the inside.
@@ -171,7 +172,7 @@ def _check_size(size: int) -> None:
 
 
 def _decoder(encoding: str) -> Callable[[bytes, int], bytes]:
-    if encoding in ("", "identity"):
+    if not encoding:
         return lambda chunk, room: chunk
     if encoding in ("gzip", "x-gzip"):
         return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress

@@ -1,1 +1,1 @@
-"""Fetching outputs into files."""
+"""Outputs into files."""

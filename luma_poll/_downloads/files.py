@@ -1,4 +1,4 @@
-"""Files on the disk: safe names, writes that may be resumed, whole under their final name."""
+"""Files on disk: safe names, resumable writes, and final names for complete files only."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import anyio
 import anyio.to_thread
 
 from luma_poll._downloads.media import HEAD_SIZE
+from luma_poll.errors import DownloadError
 
 try:
     import fcntl
@@ -26,17 +27,17 @@ except ImportError:  # on Windows
 
 SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 BUFFER = 1024**2
-"""Bytes that are worth a visit to a thread."""
+"""Bytes that make a visit to a thread worthwhile."""
 PIECE = 256 * 1024
-"""Bytes that are written at once. For a larger write Linux takes larger pages, and has to look for
-them: on ext4 in a virtual machine, pieces of 1 MB took five times as long."""
+"""Bytes of one write. Linux looks for larger pages to hold a larger write: on ext4 in a virtual
+machine, pieces of 1 MB took five times as long."""
 RESERVED = re.compile(r"(?i)con|prn|aux|nul|(com|lpt)\d")  # the names of devices, on Windows
 
 T = TypeVar("T")
 
 
 def stem_of(generation_id: str, number: int) -> str:
-    """The name of the file without its extension, which no id can lead out of the directory."""
+    """The name of the file without its extension; no id can lead out of the directory."""
     name = generation_id
     if not _is_safe(name):
         digest = sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -54,7 +55,7 @@ def _is_safe(name: str) -> bool:
 
 
 def size_of(path: Path) -> int | None:
-    """Bytes of a file; None where there is none."""
+    """Bytes of a regular file; None if there is no such file."""
     try:
         status = path.stat()  # asked once: another download may finish it at any time
     except (FileNotFoundError, NotADirectoryError):
@@ -63,11 +64,11 @@ def size_of(path: Path) -> int | None:
 
 
 class PartFile:
-    """A file on its way, which is written from `start` on.
+    """An unfinished file, written from `start` on.
 
-    Whatever interrupts it, and however often something is written again: the bytes are at their
-    places, without a gap, since each write has its place, and what was not wholly written is kept.
-    `put` only remembers; the other methods block, and must not overlap.
+    Every write goes to its own offset, and a buffer that was written in part is kept. So there is
+    never a gap, whatever interrupts a write and however often it is repeated. `put` only fills the
+    buffer; the other methods block, and must not overlap.
     """
 
     def __init__(self, path: Path, start: int) -> None:
@@ -78,18 +79,19 @@ class PartFile:
 
     @property
     def position(self) -> int:
-        """Where the next bytes belong."""
+        """The offset of the next bytes."""
         return self._written + self._filled
 
     @property
     def is_full(self) -> bool:
-        """True when enough is remembered to be worth a visit to a thread."""
+        """True when the buffer holds enough to be flushed."""
         return self._filled >= BUFFER
 
     def open(self, keep: bool) -> bool:
-        """Open it; what it has already stays, if `keep` says so.
+        """Open the file; `keep` keeps the bytes that it has already.
 
-        False if the bytes before `start` are not there any more: another download has finished it.
+        Returns:
+            False if the bytes before `start` are gone: another download has finished the file.
         """
         flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         flags |= 0 if self._written else os.O_CREAT
@@ -103,13 +105,13 @@ class PartFile:
         return os.fstat(self._descriptor).st_size >= self._written
 
     def put(self, chunk: bytes) -> None:
-        """Remember bytes; the buffer grows only where a piece does not fit in."""
+        """Add bytes to the buffer, which grows only if they do not fit."""
         end = self._filled + len(chunk)
         self._buffer[self._filled : end] = chunk
         self._filled = end
 
     def flush(self) -> None:
-        """Write what is remembered."""
+        """Write the buffer to the file."""
         if self._descriptor is None:
             return
         view, done = memoryview(self._buffer)[: self._filled], 0
@@ -119,7 +121,7 @@ class PartFile:
         self._written, self._filled = self._written + done, 0
 
     def close(self) -> None:
-        """Write what is remembered, and close; nothing if it is closed."""
+        """Flush and close the file; does nothing if it is closed."""
         try:
             self.flush()
         finally:
@@ -136,13 +138,22 @@ def _write_at(descriptor: int, data: memoryview, place: int) -> int:
 
 
 def publish(part: Path, private: Path, size: int | None, named: Callable[[bytes], Path]) -> Path:
-    """Give the file its final name, which is up to its first bytes, when it is on the disk.
+    """Sync a complete part and give it its final name.
 
-    In between it has a name that no other download knows: the other one may stand for another
-    file by the time that this one is on the disk.
+    In between it has a private name: by the time the sync has ended, the name of the part may
+    belong to another download's file.
+
+    Args:
+        part: The complete part.
+        private: A name that no other download uses.
+        size: Bytes that the part must have; None if unknown.
+        named: Makes the final path from the first bytes.
+
+    Returns:
+        The final path.
 
     Raises:
-        FileNotFoundError: It is not that one any more: another download has finished it.
+        FileNotFoundError: The part is gone or is another one: another download has finished it.
     """
     _check_size(part, size)
     with open(part, "r+b") as file:
@@ -167,9 +178,9 @@ def _check_size(path: Path, size: int | None) -> None:
 
 
 def remove_parts(base: Path, keep: Path | None) -> None:
-    """Remove the parts of a file that nobody writes, except one."""
+    """Remove the parts of a file that nobody is writing, except `keep`."""
     for path in base.parent.glob(f".{base.name}.*.part"):
-        with contextlib.suppress(OSError):  # on Windows it is the system that keeps an open file
+        with contextlib.suppress(OSError):  # Windows does not delete open files
             if path != keep and not _is_written(path):
                 path.unlink()
 
@@ -183,9 +194,9 @@ def _is_written(path: Path) -> bool:
 
 
 def _lock(descriptor: int, *, shared: bool) -> bool:
-    """Lock a file until it is closed; False if somebody else keeps it locked.
+    """Lock a file until it is closed; False if somebody else holds the lock.
 
-    Those who write a part share its lock. It ends with their process, however that ends.
+    The writers of a part share its lock. It ends with their process, however that ends.
     """
     if fcntl is None:
         return True
@@ -199,10 +210,11 @@ def _lock(descriptor: int, *, shared: bool) -> bool:
 
 
 async def in_thread(function: Callable[[], T]) -> T:
-    """Run what blocks in a thread, and end no earlier than it does.
+    """Run a blocking function in a thread, and never return before it has ended.
 
-    A task that is cancelled by asyncio itself, as when its loop is closed, would go on at once,
-    and the thread beside it. What has not begun by then never will.
+    A task that asyncio itself cancels, for example because its loop is closed, would otherwise
+    continue at once while the thread still runs. A function that has not started by then never
+    will.
     """
     state: Future[None] = Future()
 
@@ -222,3 +234,24 @@ async def in_thread(function: Callable[[], T]) -> T:
             while not state.done():
                 with contextlib.suppress(anyio.get_cancelled_exc_class()):
                     await anyio.to_thread.run_sync(wait, [state])
+
+
+async def on_disk(path: Path, generation_id: str, function: Callable[[], T]) -> T:
+    """Run `function` in a thread.
+
+    Args:
+        path: The file or directory in question, for errors that do not name one.
+        generation_id: The generation in question.
+        function: Reads or writes the disk.
+
+    Raises:
+        DownloadError: The disk failed; the `OSError` is the cause.
+    """
+    try:
+        return await in_thread(function)
+    except OSError as error:
+        raise DownloadError(
+            f"cannot write ({error.strerror or type(error).__name__})",
+            generation_id=generation_id,
+            path=Path(error.filename) if isinstance(error.filename, str) else path,
+        ) from error

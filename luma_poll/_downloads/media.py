@@ -1,4 +1,4 @@
-"""Which media some bytes are: told by the first of them, checked against the content type."""
+"""The type of a media file, from its first bytes and its content type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TYPES: Final = {
 }
 UNKNOWN = "bin"
 EXTENSIONS: Final = (*TYPES.values(), UNKNOWN)
-"""Those that `extension_of` gives."""
+"""All results of `extension_of`."""
 NO_MEDIA: Final = re.compile(r"(?i)text/|application/([\w.-]+\+)?(json|xml)\b|application/xhtml")
 """Content types of pages and error messages."""
 MAGIC: Final = {
@@ -30,19 +30,18 @@ MAGIC: Final = {
 }
 HEIF_BRANDS: Final = (b"avif", b"avis", b"heic", b"mif1")
 HEAD_SIZE = 64
-"""Bytes that are enough to tell."""
+"""Bytes that `extension_of` needs."""
 
 
 def is_media(content_type: str) -> bool:
-    """Whether a content type may be that of an image or video: not text, JSON or XML."""
+    """True unless a content type is that of text, JSON or XML."""
     return NO_MEDIA.match(content_type) is None
 
 
 def extension_of(head: bytes, content_type: str) -> str | None:
-    """The extension of a file that begins so; None if it is not what its content type says.
+    """The extension of a file with these first bytes; None if they contradict its content type.
 
-    What begins with unknown bytes is a `bin`, if its content type is unknown too and it does not
-    look like a text.
+    Unknown bytes are a `bin` if the content type is unknown too and they do not look like text.
     """
     found = sniff(head)
     if found is not None:
@@ -52,7 +51,7 @@ def extension_of(head: bytes, content_type: str) -> str | None:
 
 
 def sniff(head: bytes) -> str | None:
-    """The extension of the media that begins with these bytes, if it is a known one."""
+    """The extension of the media type that begins with these bytes; None if it is unknown."""
     if head[4:8] == b"ftyp" and head[8:12] not in HEIF_BRANDS:
         return "mov" if head[8:12] == b"qt  " else "mp4"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":

@@ -1,30 +1,32 @@
-"""The storage's side of a download: presigned URLs, redirects, ranges, and what may go wrong there.
+"""Requests to the storage: presigned URLs, redirects, ranges, and their failures.
 
-Nothing but our own headers is sent: no key, no cookie, nothing of the client's.
+Only our own headers are sent: no API key, no cookie, nothing of the client's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urljoin
 
 import anyio
 
 from luma_poll._arguments import is_loopback
 from luma_poll._downloads.media import is_media
-from luma_poll._translation import BROKEN_STREAM, classes, retry_after
+from luma_poll._translation import BROKEN_STREAM, classes, content_encoding, retry_after
 from luma_poll._version import __version__
 
 MAX_REDIRECTS = 3
 STALL = 30.0
-"""Seconds without a byte after which the connection is taken for dead."""
+"""Seconds without a byte after which a connection counts as dead."""
 LONGEST_RETRY_AFTER = 60.0
+"""Seconds; a longer `Retry-After` of the storage counts as this."""
 REDIRECTS = (301, 302, 303, 307, 308)
 INVALID = "the URL of the output is not valid"
 HEADERS = {
@@ -34,13 +36,56 @@ HEADERS = {
 }
 
 
+class URL(Protocol):
+    """The parts of an httpx or httpx2 URL that are checked."""
+
+    @property
+    def scheme(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int | None: ...
+    @property
+    def userinfo(self) -> bytes: ...
+
+
+class Request(Protocol):
+    """A request of httpx or httpx2."""
+
+    @property
+    def url(self) -> URL: ...
+
+
+class Response(Protocol):
+    """The parts of an httpx or httpx2 response that a download uses."""
+
+    @property
+    def status_code(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def extensions(self) -> Mapping[str, object]: ...
+    @property
+    def stream(self) -> AsyncIterable[bytes]: ...
+    async def aclose(self) -> None: ...
+
+
+class HTTPClient(Protocol):
+    """The parts of an async httpx or httpx2 client that a download uses."""
+
+    def build_request(self, method: str, url: str) -> Any: ...
+    async def send(
+        self, request: Any, *, stream: bool, auth: None, follow_redirects: bool
+    ) -> Any: ...
+
+
 class InterruptedTry(Exception):  # noqa: N818 (it is no error yet)
-    """A request has failed, and another may not.
+    """A request failed, and another may succeed.
 
     Attributes:
-        expired: Whether a fresh URL is needed.
-        changed: Whether the bytes that are there may be of another version.
-        retry_after: Seconds that the storage wants to be left alone.
+        expired: True if a fresh URL is needed.
+        changed: True if the bytes on disk may be of another version of the file.
+        retry_after: Seconds that the storage asked us to wait.
     """
 
     def __init__(
@@ -53,12 +98,12 @@ class InterruptedTry(Exception):  # noqa: N818 (it is no error yet)
 
 
 class RefusedError(Exception):
-    """Another request would bring nothing else."""
+    """A request failed, and another would fail in the same way."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """What the storage says of a file: the same version has the same bytes."""
+    """A file as the storage describes it; equal versions have the same bytes."""
 
     etag: str | None
     total: int | None
@@ -66,22 +111,30 @@ class Version:
 
     @property
     def resumable(self) -> bool:
-        """Whether a part of it can be told from a part of another version."""
+        """True if its parts cannot be confused with those of another version."""
         return self.etag is not None and self.total is not None
 
     @property
     def key(self) -> str:
-        """A name for it."""
+        """A short name for it."""
         return sha256(f"{self.etag} {self.total}".encode()).hexdigest()[:16]
 
 
 @asynccontextmanager
-async def requested(http: Any, url: str, version: Version | None, start: int) -> AsyncIterator[Any]:
-    """The storage's answer, with status 200 or 206: the file, from `start` on if it likes.
+async def requested(
+    http: HTTPClient, url: str, version: Version | None, start: int
+) -> AsyncIterator[Response]:
+    """The storage's response, with status 200 or 206.
+
+    Args:
+        http: The client whose transport is used.
+        url: The presigned URL.
+        version: The version of which the bytes before `start` are; None if there are none.
+        start: The first byte to ask for. The storage may send the whole file all the same.
 
     Raises:
-        InterruptedTry: There is none, but another request may bring it.
-        RefusedError: There will be none.
+        InterruptedTry: No such response, but another request may get one.
+        RefusedError: No such response, now or later.
     """
     headers = dict(HEADERS)
     if start and version is not None:
@@ -94,32 +147,35 @@ async def requested(http: Any, url: str, version: Version | None, start: int) ->
         await _close(response)
 
 
-def read_version(response: Any) -> Version:
-    """Which version a whole file is.
+def read_version(response: Response) -> Version:
+    """The version of the file that a response begins to send.
 
     Raises:
         InterruptedTry: It is a part that was not asked for.
-        RefusedError: It is no file that could be kept.
+        RefusedError: It is not an image or video, or its end could not be recognised.
     """
     headers = response.headers
     if response.status_code != 200:
-        raise InterruptedTry("the storage sends a part that was not asked for")
+        raise InterruptedTry("the storage sent a part that was not asked for")
     content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if not is_media(content_type):
-        raise RefusedError(f"the storage sends {content_type}, not an image or video")
-    if encoding := _encoding(response):
-        raise RefusedError(f"the storage sends the file encoded ({encoding[:20]})")
+        raise RefusedError(f"the storage sent {content_type}, not an image or video")
+    if encoding := content_encoding(headers):
+        raise RefusedError(f"the storage sent the file encoded ({encoding[:20]})")
     length = re.fullmatch(r"[0-9]{1,18}", headers.get("Content-Length", ""))
     if length is None and not _is_framed(response):
-        raise RefusedError("the storage does not say how long the file is")
+        raise RefusedError("the storage did not say how long the file is")
     etag = re.fullmatch(r'"[!-~]+"', headers.get("ETag", ""))
     return Version(etag and etag[0], length and int(length[0]), content_type)
 
 
-def check_continues(response: Any, version: Version, start: int) -> int:
-    """Check that a part is the rest of what is there, and say where it ends.
+def check_continues(response: Response, version: Version, start: int) -> int:
+    """Check that a part continues the bytes on disk.
 
-    The bytes are spliced, so all that was promised has to be said again.
+    They are spliced together, so the response must repeat everything that identifies the version.
+
+    Returns:
+        The offset of its end.
 
     Raises:
         InterruptedTry: It is of another version, or may be.
@@ -129,17 +185,17 @@ def check_continues(response: Any, version: Version, start: int) -> int:
         response.headers.get("Content-Range", ""),
     )
     first, last, total = map(int, said.groups()) if said else (0, 0, 0)
-    same = response.headers.get("ETag") == version.etag and not _encoding(response)
+    same = response.headers.get("ETag") == version.etag and not content_encoding(response.headers)
     if not same or (first, total) != (start, version.total) or not first <= last < total:
         raise InterruptedTry("the file has changed on the storage", changed=True)
     return last + 1
 
 
 @asynccontextmanager
-async def body(response: Any) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Iterate over the bytes of a response as they come.
+async def body(response: Response) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Iterate over the bytes of a response as they arrive.
 
-    Not by `aiter_raw`: what a mock transport gives may have been read before.
+    Not with `aiter_raw`: a response of a mock transport may have been read before.
     """
     chunks = aiter(response.stream)
     try:
@@ -149,7 +205,10 @@ async def body(response: Any) -> AsyncIterator[AsyncIterator[bytes]]:
 
 
 async def read(chunks: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> bool:
-    """Hand the next bytes of a body to `take` until it has enough; False at the body's end.
+    """Pass chunks of a body to `take` until it returns True.
+
+    Returns:
+        False at the end of the body.
 
     Raises:
         InterruptedTry: The connection is broken, or dead.
@@ -158,13 +217,13 @@ async def read(chunks: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> b
         async for chunk in chunks:
             now = anyio.current_time()
             if stall.deadline < now + STALL:
-                stall.deadline = now + STALL + 1  # to move it for each chunk costs too much
+                stall.deadline = now + STALL + 1  # moving it for each chunk costs too much
             if take(chunk):
                 return True
     return False
 
 
-async def _follow(http: Any, url: str, headers: dict[str, str]) -> Any:
+async def _follow(http: HTTPClient, url: str, headers: dict[str, str]) -> Response:
     plain = True
     for _ in range(MAX_REDIRECTS + 1):
         with _valid():
@@ -184,7 +243,7 @@ async def _follow(http: Any, url: str, headers: dict[str, str]) -> Any:
 
 @contextlib.contextmanager
 def _valid() -> Iterator[None]:
-    """Refuse what turns out to be no URL."""
+    """Refuse a URL that cannot be parsed."""
     invalid: tuple[type[BaseException], ...] = (ValueError, *classes("InvalidURL"))
     try:
         yield
@@ -192,8 +251,8 @@ def _valid() -> Iterator[None]:
         raise RefusedError(INVALID) from None
 
 
-def _check_url(url: Any, plain: bool) -> None:
-    """Check what the request will be sent to; `plain` says if unencrypted is good enough."""
+def _check_url(url: URL, plain: bool) -> None:
+    """Check the target of a request; `plain` allows plain http on this machine."""
     host = url.host
     if not host or not 0 <= (url.port or 0) <= 65535:
         raise RefusedError(INVALID)
@@ -203,22 +262,22 @@ def _check_url(url: Any, plain: bool) -> None:
         raise RefusedError(f"the URL on {host} has a user name or password")
 
 
-def _check_status(response: Any) -> None:
+def _check_status(response: Response) -> None:
     status = response.status_code
     if status == 416:
         raise InterruptedTry("the storage has no such range (HTTP 416)", changed=True)
     if status == 403:
-        raise InterruptedTry("the storage refuses the URL (HTTP 403)", expired=True)
+        raise InterruptedTry("the storage refused the URL (HTTP 403)", expired=True)
     if status in (408, 425, 429) or status >= 500:
         wait = min(retry_after(response.headers) or 0.0, LONGEST_RETRY_AFTER)
-        raise InterruptedTry(f"the storage answers HTTP {status}", retry_after=wait)
+        raise InterruptedTry(f"the storage answered HTTP {status}", retry_after=wait)
     if status not in (200, 206):
-        raise RefusedError(f"the storage answers HTTP {status}")
+        raise RefusedError(f"the storage answered HTTP {status}")
 
 
 @contextlib.contextmanager
 def _network() -> Iterator[None]:
-    """Turn what goes wrong on the wire into a reason for another try."""
+    """Translate failures of the connection into `InterruptedTry`."""
     broken: tuple[type[BaseException], ...] = (
         OSError,
         *BROKEN_STREAM,
@@ -233,23 +292,48 @@ def _network() -> Iterator[None]:
         raise InterruptedTry(f"the connection to the storage failed ({why})") from None
 
 
-def _request(http: Any, url: str, headers: dict[str, str]) -> Any:
-    """One of the library that the client is of."""
+def _request(http: HTTPClient, url: str, headers: dict[str, str]) -> Request:
+    """A request of the library that the client belongs to."""
     if any(character.isspace() for character in url):
         raise ValueError("white space inside")
-    request_class = type(http.build_request("GET", "https://localhost"))
+    request_class: Callable[..., Request] = type(http.build_request("GET", "https://localhost"))
     seconds = dict.fromkeys(("connect", "read", "write", "pool"), STALL)
     return request_class("GET", url, headers=headers, extensions={"timeout": seconds})
 
 
-async def _send(http: Any, request: Any) -> Any:
-    """Send through the transport of the client alone.
+async def _send(http: HTTPClient, request: Request) -> Response:
+    """Send a request through the transport that the client has for its URL.
 
-    The client itself would add its own headers, cookies, parameters and authentication, which
-    are for the API, and would log the whole URL.
+    Not through the client itself, which would run the event hooks and log the signed URL. Only
+    where a later httpx no longer names its transport, the client sends it: unauthenticated, like
+    the transport, as `_request` has no part of the client, and unlogged.
     """
+    response: Response
+    transport_for = getattr(http, "_transport_for_url", None)
     with anyio.fail_after(STALL):
-        return await http._transport_for_url(request.url).handle_async_request(request)
+        if transport_for is not None:
+            response = await transport_for(request.url).handle_async_request(request)
+        else:
+            with _unlogged(str(request.url)):
+                response = await http.send(request, stream=True, auth=None, follow_redirects=False)
+    return response
+
+
+@contextlib.contextmanager
+def _unlogged(url: str) -> Iterator[None]:
+    """Keep a signed URL out of the clients' own logs."""
+
+    def is_harmless(record: logging.LogRecord) -> bool:
+        return url not in record.getMessage()
+
+    loggers = [logging.getLogger(name) for name in ("httpx", "httpx2")]
+    for logger in loggers:
+        logger.addFilter(is_harmless)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_harmless)
 
 
 async def _close(opened: Any) -> None:
@@ -257,13 +341,7 @@ async def _close(opened: Any) -> None:
         await opened.aclose()
 
 
-def _encoding(response: Any) -> str:
-    """How the file is encoded; empty where it comes as it is."""
-    encoding: str = response.headers.get("Content-Encoding", "").strip().lower()
-    return "" if encoding == "identity" else encoding
-
-
-def _is_framed(response: Any) -> bool:
-    """Whether the end of a body without a length can be told from a broken connection."""
+def _is_framed(response: Response) -> bool:
+    """True if a body without a length has an end that a broken connection does not imitate."""
     version = response.extensions.get("http_version", b"")
     return version not in (b"HTTP/1.0", b"HTTP/1.1") or "Transfer-Encoding" in response.headers

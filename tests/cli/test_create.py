@@ -1,6 +1,7 @@
 """`luma-poll create`: any parameter, and a file of prompts, none of which is submitted twice."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -21,10 +22,52 @@ from luma_poll import (
     ServerError,
 )
 from luma_poll._client.generations import Generations
-from tests.cli.test_commands import COMMAND, Cli, _settings, base_url, cli, interrupt
+from tests.cli.support import COMMAND, Cli, interrupt
 from tests.fakes import snapshot
 
-__all__ = ["_settings", "base_url", "cli"]
+
+def test_create_prints_the_id(cli: Cli) -> None:
+    """Alone, so that a script can take it."""
+    code, out, err = cli("create", "a fox", "--model", "uni-1-max", "--aspect-ratio", "16:9")
+    assert (code, err) == (0, "")
+    assert "model           uni-1-max\n" in cli("get", out.strip()).out
+
+
+def test_create_prints_json(cli: Cli) -> None:
+    """The first snapshot, and what it was submitted for."""
+    told = cli("create", "a fox", "--model", "ray-3.2", "--type", "video", "--json")
+    assert json.loads(told.out).items() >= {"type": "video", "prompt": "a fox"}.items()
+
+
+def test_create_waits(cli: Cli) -> None:
+    """The id on stderr at once, as it is billed from now on; then the URLs on stdout."""
+    code, out, err = cli("create", "a fox sandbox:duration=0", "--wait")
+    submitted = re.fullmatch(r"Submitted (\S+)\.\n", err)
+    assert code == 0
+    assert submitted
+    assert f"/{submitted[1]}/0?" in out
+
+
+def test_create_says_when_it_is_unknown_whether_it_is_billed(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note of the library is part of the message."""
+    error = ServerError("HTTP 500", status_code=500)
+    error.add_note("It is not known.")
+
+    async def create(self: Generations, prompt: str, **_: Any) -> Generation:
+        raise error
+
+    monkeypatch.setattr(Generations, "create", create)
+    assert cli("create", "a fox") == (4, "", "ServerError: HTTP 500 It is not known.\n")
+
+
+def test_create_says_what_the_api_refuses(cli: Cli) -> None:
+    """In the API's own words."""
+    code, out, err = cli("create", "a fox", "--model", "sora")
+    assert (code, out) == (4, "")
+    assert "BadRequestError: HTTP 400 Bad Request: Unknown model: sora." in err
+
 
 PROMPTS = """\
 \ufeff# my foxes
@@ -48,7 +91,7 @@ Sent = list[dict[str, Any]]
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
-    """What is submitted; each is accepted as the number that it has."""
+    """The parameters that are submitted; each submission is accepted, with its number as the id."""
     return answering(monkeypatch, {})
 
 
@@ -70,11 +113,8 @@ def answering(monkeypatch: pytest.MonkeyPatch, failures: dict[int, BaseException
     return sent
 
 
-# --- parameters ----------------------------------------------------------------------------------
-
-
 def test_any_parameter_can_be_given(cli: Cli, sent: Sent) -> None:
-    """As JSON, or as a text where it is none; beside the options there are for some."""
+    """As JSON or as plain text, together with the options that exist for some."""
     words = ["style=manga", "web_search=true", 'user_id="7"', "seed=7", "self=a=b", "source=null"]
     words.append('image_ref=[{"url": "https://example.com/a.png"}]')
     options = [word for each in words for word in ("--param", each)]
@@ -96,7 +136,7 @@ def test_any_parameter_can_be_given(cli: Cli, sent: Sent) -> None:
 
 
 def test_a_parameter_reaches_the_api(cli: Cli) -> None:
-    """And one that the client takes by position is no exception."""
+    """Even one that has the name of a positional argument."""
     told = cli("create", "a fox", "--param", "model=uni-1-max", "--json")
     assert json.loads(told.out)["model"] == "uni-1-max"
     told = cli("create", "a fox", "--param", "self=1")
@@ -111,8 +151,8 @@ def test_a_parameter_reaches_the_api(cli: Cli) -> None:
         (["fox", "--param", "image_ref[0]=x"], "--param takes KEY=VALUE, not 'image_ref[0]=x'"),
         (["fox", "--param", "source={url:x}"], "--param source: '{url:x}' is not JSON: "),
         (["fox", "--param", "prompt=owl"], "--param prompt: the prompt is an argument"),
-        (["fox", "--param", "a=1", "--param", "a=2"], "--param a: it is given twice"),
-        (["fox", "--model", "uni-1", "--param", "model=x"], "--param model: it is given twice"),
+        (["fox", "--param", "a=1", "--param", "a=2"], "--param a is given twice"),
+        (["fox", "--model", "uni-1", "--param", "model=x"], "--param model is given twice"),
         (["fox", "--timeout", "5"], "--timeout goes with --wait"),
         ([], "give a PROMPT, or --file PATH"),
         (["fox", "--file", "prompts.txt"], "give a PROMPT, or --file PATH"),
@@ -122,7 +162,7 @@ def test_a_parameter_reaches_the_api(cli: Cli) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_usage_submits_nothing(cli: Cli, sent: Sent, arguments: list[str], says: str) -> None:
-    """It is 2, with words."""
+    """The exit code is 2, and a message says why."""
     code, out, err = cli("create", *arguments, stdin=b"# none\n")
     assert (code, out, sent) == (2, "", [])
     assert err.startswith(f"Error: {says}")
@@ -135,11 +175,8 @@ def test_a_value_that_json_cannot_write_is_refused(cli: Cli) -> None:
     assert told.err.startswith("Error: the parameters are not JSON")
 
 
-# --- files ---------------------------------------------------------------------------------------
-
-
 def test_a_file_has_a_prompt_a_line(cli: Cli, prompts: str, sent: Sent) -> None:
-    """Blank lines and comments are none; each id is printed alone, in the order of the lines."""
+    """Blank lines and comments are skipped; the ids are printed in the order of the lines."""
     code, out, err = cli("create", "--file", prompts, "--param", "style=manga")
     assert (code, out, err) == (0, "number-1\nnumber-2\nnumber-3\n", "")
     assert [each["prompt"].split(" sandbox:")[0] for each in sent] == [
@@ -151,7 +188,7 @@ def test_a_file_has_a_prompt_a_line(cli: Cli, prompts: str, sent: Sent) -> None:
 
 
 def test_prompts_come_from_stdin_too(cli: Cli) -> None:
-    """As JSON each id has its prompt beside it."""
+    """As JSON, each id comes with its prompt."""
     told = cli("create", "--file", "-", "--json", stdin="a fox\nan owl — Eule\n".encode())
     assert told.code == 0
     assert [json.loads(line)["prompt"] for line in told.out.splitlines()] == [
@@ -170,10 +207,10 @@ def test_a_file_is_submitted_and_waited_for(cli: Cli, prompts: str) -> None:
     assert said[3].startswith(f"ContentModeratedError: generation {ids[2]} ")
 
 
-def test_what_is_refused_for_its_own_sake_does_not_stop_the_others(
+def test_a_prompt_that_is_rejected_does_not_stop_the_others(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompts: str
 ) -> None:
-    """It is told with its line, and the exit code is its."""
+    """It is reported with its line, and decides the exit code."""
     refused = BadRequestError("HTTP 400 Bad Request: too long.", status_code=400)
     sent = answering(monkeypatch, {2: refused})
     code, out, err = cli("create", "--file", prompts)
@@ -193,10 +230,10 @@ def test_what_is_refused_for_its_own_sake_does_not_stop_the_others(
     ],
     ids=repr,
 )
-def test_what_would_meet_the_others_too_ends_it(
+def test_an_error_that_the_next_prompt_would_meet_too_ends_it(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompts: str, failure: LumaError, rest: int
 ) -> None:
-    """The command that goes on has all options, and leaves out what may have been accepted."""
+    """The command for the rest has all options, and leaves out what may have been accepted."""
     sent = answering(monkeypatch, {2: failure})
     options = ["--type", "image", "--aspect-ratio", "16:9", "--param", "style=a b"]
     options += ["--wait", "--timeout", "5", "--json"]
@@ -225,19 +262,19 @@ def told(error: LumaError) -> str:
 def test_ctrl_c_says_what_may_be_billed_and_what_was_not_submitted(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompts: str, wait: list[str]
 ) -> None:
-    """And of what was accepted the ids are there, on stdout or in a command to copy."""
+    """The ids of those accepted are printed, on stdout or in a command to copy."""
     answering(monkeypatch, {2: KeyboardInterrupt()})
     code, out, err = cli("create", "--file", prompts, *wait)
     waiting = [
-        "Interrupted; 1 is still running. To wait on:",
+        "Interrupted; 1 is still running. To keep waiting:",
         "  luma-poll wait number-1",
     ]
     assert (code, out) == (130, "" if wait else "number-1\n")
     assert err.splitlines() == [
         *(["Submitted number-1."] if wait else []),
         f"Interrupted while submitting line 4 of {prompts}: "
-        "it may have been accepted, and be billed. "
-        "Look at the usage of the account before you submit it again.",
+        "it may have been accepted and billed. "
+        "Check the account's usage before you submit it again.",
         f"Not submitted: 1 prompt, from line 6 of {prompts} on.",
         f"  tail -n +6 '{prompts}' | luma-poll create --file -{' --wait' if wait else ''}",
         *(waiting if wait else []),
@@ -247,13 +284,13 @@ def test_ctrl_c_says_what_may_be_billed_and_what_was_not_submitted(
 def test_ctrl_c_while_waiting_names_those_that_run(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All have been submitted, so nothing is said of that."""
+    """All have been submitted, so no command submits the rest."""
     monkeypatch.setattr("luma_poll._polling.poller.DEFAULT_WAIT", interrupt)
     told = cli("create", "--file", "-", "--wait", stdin=b"a sandbox:duration=60\n" * 2)
     ids = [line.removeprefix("Submitted ").rstrip(".") for line in told.err.splitlines()[:2]]
     assert told.code == 130
     assert told.err.splitlines()[2:] == [
-        "Interrupted; 2 are still running. To wait on:",
+        "Interrupted; 2 are still running. To keep waiting:",
         f"  luma-poll wait {shlex.join(ids)}",
     ]
 
@@ -268,7 +305,7 @@ def test_many_have_a_summary_and_a_command_with_every_id(cli: Cli) -> None:
     assert said[-4:-1] == [
         "     11 PollTimeoutError",
         "      1 completed",
-        "To wait again for the 11 that may still end:",
+        "To wait again for the 11 that may still finish:",
     ]
     words = shlex.split(said[-1])
     assert (words[:2], sorted(words[2:-2])) == (["luma-poll", "wait"], sorted(ids))
@@ -297,7 +334,7 @@ def test_an_id_that_cannot_be_printed_is_not_forgotten(
 def test_a_refusal_for_now_is_waited_out(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompts: str
 ) -> None:
-    """A file of prompts is more than the API takes at once: it is tried again, in vain or not."""
+    """The API does not take a whole file of prompts at once, so a 429 is tried again."""
     monkeypatch.setattr("luma_poll._client.generations._backoff", lambda attempt: 0.0)
     tries: list[None] = []
     request = Generations._retried

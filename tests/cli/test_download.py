@@ -1,8 +1,6 @@
-"""The command line brings the outputs home: `download`, and `wait --download`."""
+"""Downloads from the command line: `download`, and `wait --download`."""
 
 import json
-import os
-import pty
 import shlex
 import signal
 import subprocess
@@ -12,20 +10,8 @@ from pathlib import Path
 from luma_poll import DownloadProgress
 from luma_poll._cli.bars import DownloadBars
 from luma_poll._cli.terminal import err
-from tests.cli.test_commands import (
-    COMMAND,
-    Cli,
-    _read,
-    _settings,
-    base_url,
-    cli,
-    failing,
-    started,
-    submit,
-)
+from tests.cli.support import COMMAND, Cli, failing, on_a_terminal, started, submit
 from tests.fakes import ID
-
-__all__ = ["_settings", "base_url", "cli"]
 
 PNG = b"\x89PNG\r\n\x1a\n"
 LARGE = "sandbox:size=100000000"
@@ -39,7 +25,7 @@ def ended(script: str = "") -> str:
 
 
 def test_download_prints_the_paths(cli: Cli, tmp_path: Path) -> None:
-    """One a line, and the files are whole."""
+    """One per line, and the files are complete."""
     generation_id = ended("sandbox:outputs=2")
     told = cli("download", generation_id, str(tmp_path / "new" / "place"))
     assert (told.code, told.err) == (0, "")
@@ -49,7 +35,7 @@ def test_download_prints_the_paths(cli: Cli, tmp_path: Path) -> None:
     assert cli("download", generation_id, str(tmp_path / "new" / "place")).out == told.out
 
 
-def test_a_file_that_is_there_is_kept(cli: Cli, tmp_path: Path) -> None:
+def test_a_file_that_exists_is_kept(cli: Cli, tmp_path: Path) -> None:
     """The same command again fetches nothing; with --overwrite it does."""
     generation_id = ended()
     (path,) = cli("download", generation_id, str(tmp_path)).out.splitlines()
@@ -62,7 +48,7 @@ def test_a_file_that_is_there_is_kept(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_each_download_has_its_own_end(cli: Cli, tmp_path: Path) -> None:
-    """One that failed, one that is none and one that is not finished do not hinder the others."""
+    """A failed, an unknown and an unfinished generation do not disturb the others."""
     good, bad, unfinished = ended(), failing(), submit("sandbox:duration=1000")
     told = cli("download", good, bad, ID, unfinished, good, str(tmp_path), "--json")
     assert told.code == 4
@@ -83,7 +69,7 @@ def test_one_that_still_runs_is_to_be_waited_for(cli: Cli, tmp_path: Path) -> No
     assert (code, out.count("\n")) == (2, 1)
     assert err.splitlines() == [
         f"Error: generation {running} is 'queued', and has no files yet",
-        "To wait for what is still running:",
+        "To wait for those still running:",
         f"  luma-poll wait {running} --download {shlex.quote(place)}",
     ]
 
@@ -97,7 +83,7 @@ def test_a_directory_that_cannot_be_is_4(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_wait_downloads_as_each_ends(cli: Cli, tmp_path: Path) -> None:
-    """The paths come in place of the URLs; a failure is told as ever."""
+    """Paths replace the URLs; a failure is reported as usual."""
     good, bad = submit(), failing()
     told = cli("wait", good, bad, "--download", str(tmp_path))
     assert told.code == 1
@@ -107,7 +93,7 @@ def test_wait_downloads_as_each_ends(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_what_could_not_be_downloaded_is_not_done(cli: Cli, tmp_path: Path) -> None:
-    """A run that is resumed fetches it; what was fetched is skipped."""
+    """A resumed run fetches it, and skips what was fetched."""
     good, kept, place = submit(), tmp_path / "results.jsonl", tmp_path / "out"
     place.write_text("in the way")
     command = ["wait", good, "--download", str(place), "--output", str(kept), "--resume", str(kept)]
@@ -117,11 +103,11 @@ def test_what_could_not_be_downloaded_is_not_done(cli: Cli, tmp_path: Path) -> N
     assert (place / f"{good}.png").exists()
     errors = [json.loads(line)["error"] for line in kept.read_text().splitlines()]
     assert [error and error["type"] for error in errors] == ["DownloadError", None]
-    assert "1 done in" in cli(*command).err
+    assert "Skipped 1 that are done in" in cli(*command).err
 
 
 def test_what_is_done_has_its_files(cli: Cli, tmp_path: Path) -> None:
-    """A completed one is fetched where its line has no files, other files, or lost ones."""
+    """A completed generation is fetched if the files of its line are missing or elsewhere."""
     good, kept, place = submit(), tmp_path / "results.jsonl", tmp_path / "out"
     resume = ["--output", str(kept), "--resume", str(kept)]
     assert cli("wait", good, *resume).code == 0
@@ -129,13 +115,13 @@ def test_what_is_done_has_its_files(cli: Cli, tmp_path: Path) -> None:
         told = cli("wait", good, "--download", str(directory), *resume)
         assert (told.code, (directory / f"{good}.png").exists()) == (0, True)
         assert "done in" not in told.err
-    assert "1 done in" in cli("wait", good, "--download", str(place), *resume).err
+    assert "Skipped 1 that are done in" in cli("wait", good, "--download", str(place), *resume).err
     (place / f"{good}.png").unlink()
     assert "done in" not in cli("wait", good, "--download", str(place), *resume).err
     assert (place / f"{good}.png").exists()
 
 
-def test_an_interrupted_download_goes_on(cli: Cli, tmp_path: Path) -> None:
+def test_an_interrupted_download_continues(cli: Cli, tmp_path: Path) -> None:
     """SIGINT in the middle of a large file, and the same command again."""
     generation_id = ended(LARGE)
     command = [*COMMAND, "download", generation_id, str(tmp_path)]
@@ -145,7 +131,7 @@ def test_an_interrupted_download_goes_on(cli: Cli, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
         assert process.stderr
-        assert "the same command goes on" in process.stderr.read()
+        assert "the same command continues" in process.stderr.read()
     assert not list(tmp_path.glob("*.png"))
     (part,) = tmp_path.glob(".*.part")
     there = part.stat().st_size
@@ -158,18 +144,10 @@ def test_an_interrupted_download_goes_on(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_terminal_has_bars(tmp_path: Path) -> None:
-    """With bytes and rate, below the table of the waits; they go away with their downloads."""
+    """With bytes and rate, below the table, for as long as the downloads take."""
     wanted = [submit(f"{LARGE} sandbox:duration=0.1") for _ in range(2)]
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "20"}
-    with started(
-        *COMMAND, "wait", *wanted, "--download", str(tmp_path),
-        stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
-    ) as process:  # fmt: skip
-        os.close(theirs)
-        screen = b"".join(iter(lambda: _read(ours), b"")).decode()
-        assert process.wait(20) == 0
-    os.close(ours)
+    code, screen = on_a_terminal("wait", *wanted, "--download", str(tmp_path), COLUMNS="120")
+    assert code == 0
     assert "downloading" in screen
     assert "/100.0 MB" in screen
     assert "MB/s" in screen
@@ -177,8 +155,8 @@ def test_a_terminal_has_bars(tmp_path: Path) -> None:
         path.unlink()
 
 
-def test_a_bar_is_there_as_long_as_its_file_is_on_its_way() -> None:
-    """Whether it ends well or badly."""
+def test_a_bar_lasts_as_long_as_its_download() -> None:
+    """A success removes it, and so does a failure."""
     bars = DownloadBars(err)
     for index in (0, 1, 2):
         bars.on_progress(DownloadProgress(ID, index, 3, 10, 100))

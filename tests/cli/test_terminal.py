@@ -1,13 +1,14 @@
-"""The command line and the terminal: hostile texts, a screen that is read, readers that leave."""
+"""The terminal: hostile texts, and outputs that cannot be written."""
 
 import json
 import os
-import pty
 import re
+import shlex
 import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,24 +17,96 @@ import pytest
 from luma_poll import DownloadProgress, Generation, PollTimeoutError
 from luma_poll._cli.bars import DownloadBars
 from luma_poll._cli.table import LiveTable
-from tests.cli.test_commands import (
+from tests.cli.support import (
     COMMAND,
     Cli,
     Terminal,
-    _read,
-    _settings,
-    base_url,
-    cli,
     lines,
+    on_a_terminal,
     started,
+    submit,
     terminal,
 )
 from tests.fakes import ID
 
-__all__ = ["_settings", "base_url", "cli"]
+
+@pytest.mark.parametrize("command", ["get", "wait", "watch"])
+@pytest.mark.parametrize(
+    ("trouble", "code", "says"),
+    [
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+        (OSError(28, "No space left"), 4, "Error: [Errno 28] No space left\n"),
+    ],
+)
+def test_an_output_that_cannot_be_written_ends_it(
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    trouble: OSError,
+    code: int,
+    says: str,
+) -> None:
+    """Quietly if the reader has gone, as with `head`."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise trouble
+
+    generation_id = submit()
+    monkeypatch.setattr("luma_poll._cli.terminal.print", fail, raising=False)
+    assert cli(command, generation_id) == (code, "", says)
+
+
+def test_a_full_disk_and_others_still_running(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later results could not be written either, so they are not waited for."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    ids = [submit("sandbox:duration=60"), submit()]
+    monkeypatch.setattr("luma_poll._cli.terminal.print", fail, raising=False)
+    assert cli("wait", *ids) == (141, "", "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_a_closed_stdout_is_trouble(closed: str) -> None:
+    """The result could not be printed, so the exit code does not say that all went well."""
+    command = f"{shlex.join(COMMAND)} get {submit()} {closed}"
+    assert subprocess.run(["sh", "-c", command], check=False, timeout=20).returncode == 4
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_stderr_does_not_change_the_exit_code() -> None:
+    """It is the only message that can still be given."""
+    command = f"LUMA_BASE_URL=http://127.0.0.1:9/v1 {shlex.join(COMMAND)} get {ID} 2>/dev/full"
+    assert subprocess.run(["sh", "-c", command], check=False, timeout=60).returncode == 4
+
+
+def test_a_reader_that_goes_away() -> None:
+    """`luma-poll wait ... | true` ends at once and quietly."""
+    read, write = os.pipe()
+    os.close(read)
+    ids = [submit(), submit("sandbox:duration=60")]
+    with started(*COMMAND, "wait", *ids, stdout=write, stderr=subprocess.PIPE) as process:
+        os.close(write)
+        assert process.stderr
+        assert (process.wait(10), process.stderr.read()) == (141, "")
+
+
+def test_a_reader_that_goes_away_hears_nothing_of_many() -> None:
+    """`luma-poll wait ... | head -1` ends quietly."""
+    read, write = os.pipe()
+    os.close(read)
+    ids = [submit() for _ in range(11)]
+    with started(*COMMAND, "wait", *ids, stdout=write, stderr=subprocess.PIPE) as process:
+        os.close(write)
+        assert process.stderr
+        assert (process.wait(10), process.stderr.read()) == (141, "")
+
 
 EVIL = "\x1b]52;c;aGk=\x07\x9b2J\x7f\t\r\n\u2028\u202eforged"
 ESCAPED = r"\u001b]52;c;aGk=\u0007\u009b2J\u007f\t\r\n\u2028\u202eforged"
+
+
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]")
 OWN = re.compile(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]+")
 """What a table is drawn with: sequences that colour and move, and the ends of lines."""
@@ -47,7 +120,7 @@ def evil(state: str = "completed", **fields: Any) -> dict[str, Any]:
 
 
 class EvilAPI(BaseHTTPRequestHandler):
-    """Answers by the id that is asked for: with this state, or with an error."""
+    """Answers with the state that the id names, or with an error."""
 
     polls = 0
 
@@ -77,7 +150,7 @@ class EvilAPI(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def evil_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything that it says is hostile."""
+    """An API whose every text is hostile."""
     with ThreadingHTTPServer(("127.0.0.1", 0), EvilAPI) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
@@ -88,20 +161,6 @@ def evil_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         thread.join()
 
 
-def on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
-    """The exit code of a command, and what it wrote to its terminal."""
-    ours, theirs = pty.openpty()
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "300", "LINES": "24", **environment}
-    with started(*COMMAND, *arguments, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as it:
-        os.close(theirs)
-        written = b"".join(iter(lambda: _read(ours), b"")).decode()
-        code = it.wait(20)
-    os.close(ours)
-    return code, written
-
-
-# --- texts that command a terminal ---------------------------------------------------------------
-
 DRAWN = [
     ["get", ID],
     ["get", ID, "--json"],
@@ -110,6 +169,8 @@ DRAWN = [
     ["watch", "state"],
     ["download", "refused", "failed", "out"],
 ]
+
+
 PRINTED = [
     *DRAWN,
     ["get", "refused"],
@@ -133,7 +194,7 @@ def test_nothing_from_outside_is_raw(cli: Cli, arguments: list[str]) -> None:
 @pytest.mark.usefixtures("evil_api")
 @pytest.mark.parametrize("arguments", DRAWN, ids=" ".join)
 def test_nothing_from_outside_reaches_a_terminal_raw(arguments: list[str]) -> None:
-    """Nor in a table: the screen has what this library draws, and no more."""
+    """Not in a table either: the screen has only what this library draws."""
     _, written = on_a_terminal(*arguments)
     pieces = OWN.split(written)
     assert not any(RAW.search(piece) or piece.startswith("forged") for piece in pieces)
@@ -141,7 +202,7 @@ def test_nothing_from_outside_reaches_a_terminal_raw(arguments: list[str]) -> No
 
 @pytest.mark.usefixtures("evil_api")
 def test_an_escaped_line_of_json_means_the_same(cli: Cli) -> None:
-    """What reads it gets the texts as the API wrote them."""
+    """A reader of the JSON gets the texts as the API wrote them."""
     read = json.loads(cli("get", ID, "--json").out)
     assert read == Generation.model_validate(evil()).model_dump(mode="json")
 
@@ -167,7 +228,7 @@ def test_a_table_escapes_what_it_shows(height: int | None) -> None:
 
 
 def test_a_bar_has_its_label_as_it_is() -> None:
-    """Escaped, and no markup."""
+    """It is escaped, and not read as markup."""
     screen = terminal(width=200)
     bars = DownloadBars(screen)
     bars.on_progress(DownloadProgress(f"[/red]{EVIL}", 0, 1, 10, 100))
@@ -176,20 +237,17 @@ def test_a_bar_has_its_label_as_it_is() -> None:
     assert f"[/red]{ESCAPED}" in screen.file.getvalue()
 
 
-# --- readers that leave --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["wait", "-h"], ["--version"], ["demo"], ["sandbox"]],
     ids=" ".join,
 )
 def test_a_reader_that_has_gone_is_141(arguments: list[str]) -> None:
-    """Whoever prints, with no words: `luma-poll --help | head -1`."""
+    """Without a message, whatever prints: `luma-poll --help | head -1`."""
     read, write = os.pipe()
     os.close(read)
     with started(*COMMAND, *arguments, stdout=write, stderr=subprocess.PIPE) as process:
         os.close(write)
         assert process.stderr
         said = process.stderr.read()
-        assert (process.wait(20), said.partition("The sandbox listens")[0]) == (141, "")
+        assert (process.wait(20), said.partition("The sandbox is listening")[0]) == (141, "")

@@ -20,7 +20,6 @@ import anyio
 import httpx
 import httpx2
 import pytest
-import tenacity
 from anyio.from_thread import start_blocking_portal
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,8 +33,9 @@ from luma_poll import (
     LumaClient,
     OutputNotFoundError,
 )
-from luma_poll._downloads import download as module
+from luma_poll._downloads import job
 from luma_poll._downloads.files import stem_of
+from luma_poll._downloads.job import backoff
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.storage import Blob
 from tests.fakes import ID, snapshot
@@ -50,7 +50,7 @@ GET = {"Content-Type": "image/png", "ETag": '"one"'}
 
 
 class Storage(httpx.AsyncBaseTransport):
-    """The API and the storage: each answer of the latter is written down, the last one stands."""
+    """The API and the storage, which gives these answers in turn, and the last one from then on."""
 
     def __init__(self, *answers: Callable[[httpx.Request], httpx.Response]) -> None:
         self.answers = list(answers)
@@ -66,7 +66,7 @@ class Storage(httpx.AsyncBaseTransport):
 
 
 class Body(httpx.AsyncByteStream):
-    """Bytes in pieces, and then an error if there is one."""
+    """Bytes in pieces, then the error if one is given."""
 
     def __init__(self, data: bytes, error: Exception | None = None, piece: int = 1000) -> None:
         self.data, self.error, self.piece = data, error, piece
@@ -117,9 +117,29 @@ def status(code: int, **headers: str) -> Callable[[httpx.Request], httpx.Respons
 
 
 @asynccontextmanager
-async def opened(storage: Storage, **options: Any) -> AsyncIterator[LumaClient]:
-    async with httpx.AsyncClient(transport=storage, **options) as http:
+async def opened(
+    storage: Storage, http_class: type[httpx.AsyncClient] = httpx.AsyncClient, **options: Any
+) -> AsyncIterator[LumaClient]:
+    async with http_class(transport=storage, **options) as http:
         yield LumaClient(TOKEN, base_url=BASE_URL, http_client=http)
+
+
+class LaterClient(httpx.AsyncClient):
+    """Like a client of an httpx that no longer has `_transport_for_url`."""
+
+    sending = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "_transport_for_url" and not self.sending:
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        self.sending = True
+        try:
+            return await super().send(request, **options)
+        finally:
+            self.sending = False
 
 
 def names(directory: Path) -> list[str]:
@@ -128,7 +148,13 @@ def names(directory: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WAIT", tenacity.wait_fixed(0.01))
+    monkeypatch.setattr(job, "backoff", lambda tries: 0.01)
+
+
+@pytest.mark.parametrize(("tries", "least"), [(1, 0.5), (2, 1.0), (4, 4.0), (5, 8.0), (99, 8.0)])
+def test_the_backoff_doubles_up_to_a_limit(tries: int, least: float) -> None:
+    """With at most half a second of jitter on top."""
+    assert least <= backoff(tries) <= least + 0.5
 
 
 @pytest.mark.anyio
@@ -147,10 +173,10 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["plain", "cut", "no ranges", "416", "changed", "403", "5xx", "at once", "weak etag"],
 )
-async def test_a_transient_fault_is_got_over(
+async def test_a_transient_fault_is_overcome(
     tmp_path: Path, answers: list[Any], requests: int
 ) -> None:
-    """The file is whole in the end, and there is nothing else."""
+    """In the end the file is complete, and the directory has nothing else."""
     storage = Storage(*answers)
     async with opened(storage) as client:
         (path,) = await client.download(generation(), tmp_path)
@@ -182,10 +208,10 @@ async def test_a_transient_fault_is_got_over(
         (status(206, Content_Range="bytes 5-9/10"), "a part that was not asked for", True),
     ],
 )
-async def test_what_cannot_be_a_file_is_none(
+async def test_what_cannot_be_a_file_is_an_error(
     tmp_path: Path, answer: Any, words: str, retryable: bool
 ) -> None:
-    """It ends in an error that tells why, without the signature, and no file is there."""
+    """The error says why, without the signature, and no file is left."""
     async with opened(Storage(answer)) as client:
         with pytest.raises(DownloadError, match=words) as caught:
             await client.download(generation(), tmp_path)
@@ -213,7 +239,7 @@ async def test_what_cannot_be_a_file_is_none(
 async def test_the_extension_is_that_of_the_bytes(
     tmp_path: Path, head: bytes, content_type: str, extension: str
 ) -> None:
-    """The content type, which may be wrong, decides only where the bytes are not known."""
+    """The content type, which may be wrong, decides only if the bytes are unknown."""
     data = head + bytes(1000)
     async with opened(Storage(serve(data, Content_Type=content_type))) as client:
         (path,) = await client.download(generation(), tmp_path)
@@ -222,7 +248,10 @@ async def test_the_extension_is_that_of_the_bytes(
 
 
 @pytest.mark.anyio
-async def test_the_key_stays_with_the_api(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("http_class", [httpx.AsyncClient, LaterClient])
+async def test_the_key_stays_with_the_api(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, http_class: type[httpx.AsyncClient]
+) -> None:
     """Not even the client's own headers, cookies and auth reach the storage or its redirects."""
     caplog.set_level(logging.DEBUG)
     storage = Storage(
@@ -230,9 +259,15 @@ async def test_the_key_stays_with_the_api(tmp_path: Path, caplog: pytest.LogCapt
     )
     headers = {"Authorization": f"Bearer {TOKEN}", "X-Api-Key": TOKEN}
     async with opened(
-        storage, headers=headers, cookies={"a": TOKEN}, auth=("u", TOKEN), params={"k": TOKEN}
+        storage,
+        http_class,
+        headers=headers,
+        cookies={"a": TOKEN},
+        auth=("u", TOKEN),
+        params={"k": TOKEN},
     ) as client:
-        await client.download(generation(), tmp_path)
+        (path,) = await client.download(generation(), tmp_path)
+    assert path.read_bytes() == PNG
     assert [request.url.host for request in storage.requests] == [
         "storage.example.com",
         "other.example.com",
@@ -246,7 +281,7 @@ async def test_the_key_stays_with_the_api(tmp_path: Path, caplog: pytest.LogCapt
 
 @pytest.mark.anyio
 async def test_a_finished_file_is_kept(tmp_path: Path) -> None:
-    """Its size is compared and its body not read, unless it is to be overwritten."""
+    """Only its size is compared, unless it is to be overwritten."""
     (tmp_path / f"{ID}.png").write_bytes(b"!" * len(PNG))
     async with opened(Storage(serve())) as client:
         (path,) = await client.download(generation(), tmp_path)
@@ -257,7 +292,7 @@ async def test_a_finished_file_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_max_bytes(tmp_path: Path) -> None:
-    """The limit holds for what is announced and for what comes."""
+    """The limit holds for the announced and for the received size."""
     async with opened(Storage(serve())) as client:
         with pytest.raises(DownloadError, match="max_bytes"):
             await client.download(generation(), tmp_path, max_bytes=100)
@@ -266,7 +301,7 @@ async def test_max_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_progress(tmp_path: Path) -> None:
-    """It grows up to the total, and ends with the path; what it raises is dropped."""
+    """It grows up to the total and ends with the path; exceptions in the callback are dropped."""
     seen: list[DownloadProgress] = []
 
     def watch(progress: DownloadProgress) -> None:
@@ -283,7 +318,7 @@ async def test_progress(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_several_outputs(tmp_path: Path) -> None:
-    """They are numbered, and one that fails does not keep the others away."""
+    """They are numbered, and one failure does not keep the others from being fetched."""
     answer = {"/a": serve(), "/b": status(404)}
     storage = Storage(lambda request: answer[request.url.path](request))
     async with opened(storage) as client:
@@ -338,7 +373,7 @@ async def test_a_directory_that_is_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_the_deadline_and_the_next_call(tmp_path: Path) -> None:
-    """A call that ran out of time leaves what it has, and the next one goes on from there."""
+    """A call that ran out of time keeps its bytes, and the next one continues from there."""
     storage = Storage(serve(PNG * 100))
     async with opened(storage) as client:
         with pytest.raises(DownloadError, match="not complete within"):
@@ -355,7 +390,7 @@ async def test_the_deadline_and_the_next_call(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9000), st.booleans(), st.booleans()), max_size=4))
 def test_cut_anywhere(cuts: list[tuple[int, bool, bool]]) -> None:
-    """Wherever it is cut, ranges or not, changed or not: the bytes are of one version."""
+    """Wherever it is cut, with ranges or without, changed or not, its bytes are of one version."""
 
     async def run(directory: Path) -> None:
         answers = [
@@ -370,14 +405,14 @@ def test_cut_anywhere(cuts: list[tuple[int, bool, bool]]) -> None:
         assert names(directory) == [path.name]
 
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "WAIT", tenacity.wait_none())
+        patch.setattr(job, "backoff", lambda tries: 0.0)
         anyio.run(run, Path(directory))
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 0.03), max_size=4))
 def test_cancelled_anywhere(times: list[float]) -> None:
-    """Cancelled at any time, the file is whole or not there, and the last call makes it whole."""
+    """Cancelled at any time, the file is complete or absent, and the last call completes it."""
 
     async def run(directory: Path) -> None:
         async with opened(Storage(serve())) as client:
@@ -409,7 +444,7 @@ def test_no_id_leads_out_of_the_directory(generation_id: str, number: int) -> No
 @pytest.mark.asyncio
 @pytest.mark.parametrize("fault", ["cut-reset", "cut-truncated", "no-range", "503", "403"])
 async def test_faults_on_a_real_socket(tmp_path: Path, fault: str) -> None:
-    """Against the sandbox every third download goes wrong, and the files are whole."""
+    """Every third response of the sandbox fails, and the files are complete."""
     sandbox = Sandbox(seed=5, storage_faults={fault: 0.3})
     async with sandbox.serve() as base_url, LumaClient(TOKEN, base_url=base_url) as client:
         prompt = "x sandbox:duration=0 sandbox:outputs=6 sandbox:size=300000"
@@ -425,7 +460,7 @@ async def test_faults_on_a_real_socket(tmp_path: Path, fault: str) -> None:
 
 @pytest.mark.asyncio
 async def test_an_expired_url_is_signed_afresh(tmp_path: Path) -> None:
-    """A snapshot from yesterday is good enough."""
+    """A snapshot from yesterday can still be downloaded."""
     sandbox = Sandbox(url_expires=1)
     async with sandbox.serve() as base_url, LumaClient(TOKEN, base_url=base_url) as client:
         submitted = await client.generations.create("x sandbox:duration=0")
@@ -439,7 +474,7 @@ async def test_an_expired_url_is_signed_afresh(tmp_path: Path) -> None:
 
 
 class Stalls(httpx.AsyncByteStream):
-    """Some bytes, and then nothing for ever."""
+    """Some bytes, then silence."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield PNG[:3000]
@@ -447,10 +482,10 @@ class Stalls(httpx.AsyncByteStream):
 
 
 @pytest.mark.anyio
-async def test_a_dead_connection_is_given_up_and_the_file_resumed(
+async def test_a_dead_connection_is_dropped_and_the_file_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a minute without a byte is enough, and what has arrived is not fetched again."""
+    """After half a minute without a byte, and what has arrived is not fetched again."""
 
     def stall(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers=GET | {"Content-Length": str(len(PNG))}, stream=Stalls())
@@ -466,7 +501,7 @@ async def test_a_dead_connection_is_given_up_and_the_file_resumed(
 
 @pytest.mark.anyio
 async def test_a_body_of_unknown_length_is_bounded(tmp_path: Path) -> None:
-    """`max_bytes` holds where nothing was announced."""
+    """`max_bytes` holds without an announced length, too."""
 
     def chunked(request: httpx.Request) -> httpx.Response:
         headers = {"Content-Type": "image/png", "Transfer-Encoding": "chunked"}
@@ -483,7 +518,7 @@ async def test_a_body_of_unknown_length_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("length", ["9" * 5000, "-1", "1e3", "٣", ""])
 async def test_an_odd_length_is_refused(tmp_path: Path, length: str) -> None:
-    """It is no number of bytes: the body's end could not be told from a broken connection."""
+    """Without a valid length, the body's end could be a broken connection."""
 
     def odd(request: httpx.Request) -> httpx.Response:
         headers = [(b"Content-Type", b"image/png"), (b"Content-Length", length.encode())]
@@ -491,7 +526,7 @@ async def test_an_odd_length_is_refused(tmp_path: Path, length: str) -> None:
         return httpx.Response(200, headers=headers, stream=Body(PNG), extensions=extensions)
 
     async with opened(Storage(odd)) as client:
-        with pytest.raises(DownloadError, match="does not say how long"):
+        with pytest.raises(DownloadError, match="did not say how long"):
             await client.download(generation(), tmp_path)
     assert names(tmp_path) == []
 
@@ -517,7 +552,7 @@ async def test_a_directory_that_may_not_be_written(
 @pytest.mark.anyio
 @pytest.mark.parametrize("again", range(20))  # threads meet differently each time
 async def test_several_downloads_of_one_generation_at_once(tmp_path: Path, again: int) -> None:
-    """All give the path of a whole file, and nothing else is left."""
+    """All return the path of a complete file, and nothing else is left."""
     storage = Storage(serve(cut=3000), serve(cut=5000), serve())
     paths: list[Path] = []
     async with opened(storage) as client:
@@ -535,7 +570,7 @@ async def test_several_downloads_of_one_generation_at_once(tmp_path: Path, again
 
 @pytest.mark.anyio
 async def test_one_lost_output_does_not_hinder_the_others(tmp_path: Path) -> None:
-    """They are there when the error comes."""
+    """They are complete when the error is raised."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         return status(404)(request) if "lost" in str(request.url) else serve()(request)
@@ -548,7 +583,7 @@ async def test_one_lost_output_does_not_hinder_the_others(tmp_path: Path) -> Non
 
 @pytest.mark.asyncio
 async def test_a_wrong_length_on_a_real_socket(tmp_path: Path) -> None:
-    """A body that is always too short is no file, however often it is tried."""
+    """A body that is always too short never becomes a file."""
     head = 'HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nETag: "one"\r\nConnection: close\r\n'
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -584,7 +619,7 @@ async def test_the_fork_of_httpx_downloads_too(tmp_path: Path) -> None:
 
 
 def rest(changes: dict[str, str | None]) -> Callable[[httpx.Request], httpx.Response]:
-    """The rest that was asked for, of other bytes, with these changes to what it says."""
+    """The part that was asked for, of other bytes, with these headers changed."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         start = int(request.headers["Range"].removeprefix("bytes=").rstrip("-"))
@@ -613,7 +648,7 @@ def rest(changes: dict[str, str | None]) -> Callable[[httpx.Request], httpx.Resp
 async def test_a_part_that_is_not_what_was_promised_is_not_spliced(
     tmp_path: Path, changes: dict[str, str | None]
 ) -> None:
-    """The file is begun again, and no range of it is asked for any more."""
+    """The file is started over, and no more ranges are asked for."""
     storage = Storage(serve(cut=3000), rest(changes), serve(cut=3000), serve())
     async with opened(storage) as client:
         (path,) = await client.download(generation(), tmp_path)
@@ -662,7 +697,7 @@ async def test_a_redirect_gives_up_no_encryption(
 
 @pytest.mark.anyio
 async def test_what_was_encrypted_once_stays_so(tmp_path: Path) -> None:
-    """Also where it began on this machine without."""
+    """Even if the first URL was unencrypted, on this machine."""
     there, back = "https://storage.example.com/b", "http://localhost/c"
     storage = Storage(status(302, Location=there), status(302, Location=back), serve())
     async with opened(storage) as client:
@@ -692,7 +727,7 @@ BAD_URLS = [
 @pytest.mark.parametrize("url", BAD_URLS)
 @pytest.mark.parametrize("redirected", [False, True])
 async def test_what_is_no_url_is_refused(tmp_path: Path, url: str, redirected: bool) -> None:
-    """By the error of a download, in whose causes no signature is."""
+    """With a `DownloadError` whose causes have no signature."""
     url = f"{url}?{SECRET}"
     location = [(b"Location", url.encode("utf-8", "surrogatepass"))]
     storage = Storage(lambda request: httpx.Response(302, headers=location))
@@ -739,7 +774,7 @@ async def test_a_response_that_was_read_before_is_a_file_too(tmp_path: Path) -> 
 async def test_errors_of_the_connection_that_httpcore_lets_through(
     tmp_path: Path, error: type[Exception]
 ) -> None:
-    """Are got over like any other, before the answer and in its middle."""
+    """They are retried like any other, before the response and in its middle."""
 
     def refuse(request: httpx.Request) -> httpx.Response:
         raise error
@@ -756,7 +791,7 @@ async def test_errors_of_the_connection_that_httpcore_lets_through(
 @pytest.mark.anyio
 @pytest.mark.parametrize("directory", ["a\0b", "\ud800", b"bytes", 17, None])
 async def test_what_is_no_directory(directory: Any) -> None:
-    """It is told before anything is sent."""
+    """It is refused before anything is sent."""
     storage = Storage(serve())
     async with opened(storage) as client:
         with pytest.raises(ConfigurationError, match="directory"):
@@ -770,9 +805,9 @@ async def test_what_is_no_directory(directory: Any) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["whole", "short", "full", "full after half"]), max_size=12))
 def test_whatever_the_disk_writes(outcomes: list[str]) -> None:
-    """A disk that takes less, or is full and then not: what is there is right, and is gone on with.
+    """A disk that takes less, or is full for a while: the bytes written are right, and continued.
 
-    Never are bytes twice in the file, never is there a gap.
+    No byte is ever written twice, and there is never a gap.
     """
     pwrite = os.pwrite
 
@@ -808,7 +843,7 @@ def test_whatever_the_disk_writes(outcomes: list[str]) -> None:
 async def test_a_loop_that_ends_in_the_middle_of_a_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cancelled by asyncio, again and again: the write ends first, and none is beside it."""
+    """Cancelled by asyncio again and again: the write ends first, and no other runs beside it."""
     pwrite, at_work, go_on = os.pwrite, threading.Semaphore(0), threading.Event()
     under_way: list[int] = []
 
@@ -848,7 +883,7 @@ async def test_a_loop_that_ends_in_the_middle_of_a_write(
 async def test_a_storm_of_cancellations_leaves_no_file_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
-    """Of asyncio's own, which spare no clean-up; what is on the disk is right."""
+    """Asyncio's own cancellations interrupt clean-ups, too; the bytes on disk are right."""
     open_files, begin, end = set[int](), os.open, os.close
 
     def opening(path: str | Path, *rest: int) -> int:
@@ -896,7 +931,7 @@ asyncio.run(main())
 
 
 def test_two_interrupts_in_a_row(tmp_path: Path) -> None:
-    """The second one closes the loop in the middle of whatever goes on; no byte is wrong."""
+    """The second one closes the loop in the middle of everything; no byte is wrong."""
     size = 30_000_000
     with (
         start_blocking_portal() as portal,
@@ -925,7 +960,7 @@ def test_two_interrupts_in_a_row(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_a_file_that_another_one_finishes_leaves_nothing_behind(tmp_path: Path) -> None:
-    """In the moment in which this one wants to go on with it."""
+    """Even at the moment at which this download wants to continue it."""
 
     def finish_it(request: httpx.Request) -> httpx.Response:
         (part,) = tmp_path.glob(".*.part")
@@ -945,7 +980,7 @@ async def test_a_file_that_another_one_finishes_leaves_nothing_behind(tmp_path: 
 async def test_a_name_that_changes_hands_while_its_file_is_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: int
 ) -> None:
-    """Another download finishes, a third one begins: what it has begun gets no final name."""
+    """One download finishes while a third starts: the part of the third gets no final name."""
     path = tmp_path / f"{ID}.png"
 
     def sync(descriptor: int) -> None:
@@ -963,7 +998,7 @@ async def test_a_name_that_changes_hands_while_its_file_is_synced(
 
 @pytest.mark.anyio
 async def test_a_version_for_each_request_leaves_one_part(tmp_path: Path) -> None:
-    """Of versions that nobody can go on with nothing is left, in the same call or a later one."""
+    """Parts that cannot be resumed are removed, in the same call or a later one."""
     count = iter(range(100))
 
     def changing(request: httpx.Request) -> httpx.Response:
@@ -982,7 +1017,7 @@ async def test_a_version_for_each_request_leaves_one_part(tmp_path: Path) -> Non
 
 @pytest.mark.asyncio
 async def test_the_part_of_another_version_is_left_to_who_writes_it(tmp_path: Path) -> None:
-    """A download that ends first does not take it away, and the slower one begins once only."""
+    """A download that ends first does not remove it, and the slower one starts only once."""
     held, other_ended = anyio.Event(), anyio.Event()
 
     class Held(httpx.AsyncByteStream):
@@ -1012,7 +1047,7 @@ async def test_the_part_of_another_version_is_left_to_who_writes_it(tmp_path: Pa
 async def test_a_system_without_locks_and_positioned_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Windows is one: files are whole, and nothing is left."""
+    """Like Windows: files are complete, and nothing else is left."""
     monkeypatch.delattr(os, "pwrite")
     monkeypatch.setattr("luma_poll._downloads.files.fcntl", None)
     monkeypatch.setattr("luma_poll._downloads.files.BUFFER", 2500)

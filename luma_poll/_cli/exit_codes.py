@@ -1,0 +1,36 @@
+"""Exit codes: their meanings, and the code of each error."""
+
+from __future__ import annotations
+
+from luma_poll.errors import ConfigurationError, GenerationError, PollTimeoutError
+
+COMPLETED, FAILED, USAGE, TIMED_OUT, TROUBLE, INTERRUPTED, OUTPUT_CLOSED = 0, 1, 2, 3, 4, 130, 141
+
+MEANINGS = {
+    COMPLETED: "all completed",
+    FAILED: "a generation failed",
+    USAGE: "usage: a bad argument, no API key",
+    TIMED_OUT: "timed out; it may still finish: wait again",
+    TROUBLE: "trouble with the API, the connection or the output",
+    INTERRUPTED: "interrupted by Ctrl-C or SIGTERM",
+    OUTPUT_CLOSED: "standard output was closed, as head does",
+}
+
+HELP = "\n\n".join(
+    [
+        "Exit codes; with several generations, the highest that applies:",
+        *(f"{code}  {meaning}" for code, meaning in MEANINGS.items()),
+    ]
+)
+"""The meanings as paragraphs, for `--help`."""
+
+
+def exit_code(error: Exception | None) -> int:
+    """The exit code for the end of one generation, or of a command."""
+    if error is None:
+        return COMPLETED
+    if isinstance(error, ConfigurationError):
+        return USAGE
+    if isinstance(error, PollTimeoutError):
+        return TIMED_OUT
+    return FAILED if isinstance(error, GenerationError) else TROUBLE
