@@ -38,6 +38,7 @@ import anyio
 import httpx
 from luma_agents import AsyncLuma, LumaError, NotFoundError
 
+from luma_poll import LumaClient, Runner
 from luma_poll.sandbox import DEFAULT_ACCOUNT, Sandbox
 from luma_poll.sandbox.account import HEAVY_EDIT, WINDOW, AccountLimits
 from tests.virtual_time import VirtualTimeLoop
@@ -177,7 +178,7 @@ Solution = Callable[[Wire, Sequence[Request], int], Awaitable[int]]
 async def official_client(wire: Wire, **options: Any) -> AsyncIterator[AsyncLuma]:
     http_client = httpx.AsyncClient(transport=wire)
     async with AsyncLuma(
-        auth_token="key", base_url="http://sandbox/v1", http_client=http_client, **options
+        auth_token="key", base_url="http://localhost/v1", http_client=http_client, **options
     ) as client:
         # Its first request asks a thread for the platform, for which virtual time does not wait.
         try:
@@ -228,11 +229,30 @@ async def endless(wire: Wire, requests: Sequence[Request], slots: int) -> int:
     return await generate_all(wire, requests, slots, max_retries=1_000_000)
 
 
+async def runner(wire: Wire, requests: Sequence[Request], slots: int) -> int:
+    async with httpx.AsyncClient(transport=wire) as http_client:
+        client = LumaClient("key", base_url="http://localhost/v1", http_client=http_client)
+        return await _run_all(client, requests)
+
+
+async def runner_over_sdk(wire: Wire, requests: Sequence[Request], slots: int) -> int:
+    async with official_client(wire) as client:
+        return await _run_all(client, requests)
+
+
+async def _run_all(client: Any, requests: Sequence[Request]) -> int:
+    results = await Runner(client).run_all([request.parameters for request in requests])
+    return sum(result.ok for result in results)
+
+
 SOLUTIONS: dict[str, tuple[Solution, int]] = {
     "gather": (gather, 1),
     "semaphore": (semaphore, 1),
     "endless": (endless, 1),
     "two endless": (endless, 2),
+    "runner": (runner, 1),
+    "runner, SDK": (runner_over_sdk, 1),
+    "two runners": (runner, 2),
 }
 """Each with how many of a kind share the account and the batch."""
 

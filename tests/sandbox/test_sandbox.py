@@ -970,10 +970,15 @@ async def test_bodies_cut_in_the_middle(fault: str, error: type[Exception]) -> N
         created = await submit(client, "sandbox:duration=0 sandbox:size=100000")
         url = (await get(client, created))["output"][0]["url"]
         del client.headers["Authorization"]
-        received = 0
-        with pytest.raises(error):
-            async with client.stream("GET", url) as response:
+        async with client.stream("GET", url) as response:
+            received = 0
+
+            async def read() -> None:
+                nonlocal received
                 async for piece in response.aiter_bytes():
                     received += len(piece)
+
+            with pytest.raises(error):
+                await read()
     assert response.headers["Content-Length"] == "100000"
     assert received == 50_000
