@@ -1,4 +1,4 @@
-"""What a runner writes into its journal, in a thread; nothing without one."""
+"""The entries that a runner writes into its journal, in a thread; none without a journal."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Recorder:
                 self._locks[record.key] = lock, holders - 1
 
     async def next_step(self, record: Record | None, attempts: int, max_attempts: int) -> Step:
-        """What to do for a request of which so many attempts were made in this run."""
+        """Decide how to proceed with a request after so many attempts in this run."""
         if self._store is None or record is None:
             return Submit(attempts + 1)
         found = await self._call(self._store.entry, record.key)

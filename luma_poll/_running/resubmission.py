@@ -96,7 +96,7 @@ Step: TypeAlias = Submit | WaitFor | Raise
 
 
 def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = True) -> Step:
-    """What to do for a key, by its entry in the journal.
+    """Decide how to proceed with a key, by its entry in the journal.
 
     Args:
         entry: Of the key, or None if there is none.
