@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Any, get_args
 
@@ -13,15 +14,21 @@ from luma_poll._arguments import check_generation_id
 from luma_poll._cli.client import open_client
 from luma_poll._cli.exit_codes import HELP, exit_code
 from luma_poll._cli.fetching import fetch_all
+from luma_poll._cli.journals import after_resolve, open_journal, put_entries
 from luma_poll._cli.process import orderly_exit, run_app
+from luma_poll._cli.requests import read_requests
 from luma_poll._cli.results import Put, describe, put_json, put_text, put_urls, writing
 from luma_poll._cli.resuming import Source, unless, words_of
+from luma_poll._cli.running import run_prompts
+from luma_poll._cli.runs import Runs
 from luma_poll._cli.submissions import Prompt, Submissions, read_params, read_submissions, submit
 from luma_poll._cli.terminal import err, out, put_line, say, say_lines
 from luma_poll._cli.waiting import Batch, wait_for
 from luma_poll._cli.waiting import watch as watch_changes
 from luma_poll._parameters import GenerationType, Model
 from luma_poll._polling.poller import MAX_RATE, TIMEOUT
+from luma_poll._running.journal import Journal
+from luma_poll._running.store import STATES
 from luma_poll._version import __version__
 from luma_poll.errors import ConfigurationError, LumaError
 from luma_poll.models import Generation
@@ -63,6 +70,26 @@ Timeout = Annotated[
 MaxRate = Annotated[
     float,
     typer.Option(callback=_positive, metavar="N", help="Requests per second, for all together."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", autocompletion=_offer(MODELS), help="uni-1, ray-3.2, ..."),
+]
+TypeOption = Annotated[
+    str | None, typer.Option("--type", autocompletion=_offer(TYPES), help="image, video, ...")
+]
+AspectRatio = Annotated[str | None, typer.Option(help="16:9, 1:1, ...")]
+Params = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Any other parameter; the value is JSON or text."),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Append results to a file, one JSON object per line."),
+]
+Download = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Download the outputs, and print their paths instead."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
@@ -115,18 +142,10 @@ def create(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(autocompletion=_offer(MODELS), help="uni-1, ray-3.2, ...")
-    ] = None,
-    kind: Annotated[
-        str | None,
-        typer.Option("--type", autocompletion=_offer(TYPES), help="image, video, ..."),
-    ] = None,
-    aspect_ratio: Annotated[str | None, typer.Option(help="16:9, 1:1, ...")] = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Any other parameter; the value is JSON or text."),
-    ] = None,
+    model: ModelOption = None,
+    kind: TypeOption = None,
+    aspect_ratio: AspectRatio = None,
+    param: Params = None,
     file: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Read prompts, one per line; - is standard input."),
@@ -187,6 +206,125 @@ def create(
         raise typer.Exit(anyio.run(submit_and_wait, params))
 
 
+@app.command("run")
+def run_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="One prompt per line, or a .jsonl file of parameters; - is standard input.",
+        ),
+    ],
+    model: ModelOption = None,
+    kind: TypeOption = None,
+    aspect_ratio: AspectRatio = None,
+    param: Params = None,
+    download: Download = None,
+    max_running: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Generations at once (default: all that fit)."),
+    ] = None,
+    max_attempts: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Submit again after failures that may pass."),
+    ] = 1,
+    max_submissions: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Submissions in all.")
+    ] = None,
+    journal: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Remember the submissions: the same command continues the run."
+        ),
+    ] = None,
+    timeout: Timeout = TIMEOUT,
+    max_rate: MaxRate = MAX_RATE,
+    as_json: Json = False,
+    output: Output = None,
+) -> None:
+    """Submit prompts as fast as the account allows, wait, and print the URLs of the outputs.
+
+    Each generation is billed. Nothing is submitted twice, unless --max-attempts allows it.
+    """
+    runs = Runs()
+
+    async def run_all(kept: Journal | None, put: Put) -> None:
+        async with open_client() as client:
+            await run_prompts(
+                runs,
+                client,
+                put,
+                timeout=timeout,
+                max_rate=max_rate,
+                max_running=max_running,
+                max_attempts=max_attempts,
+                max_submissions=max_submissions,
+                journal=kept,
+                directory=download,
+            )
+
+    with orderly_exit(lambda: runs.after_interrupt()):
+        usual = {"model": model, "type": kind, "aspect_ratio": aspect_ratio}
+        lines = read_requests(source, read_params(usual, param or ()))
+        options = words_of(
+            **usual,
+            param=param,
+            download=download,
+            max_running=max_running and str(max_running),
+            max_attempts=unless(1, max_attempts),
+            timeout=unless(TIMEOUT, timeout),
+            max_rate=unless(MAX_RATE, max_rate),
+            json=as_json,
+            output=output,
+        )
+        runs = Runs(lines, source, options, journal)
+        with (
+            nullcontext() if journal is None else Journal(journal) as kept,
+            writing(output, as_json=as_json, alone=False) as put,
+        ):
+            anyio.run(run_all, kept, put)
+        say_lines(runs.after_end())
+        raise typer.Exit(runs.code)
+
+
+@app.command("journal")
+def journal_command(
+    path: Annotated[str, typer.Argument(metavar="FILE", help="The journal of luma-poll run.")],
+    action: Annotated[
+        str | None,
+        typer.Argument(metavar="[resolve", help="Settle an entry that is unknown.", show_default=False),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Argument(metavar="KEY]", help="Of the entry.", show_default=False)
+    ] = None,
+    generation_id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="It was accepted, with this id.")
+    ] = None,
+    resubmit: Annotated[
+        bool, typer.Option("--resubmit", help="It may be submitted, and billed, again.")
+    ] = False,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=_offer(STATES),
+            help="List those in this state: submitting, running, completed, failed, unknown.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the entries of a journal, or settle one whose submission is unknown."""
+    with orderly_exit():
+        journal = open_journal(path)
+        with journal:
+            if action is None:
+                put_entries(journal.entries(state), as_json=as_json)
+            elif action != "resolve" or key is None:
+                raise ConfigurationError("the only action is: resolve KEY --id ID | --resubmit")
+            else:
+                journal.resolve(key, generation_id=generation_id, resubmit=resubmit)
+                say_lines(after_resolve(key, generation_id))
+
+
 @app.command()
 def wait(
     ids: Ids = None,
@@ -197,14 +335,8 @@ def wait(
     timeout: Timeout = TIMEOUT,
     max_rate: MaxRate = MAX_RATE,
     as_json: Json = False,
-    output: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Append results to a file, one JSON object per line."),
-    ] = None,
-    download: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Download the outputs, and print their paths instead."),
-    ] = None,
+    output: Output = None,
+    download: Download = None,
     resume: Annotated[
         str | None,
         typer.Option(

@@ -41,8 +41,13 @@ async def fetch(
     bars: DownloadBars,
     *,
     overwrite: bool = False,
+    name: str | None = None,
 ) -> Result:
-    """Download the files of one generation; an error is part of the result."""
+    """Download the files of one generation, under their ids or this name.
+
+    Returns:
+        The result; an error is part of it.
+    """
     generation_id = generation if isinstance(generation, str) else generation.id
     snapshot = generation if isinstance(generation, Generation) else None
     try:
@@ -53,7 +58,7 @@ async def fetch(
                 f"generation {generation_id} is {snapshot.state!r}, and has no files yet"
             )
         paths = await client.download(
-            snapshot, directory, overwrite=overwrite, on_progress=bars.on_progress
+            snapshot, directory, name=name, overwrite=overwrite, on_progress=bars.on_progress
         )
     except Exception as error:
         return Result(generation_id, snapshot, error, [])

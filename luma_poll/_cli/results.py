@@ -6,14 +6,15 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from luma_poll._cli.terminal import put_line, say_error
-from luma_poll._redaction import redact
+from luma_poll._redaction import redact, redact_value
 from luma_poll.errors import FAILURE_ERRORS, ConfigurationError, GenerationError, PollTimeoutError
 from luma_poll.models import Generation
 
@@ -29,12 +30,23 @@ class Result:
         generation: The last snapshot, if there was one.
         error: Why it did not complete, or why its files could not be fetched; else None.
         paths: Its files; None if they were not to be downloaded.
+        request: The parameters of its submission, if this command submitted it.
+        submitted: The ids of all attempts, if this command submitted it.
     """
 
     generation_id: str
     generation: Generation | None
     error: Exception | None = None
     paths: Sequence[Path] | None = None
+    request: Mapping[str, Any] | None = None
+    submitted: Sequence[str] = ()
+
+    @property
+    def label(self) -> str:
+        """What a person knows it by: its key, its prompt, or its id."""
+        if self.request is None:
+            return self.generation_id
+        return str(self.request.get("key") or self.request["prompt"])
 
     @property
     def is_final(self) -> bool:
@@ -94,13 +106,14 @@ def put_json(result: Result) -> None:
 
 def put_text(result: Result, *, alone: bool = True) -> None:
     """Print the paths or else the URLs, after the id unless there is only one; or the error."""
+    before = [] if alone else [result.label]
     if result.error is not None:
-        say_error(result.error)
+        say_error(result.error, "" if result.request is None else result.label)
     elif result.paths is not None:
         for path in result.paths:
-            put_line(str(path))
+            put_line(*before[: result.request is not None], str(path))
     elif result.generation is not None:
-        put_urls(result.generation, *[] if alone else [result.generation_id])
+        put_urls(result.generation, *before)
 
 
 def put_urls(generation: Generation, *before: str) -> None:
@@ -126,13 +139,15 @@ def to_json(result: Result) -> str:
     error = result.error
     generation = error.generation if isinstance(error, GenerationError) else result.generation
     line: dict[str, object] = {
-        "id": result.generation_id,
+        "id": result.generation_id or None,
         "ok": error is None,
         "generation": None if generation is None else generation.model_dump(mode="json"),
         "error": None if error is None else _error_fields(error),
     }
     if result.paths is not None:
         line["paths"] = [str(path) for path in result.paths]
+    if result.request is not None:
+        line |= {"request": redact_value(result.request), "submitted": list(result.submitted)}
     return json.dumps(line)
 
 
@@ -156,7 +171,7 @@ def _appending(path: str) -> Iterator[Put]:
     def put(result: Result) -> None:
         append_line(descriptor, to_json(result))
         if result.error is not None:  # nobody looks into the file meanwhile
-            say_error(result.error)
+            say_error(result.error, "" if result.request is None else result.label)
 
     try:
         if cut_off:

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -70,6 +71,9 @@ class LiveTable:
         bars: The bars of downloads, drawn below the table.
     """
 
+    numbers: ClassVar[tuple[str, ...]] = ("waited", "polls")
+    """The headings of the numbers in a row."""
+
     def __init__(
         self,
         columns: tuple[str, ...],
@@ -87,6 +91,11 @@ class LiveTable:
         self._polls = 0
         self._started = time.monotonic()
         self._samples = deque([(self._started, 0)])
+
+    @classmethod
+    def on(cls, console: Console, *columns: str, bars: DownloadBars | None = None) -> Self:
+        """A table that is drawn if `console` is a terminal."""
+        return cls(columns, console if is_terminal(console) else None, bars)
 
     def expect(self, total: int, *, more: bool = False) -> None:
         """Set how many generations will come in all; `more` if there may be even more."""
@@ -212,19 +221,21 @@ class LiveTable:
         since, before = self._samples[0]
         return (self._polls - before) / max(0.1, now - since)
 
-    def _draw(self, rows: list[Row]) -> Table:
+    def _draw(self, rows: list[Row]) -> RenderableType:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for column in (*self._columns, "state"):
             table.add_column(_line(column))
-        table.add_column("waited", justify="right", no_wrap=True)
-        table.add_column("polls", justify="right", no_wrap=True)
+        for column in self.numbers:
+            table.add_column(column, justify="right", no_wrap=True)
         now = time.monotonic()
         for row in rows:
-            waited = (now if row.ended is None else row.ended) - row.started
             table.add_row(
-                *map(_line, row.labels), _draw_state(row, now), f"{waited:.1f} s", str(row.polls)
+                *map(_line, row.labels), _draw_state(row, now), *self._numbers_of(row, now)
             )
         return table
+
+    def _numbers_of(self, row: Row, now: float) -> tuple[str, ...]:
+        return seconds_since(row.started, row, now), str(row.polls)
 
 
 @contextmanager
@@ -232,9 +243,14 @@ def live_table(
     *columns: str, console: Console, bars: DownloadBars | None = None
 ) -> Iterator[LiveTable]:
     """A live table, shown until the block ends if `console` is a terminal."""
-    table = LiveTable(columns, console if is_terminal(console) else None, bars)
+    table = LiveTable.on(console, *columns, bars=bars)
     with table.shown():
         yield table
+
+
+def seconds_since(started: float, row: Row, now: float) -> str:
+    """The seconds from then to the end of a row, or to now."""
+    return f"{(now if row.ended is None else row.ended) - started:.1f} s"
 
 
 def _minutes(seconds: float) -> str:

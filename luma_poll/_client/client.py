@@ -152,6 +152,7 @@ class LumaClient:
         generation: GenerationLike | str | UUID,
         directory: str | os.PathLike[str],
         *,
+        name: str | None = None,
         timeout: float | None = None,
         max_bytes: int | None = MAX_BYTES,
         overwrite: bool = False,
@@ -170,6 +171,8 @@ class LumaClient:
         Args:
             generation: A completed generation, or the id of one.
             directory: The directory to write to; it is created if it does not exist.
+            name: The name of the files in place of the id: `{name}.png`, `{name}~2.png`. What is
+                unsafe in it is replaced.
             timeout: Seconds for the whole call; None for no limit.
             max_bytes: The largest size of one file; None for no limit.
             overwrite: Fetch a file again even if one of the right size exists.
@@ -193,6 +196,7 @@ class LumaClient:
             http=self._connections.http,
             get=self.generations.get,
             slots=self._connections.downloads,
+            name=name,
             timeout=timeout,
             max_bytes=max_bytes,
             overwrite=overwrite,

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import anyio
 
-from luma_poll._arguments import check_count, check_generation_id, check_positive
+from luma_poll._arguments import check_count, check_generation_id, check_positive, shown
 from luma_poll._downloads.files import on_disk, stem_of
 from luma_poll._downloads.job import DownloadProgress, Get, Job, outputs_of
 from luma_poll._downloads.storage import HTTPClient
@@ -26,6 +26,7 @@ async def download(
     http: HTTPClient,
     get: Get,
     slots: anyio.Semaphore,
+    name: str | None,
     timeout: float | None,
     max_bytes: int | None,
     overwrite: bool,
@@ -39,6 +40,7 @@ async def download(
         http: The client whose transport is used.
         get: `generations.get`.
         slots: The semaphore that limits concurrent files.
+        name: The name of the files, without the extension.
         timeout: Seconds for the whole call.
         max_bytes: The largest file that is accepted.
         overwrite: Fetch files even if they exist.
@@ -47,6 +49,8 @@ async def download(
     timeout = check_positive("timeout", timeout)
     max_bytes = check_count("max_bytes", max_bytes)
     folder = _checked_directory(directory)
+    if name is not None and (not isinstance(name, str) or not name.strip()):
+        raise ConfigurationError(f"name must be a string that is not blank, not {shown(name)}")
     with anyio.move_on_after(timeout):
         snapshot = await _snapshot(generation, get)
         outputs = outputs_of(snapshot)
@@ -56,7 +60,7 @@ async def download(
                 number=number,
                 count=len(outputs),
                 url=output.url,
-                base=folder / stem_of(snapshot.id, number),
+                base=folder / stem_of(snapshot.id, number, name),
                 http=http,
                 get=get,
                 max_bytes=max_bytes,

@@ -36,17 +36,33 @@ RESERVED = re.compile(r"(?i)con|prn|aux|nul|(com|lpt)\d")  # the names of device
 T = TypeVar("T")
 
 
-def stem_of(generation_id: str, number: int) -> str:
-    """The name of the file without its extension; no id can lead out of the directory."""
-    name = generation_id
-    if not _is_safe(name):
-        digest = sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        name = f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:50]}_{digest}"
-    return name if number == 1 else f"{name}-{number}"
+def stem_of(generation_id: str, number: int, name: str | None = None) -> str:
+    """The name of the file without its extension; no id and no name leads out of the directory.
+
+    Args:
+        generation_id: The id of the generation.
+        number: Of the output, from 1.
+        name: A name in place of the id.
+    """
+    if name is None:
+        stem = generation_id if _is_safe(generation_id) else _made_safe(generation_id)
+        return stem if number == 1 else f"{stem}-{number}"
+    stem = name if _is_file_name(name) else _made_safe(name)
+    # Another name may end in -2, but none that is safe has a tilde.
+    return stem if number == 1 else f"{stem}~{number}"
+
+
+def _made_safe(name: str) -> str:
+    digest = sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:50]}_{digest}"
+
+
+def _is_file_name(name: str) -> bool:
+    return bool(SAFE_ID.fullmatch(name)) and not RESERVED.fullmatch(name)
 
 
 def _is_safe(name: str) -> bool:
-    if not SAFE_ID.fullmatch(name) or RESERVED.fullmatch(name):
+    if not _is_file_name(name):
         return False
     try:
         return bool(UUID(name))
