@@ -251,15 +251,17 @@ class Streams:
         progress, now = stream.progress, anyio.current_time()
         self._keep_quiet(answer, now)
         stream.wake_all()
-        progress.record(answer, self._schedule, now)
+        if progress.record(answer, now):
+            progress.consult(self._schedule, now)
         if progress.result is not None:
             self._forget(stream)
         deadlines = stream.deadlines()
         self._reporter.report(progress, answer, now, progress.next_poll(deadlines, self.quiet))
 
     def _hand_in(self, stream: Stream, snapshot: Generation, now: float) -> None:
-        if not stream.progress.hand_in(snapshot, self._schedule, now):
+        if not stream.progress.hand_in(snapshot, now):
             return
+        stream.progress.consult(self._schedule, now)
         if stream.progress.result is not None:
             self._forget(stream)
             stream.call_all_back()  # what a request under way asks is known
