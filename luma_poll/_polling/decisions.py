@@ -105,6 +105,7 @@ class Progress:
         latest: The last snapshot.
         trouble: The transient error that is the latest answer, if it is one.
         result: The end: the last snapshot, or the error to raise.
+        last_poll: When the last request was sent that was not cut short.
         unfinished_at: When the last answer was asked for that said that it still runs.
     """
 
@@ -118,7 +119,7 @@ class Progress:
     trouble: APIError | None = None
     result: Generation | LumaError | None = None
     unfinished_at: float | None = None
-    _last_poll: float = -math.inf
+    last_poll: float = -math.inf
     _poll_before: float = -math.inf
     _not_before: float = -math.inf
     _snapshot_at: float = -math.inf
@@ -130,11 +131,11 @@ class Progress:
     def begin_poll(self, now: float) -> None:
         """Note that a request is sent."""
         self.polls += 1
-        self._poll_before, self._last_poll = self._last_poll, now
+        self._poll_before, self.last_poll = self.last_poll, now
 
     def abandon_poll(self) -> None:
         """Note that the request was cut short: the poll is as due as it was."""
-        self._last_poll = self._poll_before
+        self.last_poll = self._poll_before
 
     def hand_in(self, snapshot: Generation, now: float) -> bool:
         """Take a snapshot that somebody else fetched: as the first answer, or as the end.
@@ -165,7 +166,7 @@ class Progress:
         if isinstance(answer, Generation):
             self.latest, self.trouble = answer, None
             self.result = self._end_of(answer)
-            self._note_age(answer, now, self._last_poll if asked is None else asked)
+            self._note_age(answer, now, self.last_poll if asked is None else asked)
         elif answer.retryable or self._is_too_early(answer, now):
             self.trouble = answer
         else:
@@ -215,7 +216,7 @@ class Progress:
         # An answer of half a margin earlier counts as that one: it is nearly as fresh, and a
         # second request right after it would tell nothing. A whole margin would be too much: an
         # answer that old leaves out twice as much of the time as the last poll itself does.
-        if at > last and self._last_poll < last - deadline.margin / 2:
+        if at > last and self.last_poll < last - deadline.margin / 2:
             at = last
         at = max(at, self._not_before)
         return at if max(at, quiet.until) < deadline.at else math.inf
