@@ -15,14 +15,18 @@ from opentelemetry.trace import SpanKind, StatusCode
 from tenacity import wait_fixed
 
 from luma_poll import (
+    APITimeoutError,
     AuthenticationError,
     ConfigurationError,
     GenerationError,
+    LumaError,
     Poller,
     RateLimitError,
+    Runner,
 )
 from luma_poll.opentelemetry import instrument
 from tests.fakes import ID, URL, FakeClient, snapshot
+from tests.running.fakes import FakeAccount
 
 pytestmark = pytest.mark.anyio
 
@@ -348,3 +352,115 @@ async def test_without_the_sdk() -> None:
     poller = Poller(FakeClient("processing", "completed"))
     instrument(poller)
     assert await poller.wait(ID)
+
+
+def running(account: FakeAccount, telemetry: Telemetry, **options: Any) -> Runner:
+    runner = Runner(account, Poller(account, wait=wait_fixed(10)), **options)
+    instrument(runner, **telemetry.providers)
+    return runner
+
+
+async def test_the_span_of_a_run(telemetry: Telemetry) -> None:
+    """It is a child of the caller's, and the parent of its waits; the prompt is nowhere."""
+    runner = running(FakeAccount(), telemetry)
+    with telemetry.tracer.start_as_current_span("the caller's") as callers:
+        generation = await runner.run("a secret fox", model="uni-1")
+        assert trace.get_current_span() is callers
+    wait, run, caller = telemetry.spans
+    assert (run.name, run.kind) == ("generate_content uni-1", SpanKind.CLIENT)
+    assert _id(run.parent) == _id(caller.context)
+    assert _id(wait.parent) == _id(run.context)
+    assert run.attributes == {
+        "gen_ai.operation.name": "generate_content",
+        "gen_ai.provider.name": "luma",
+        "gen_ai.request.model": "uni-1",
+        "gen_ai.response.id": generation.id,
+        "luma_poll.outcome": "completed",
+    }
+    assert "secret" not in "".join(span.to_json() for span in telemetry.spans)
+
+
+async def test_the_attempts_of_a_run(telemetry: Telemetry) -> None:
+    """Each submission is an event with its outcome, each wait a child."""
+    account = FakeAccount()
+    busy = RateLimitError("HTTP 429", status_code=429, retry_after=5)
+    failed = {"state": "failed", "failure_code": "generation_failed"}
+    account.answers = [busy, failed]
+    await running(account, telemetry, max_attempts=2).run("a fox")
+    *waits, run = telemetry.spans
+    events = [dict(event.attributes or {}) for event in run.events]
+    assert [(event["luma_poll.attempt"], event["luma_poll.outcome"]) for event in events] == [
+        (1, "refused"),
+        (1, "accepted"),
+        (2, "accepted"),
+    ]
+    assert events[0]["error.type"] == "RateLimitError"
+    ids = [(span.attributes or {})["gen_ai.response.id"] for span in waits]
+    assert [event.get("gen_ai.response.id") for event in events] == [None, *ids]
+    assert {_id(span.parent) for span in waits} == {_id(run.context)}
+    outcomes = [(span.attributes or {})["luma_poll.outcome"] for span in waits]
+    assert outcomes == ["failed", "completed"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "submission", "outcome", "error_type"),
+    [
+        (
+            AuthenticationError("HTTP 401", status_code=401),
+            "rejected",
+            "error",
+            "AuthenticationError",
+        ),
+        (APITimeoutError("no answer", request_sent=True), "unknown", "error", "APITimeoutError"),
+        (
+            {"state": "failed", "failure_code": "content_moderated"},
+            "accepted",
+            "failed",
+            "content_moderated",
+        ),
+    ],
+)
+async def test_runs_that_end_badly(
+    telemetry: Telemetry, answer: Any, submission: str, outcome: str, error_type: str
+) -> None:
+    """The span says why, and the counter whether a submission may have been paid for."""
+    account = FakeAccount()
+    account.answers = [answer]
+    with pytest.raises(LumaError):
+        await running(account, telemetry).run("a fox")
+    run = telemetry.spans[-1]
+    assert run.attributes is not None
+    assert run.attributes["luma_poll.outcome"] == outcome
+    assert run.attributes["error.type"] == error_type
+    assert run.status.status_code is StatusCode.ERROR
+    ((attributes, number),) = telemetry.points("luma_poll.submissions").items()
+    assert (dict(attributes)["luma_poll.outcome"], number) == (submission, 1)
+
+
+async def test_runs_under_way_and_submissions_are_counted(telemetry: Telemetry) -> None:
+    """Those that wait for room are under way, too."""
+    runner = running(FakeAccount(), telemetry, max_running=1)
+    with anyio.move_on_after(5):
+        await runner.run_all([{"prompt": "a fox", "model": "uni-1", "type": "image"}] * 2)
+    request = {("gen_ai.request.model", "uni-1"), ("luma_poll.generation.type", "image")}
+    accepted = frozenset(request | {("luma_poll.outcome", "accepted")})
+    assert telemetry.points("luma_poll.submissions") == {accepted: 1}
+    assert telemetry.points("luma_poll.runs.active") == {frozenset(): 0}
+    outcomes = [(span.attributes or {})["luma_poll.outcome"] for span in telemetry.spans]
+    assert outcomes == ["cancelled"] * 3, "a wait and two runs"
+
+
+async def test_a_runner_whose_poller_is_instrumented(telemetry: Telemetry) -> None:
+    """Its waits are recorded once."""
+    account = FakeAccount()
+    poller = Poller(account, wait=wait_fixed(10))
+    instrument(poller, **telemetry.providers)
+    runner = Runner(account, poller)
+    undo = instrument(runner, **telemetry.providers)
+    with pytest.raises(ConfigurationError, match="instrumented already"):
+        instrument(runner, **telemetry.providers)
+    await runner.run("a fox")
+    assert [span.name for span in telemetry.spans] == ["fetch_response", "generate_content"]
+    undo()
+    await runner.run("a fox")
+    assert [span.name for span in telemetry.spans][2:] == ["fetch_response"]
