@@ -171,7 +171,8 @@ class Progress:
             self.trouble = answer
         else:
             self.result = answer
-        self._not_before = now + _least_delay(answer)
+        if self.result is None:
+            self._not_before = now + _least_delay(answer)
         return True
 
     def consult(self, schedule: Schedule, now: float) -> None:

@@ -59,7 +59,7 @@ class RequestLimits:
             now = anyio.current_time()
             self._next_start = max(on_time, now - _LATENESS) + self._interval
             self.in_flight += 1
-            return max(0.0, now - max(asked, self.quiet.until))
+            return now - max(asked, self.quiet.until)
         finally:
             self._queue.remove(place)
             self._wake_first()

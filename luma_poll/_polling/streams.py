@@ -48,19 +48,15 @@ class Waiter(Alarm):
         self.wait = wait
         self._polls_before = stream.progress.polls
 
-    @property
-    def polls(self) -> int:
-        """How many requests have been sent for the generation since it began."""
-        return self.stream.progress.polls - self._polls_before
-
     def decide(self, quiet: Quiet) -> Decision:
         """Say what to do now."""
+        progress = self.stream.progress
         return decide(
-            self.stream.progress,
+            progress,
             self.deadline,
             quiet,
             now=anyio.current_time(),
-            attempts=self.polls,
+            attempts=progress.polls - self._polls_before,
             asks_for=self.stream.deadlines_of(self),
         )
 
@@ -82,19 +78,17 @@ class Waiter(Alarm):
         finally:
             self.stream.enter(self)
 
-    def tell_end(self, error: BaseException | None) -> None:
+    def tell_end(self, wait: Wait, error: BaseException | None) -> None:
         """Tell the observers that it has ended, and how."""
-        if self.wait is None:
-            return
-        latest = self.stream.progress.latest
+        progress = self.stream.progress
         tell(
             WaitEnded(
-                self.wait,
-                outcome_of(latest, error),
-                latest,
+                wait,
+                outcome_of(progress.latest, error),
+                progress.latest,
                 error if isinstance(error, Exception) else None,
                 duration=_now(self.deadline.started) - self.deadline.started,
-                polls=self.polls,
+                polls=progress.polls - self._polls_before,
             )
         )
 
@@ -239,10 +233,12 @@ class Streams:
                 self._hand_in(stream, snapshot, now)
             yield waiter
         except BaseException as error:
-            waiter.tell_end(error)
+            if wait is not None:
+                waiter.tell_end(wait, error)
             raise
         else:
-            waiter.tell_end(None)
+            if wait is not None:
+                waiter.tell_end(wait, None)
         finally:
             stream.leave(waiter)
             del stream.waits[waiter]
@@ -281,7 +277,8 @@ class Streams:
         finally:
             stream.asking = None
             if answer is None:  # cut short: the next one asks, as if this request had not been
-                self._tell_poll(waiter, None)
+                if waiter.wait is not None:
+                    _tell_poll(waiter, waiter.wait, None, quiet=0.0)
                 progress.abandon_poll()
                 stream.wake_all()
 
@@ -302,41 +299,14 @@ class Streams:
         quiet = self._keep_quiet(answer, now)
         stream.wake_all()
         is_news = progress.record(answer, now)
-        # Before the schedule is asked, which is the user's and may raise.
-        self._tell_poll(waiter, answer, quiet=quiet, is_end=progress.result is answer)
+        if waiter.wait is not None:  # and before the schedule is asked, which may raise
+            _tell_poll(waiter, waiter.wait, answer, quiet=quiet)
         if is_news:
             progress.consult(self._schedule, now)
         if progress.result is not None:
             self._forget(stream)
         deadlines = stream.deadlines()
         self.reporter.report(progress, answer, now, progress.next_poll(deadlines, self.quiet))
-
-    def _tell_poll(
-        self,
-        waiter: Waiter,
-        answer: Generation | APIError | None,
-        *,
-        quiet: float = 0.0,
-        is_end: bool = False,
-    ) -> None:
-        if waiter.wait is None:
-            return
-        progress = waiter.stream.progress
-        now, unfinished = _now(progress.last_poll), progress.unfinished_at
-        others = (each.wait for each in waiter.stream.waits if each is not waiter)
-        tell(
-            PollEnded(
-                waiter.wait,
-                progress.polls,
-                tuple(other for other in others if other is not None),
-                duration=now - progress.last_poll,
-                answer=answer,
-                quiet=quiet,
-                is_end=is_end,
-                age=now - progress.born,
-                unfinished=None if unfinished is None else now - unfinished,
-            )
-        )
 
     def _hand_in(self, stream: Stream, snapshot: Generation, now: float) -> None:
         if not stream.progress.hand_in(snapshot, now):
@@ -373,6 +343,27 @@ class Streams:
         generation_id = stream.progress.generation_id
         if self._by_id.get(generation_id) is stream:
             del self._by_id[generation_id]
+
+
+def _tell_poll(
+    waiter: Waiter, wait: Wait, answer: Generation | APIError | None, *, quiet: float
+) -> None:
+    progress = waiter.stream.progress
+    now, unfinished = _now(progress.last_poll), progress.unfinished_at
+    others = (each.wait for each in waiter.stream.waits if each is not waiter)
+    tell(
+        PollEnded(
+            wait,
+            progress.polls,
+            tuple(other for other in others if other is not None),
+            duration=now - progress.last_poll,
+            answer=answer,
+            quiet=quiet,
+            is_end=answer is not None and progress.result is answer,
+            age=now - progress.born,
+            unfinished=None if unfinished is None else now - unfinished,
+        )
+    )
 
 
 def _now(default: float) -> float:
