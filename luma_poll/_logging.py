@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from luma_poll.errors import GenerationError, LumaError
 from luma_poll.models import Generation
 
 logger = logging.getLogger("luma_poll")
@@ -20,12 +21,16 @@ def fields(
 
     Args:
         generation_id: The generation; by default that of the snapshot or of the error.
-        generation: A snapshot of it.
+        generation: A snapshot of it; by default that of the error, if it has one.
         attempt: How many requests have been sent for it, from 1.
         error: The trouble.
     """
-    if generation_id is None:
-        generation_id = generation.id if generation else getattr(error, "generation_id", None)
+    if generation is None and isinstance(error, GenerationError):
+        generation = error.generation
+    if generation_id is None and generation is not None:
+        generation_id = generation.id
+    elif generation_id is None and isinstance(error, LumaError):
+        generation_id = getattr(error, "generation_id", None)
     return {
         "generation_id": generation_id,
         "state": None if generation is None else generation.state,

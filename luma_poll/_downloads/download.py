@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable
@@ -36,6 +35,7 @@ from luma_poll._downloads.storage import (
     read_version,
     requested,
 )
+from luma_poll._logging import fields, logger
 from luma_poll.errors import (
     ConfigurationError,
     DownloadError,
@@ -43,8 +43,6 @@ from luma_poll.errors import (
     OutputNotFoundError,
 )
 from luma_poll.models import Generation, GenerationOutput, as_generation
-
-logger = logging.getLogger("luma_poll")
 
 MAX_BYTES: Final = 2 * 1024**3
 """Bytes of one file, unless the caller says otherwise."""
@@ -189,7 +187,8 @@ class _Job:
                 fruitless = 1 if self._most > most else fruitless + 1
                 if fruitless >= MAX_TRIES:
                     raise self._error(f"{trouble}, {fruitless} times in a row", retryable=True)
-                logger.info("generation %s: download: %s", self.generation_id, trouble)
+                extra = fields(self.generation_id, error=trouble)
+                logger.info("generation %s: download: %s", self.generation_id, trouble, extra=extra)
                 await anyio.sleep(max(_pause(fruitless), trouble.retry_after))
                 if trouble.expired:
                     await self._renew_url()
@@ -327,8 +326,11 @@ class _Job:
         )
         try:
             self.on_progress(progress)
-        except Exception:
-            logger.exception("on_progress raised; generation %s goes on", self.generation_id)
+        except Exception as error:
+            extra = fields(self.generation_id, error=error)
+            logger.exception(
+                "on_progress raised; generation %s goes on", self.generation_id, extra=extra
+            )
 
     def _error(self, message: str, *, retryable: bool = False) -> DownloadError:
         return DownloadError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -234,9 +235,12 @@ class Reporter:
 
     def _log_state(self, generation: Generation, progress: Progress) -> None:
         generation_id, state = progress.generation_id, generation.state
+        unreadable = (generation.model_extra or {}).get("unreadable_output")
+        is_unknown = state not in KNOWN_STATES and state not in self._unknown_states
+        if not (unreadable or is_unknown or logger.isEnabledFor(logging.DEBUG)):
+            return  # most polls, and so with little work
         extra = fields(generation_id, generation=generation, attempt=progress.polls)
         logger.debug("generation %s: %s", generation_id, state, extra=extra)
-        unreadable = (generation.model_extra or {}).get("unreadable_output")
         if unreadable and progress.result is not None:
             logger.warning(
                 "generation %s: %d of its outputs cannot be read: see its unreadable_output",
@@ -244,9 +248,7 @@ class Reporter:
                 len(unreadable),
                 extra=extra,
             )
-        if state in KNOWN_STATES or state in self._unknown_states:
-            return
-        if len(self._unknown_states) < MAX_UNKNOWN_STATES:
+        if is_unknown and len(self._unknown_states) < MAX_UNKNOWN_STATES:
             self._unknown_states.add(state)
             logger.warning(
                 "generation %s is in a state that luma-poll does not know, %r: polling on",
