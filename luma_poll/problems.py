@@ -5,13 +5,13 @@ https://www.rfc-editor.org/rfc/rfc9457
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from luma_poll._logging import fields, logger
 from luma_poll.errors import (
     APIError,
     APIStatusError,
@@ -42,8 +42,6 @@ from luma_poll.errors import (
 )
 
 __all__ = ["PERHAPS_SUBMITTED", "Problem", "retry_after", "to_problem"]
-
-logger = logging.getLogger("luma_poll")
 
 
 class Problem(BaseModel):
@@ -178,9 +176,10 @@ def to_problem(error: LumaError) -> Problem:
     """
     kind = _kind(error)
     if kind is _OPERATORS or kind.status == 500:
-        logger.error("answered %d: %s", kind.status, error, exc_info=error)
+        extra = fields(error=error)
+        logger.error("answered %d: %s", kind.status, error, exc_info=error, extra=extra)
     elif kind.status in (502, 503):
-        logger.warning("answered %d: %s", kind.status, error)
+        logger.warning("answered %d: %s", kind.status, error, extra=fields(error=error))
     return Problem(
         type=f"urn:luma-poll:{kind.code}",
         title=kind.title,

@@ -292,7 +292,9 @@ def journal_command(
     path: Annotated[str, typer.Argument(metavar="FILE", help="The journal of luma-poll run.")],
     action: Annotated[
         str | None,
-        typer.Argument(metavar="[resolve", help="Settle an entry that is unknown.", show_default=False),
+        typer.Argument(
+            metavar="[resolve", help="Settle an entry that is unknown.", show_default=False
+        ),
     ] = None,
     key: Annotated[
         str | None, typer.Argument(metavar="KEY]", help="Of the entry.", show_default=False)

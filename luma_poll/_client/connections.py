@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 import anyio
 import httpx
 
-from luma_poll._client.http_client import checked_http_client, close_orphans, default_http_client
+from luma_poll._client.http_client import (
+    checked_http_client,
+    close_orphans,
+    default_http_client,
+    transport_for,
+)
 from luma_poll._client.transport import PooledTransport
 from luma_poll._event_loops import LoopGuard
 from luma_poll._translation import content_encoding
@@ -100,7 +105,8 @@ class Connections:
             request = httpx.Request(
                 method, url, headers=headers, content=body, extensions={"timeout": TIMEOUTS}
             )
-            response = await self._transport.handle_async_request(request)
+            transport = transport_for(request.url, self.http, self._transport)
+            response = await transport.handle_async_request(request)
         try:
             content = await _read(response, generation_id)
         except Exception:

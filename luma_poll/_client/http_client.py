@@ -20,7 +20,7 @@ KEEPALIVE = 30.0
 
 
 def default_http_client(base_url: str) -> tuple[httpx.AsyncClient, PooledTransport]:
-    """A client for the storage, and a transport for the API, which is the same without a proxy.
+    """A client, and its transport for the API. Without a proxy that is the one for the storage too.
 
     Raises:
         ConfigurationError: The environment's settings are unusable.
@@ -32,12 +32,27 @@ def default_http_client(base_url: str) -> tuple[httpx.AsyncClient, PooledTranspo
             return httpx.AsyncClient(transport=transport), transport
         # The storage may be behind another proxy, or none: httpx reads that in the environment.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        return httpx.AsyncClient(limits=limits), transport
+        api = urlsplit(base_url)
+        mounts = {f"{api.scheme}://{api.netloc}": transport}
+        return httpx.AsyncClient(limits=limits, mounts=mounts), transport
     except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
         raise ConfigurationError(
             "the environment's settings of a proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) "
             f"or of certificates (SSL_CERT_FILE, SSL_CERT_DIR) are not usable: {redact(str(error))}"
         ) from None
+
+
+def transport_for(
+    url: httpx.URL, http: httpx.AsyncClient, default: PooledTransport
+) -> httpx.AsyncBaseTransport:
+    """The transport that a client has for a URL, or what a test has put in its place.
+
+    A mock of httpx's client replaces the look-up. To go around it would send the requests of a
+    test, and submit for money.
+    """
+    look_up = getattr(http, "_transport_for_url", None)  # not in every version of httpx
+    transport: httpx.AsyncBaseTransport = default if look_up is None else look_up(url)
+    return transport
 
 
 def _proxy_for(base_url: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable
@@ -28,10 +27,9 @@ from luma_poll._downloads.storage import (
     read_version,
     requested,
 )
+from luma_poll._logging import fields, logger
 from luma_poll.errors import ConfigurationError, DownloadError, OutputNotFoundError
 from luma_poll.models import Generation, GenerationOutput
-
-logger = logging.getLogger("luma_poll")
 
 MAX_BYTES: Final = 2 * 1024**3
 """Bytes of one file, unless the caller says otherwise."""
@@ -158,7 +156,8 @@ class Job:
                 fruitless = 1 if self._most > most else fruitless + 1
                 if fruitless >= MAX_TRIES:
                     raise self._error(f"{trouble}, {fruitless} times in a row", retryable=True)
-                logger.info("generation %s: download: %s", self.generation_id, trouble)
+                extra = fields(self.generation_id, error=trouble)
+                logger.info("generation %s: download: %s", self.generation_id, trouble, extra=extra)
                 await anyio.sleep(max(backoff(fruitless), trouble.retry_after))
                 if trouble.expired:
                     await self._renew_url()
@@ -297,9 +296,12 @@ class Job:
         )
         try:
             self.on_progress(progress)
-        except Exception:
+        except Exception as error:
+            extra = fields(self.generation_id, error=error)
             logger.exception(
-                "on_progress raised; the download of generation %s continues", self.generation_id
+                "on_progress raised; the download of generation %s continues",
+                self.generation_id,
+                extra=extra,
             )
 
     def _error(self, message: str, *, retryable: bool = False) -> DownloadError:

@@ -105,6 +105,8 @@ class Progress:
         latest: The last snapshot.
         trouble: The transient error that is the latest answer, if it is one.
         result: The end: the last snapshot, or the error to raise.
+        last_poll: When the last request was sent that was not cut short.
+        unfinished_at: When the last answer was asked for that said that it still runs.
     """
 
     generation_id: str
@@ -116,11 +118,11 @@ class Progress:
     latest: Generation | None = None
     trouble: APIError | None = None
     result: Generation | LumaError | None = None
-    _last_poll: float = -math.inf
+    unfinished_at: float | None = None
+    last_poll: float = -math.inf
     _poll_before: float = -math.inf
     _not_before: float = -math.inf
     _snapshot_at: float = -math.inf
-    _unfinished_at: float | None = None
     _without_output: int = 0
 
     def __post_init__(self) -> None:
@@ -129,51 +131,62 @@ class Progress:
     def begin_poll(self, now: float) -> None:
         """Note that a request is sent."""
         self.polls += 1
-        self._poll_before, self._last_poll = self._last_poll, now
+        self._poll_before, self.last_poll = self.last_poll, now
 
     def abandon_poll(self) -> None:
         """Note that the request was cut short: the poll is as due as it was."""
-        self._last_poll = self._poll_before
+        self.last_poll = self._poll_before
 
-    def hand_in(self, snapshot: Generation, schedule: Schedule, now: float) -> bool:
+    def hand_in(self, snapshot: Generation, now: float) -> bool:
         """Take a snapshot that somebody else fetched: as the first answer, or as the end.
 
         Returns:
-            True if it is news.
+            True if it is news, and recorded.
         """
         self._snapshot_at = now
         is_news = self.latest is None or _is_end(snapshot)
-        if is_news:
-            self.record(snapshot, schedule, now, asked=now)
-        return is_news
+        return is_news and self.record(snapshot, now, asked=now)
 
     def record(
-        self,
-        answer: Generation | APIError,
-        schedule: Schedule,
-        now: float,
-        *,
-        asked: float | None = None,
-    ) -> None:
-        """Take an answer: it ends the generation, or the schedule says when to ask again.
+        self, answer: Generation | APIError, now: float, *, asked: float | None = None
+    ) -> bool:
+        """Take an answer, which may be the end. `consult` says when to ask again.
 
-        It was true at the time `asked`, by default that of the last poll.
+        Args:
+            answer: Of the API.
+            now: The time.
+            asked: When the answer was true; by default the time of the last poll.
+
+        Returns:
+            True if it is recorded: an answer after the end changes nothing.
         """
         if self.result is not None:
-            return  # a late answer changes nothing
+            return False
         self.answers += 1
         if isinstance(answer, Generation):
             self.latest, self.trouble = answer, None
             self.result = self._end_of(answer)
-            self._note_age(answer, schedule, now, self._last_poll if asked is None else asked)
+            self._note_age(answer, now, self.last_poll if asked is None else asked)
         elif answer.retryable or self._is_too_early(answer, now):
             self.trouble = answer
         else:
             self.result = answer
         if self.result is None:
+            self._not_before = now + _least_delay(answer)
+        return True
+
+    def consult(self, schedule: Schedule, now: float) -> None:
+        """Let the schedule set `due`, after an answer; or learn from it, if that was the end.
+
+        A schedule is often random: a driver that replays answers sets `due` itself, from its log.
+        """
+        answer = self.trouble or self.latest
+        if answer is not None and self.result is None:
             delay = next_delay(schedule, answer, attempt=self.answers, born=self.born, now=now)
             self.due = now + delay
-            self._not_before = now + _least_delay(answer)
+        elif isinstance(self.result, Generation) and self.unfinished_at is not None:
+            after, by = self.unfinished_at - self.born, now - self.born
+            tell_end(schedule, self.result, after=after, by=by)
 
     def _end_of(self, answer: Generation) -> Generation | OutputNotFoundError | None:
         if _is_end(answer):
@@ -183,14 +196,11 @@ class Progress:
         self._without_output += 1
         return None if self._without_output < OUTPUT_POLLS else OutputNotFoundError(answer)
 
-    def _note_age(self, answer: Generation, schedule: Schedule, now: float, asked: float) -> None:
+    def _note_age(self, answer: Generation, now: float, asked: float) -> None:
         if answer.age is not None and answer.age < LONGEST_AGE + MAX_CLOCK_ERROR:
             self.born = min(self.born, now - answer.age)
         if not answer.is_terminal:
-            self._unfinished_at = asked
-        elif self._unfinished_at is not None and self.result is answer:
-            after, by = self._unfinished_at - self.born, now - self.born
-            tell_end(schedule, answer, after=after, by=by)
+            self.unfinished_at = asked
 
     def _is_too_early(self, answer: APIError, now: float) -> bool:
         return isinstance(answer, NotFoundError) and now - self._snapshot_at < NOT_FOUND_GRACE
@@ -203,8 +213,11 @@ class Progress:
         """
         at = self.due
         last = deadline.at - deadline.margin
-        # An answer of half a margin before the last poll is as good, and a burst helps nobody.
-        if at > last and self._last_poll < last - deadline.margin / 2:
+        # Where the schedule polls only after the deadline, there is one more poll just before it.
+        # An answer of half a margin earlier counts as that one: it is nearly as fresh, and a
+        # second request right after it would tell nothing. A whole margin would be too much: an
+        # answer that old leaves out twice as much of the time as the last poll itself does.
+        if at > last and self.last_poll < last - deadline.margin / 2:
             at = last
         at = max(at, self._not_before)
         return at if max(at, quiet.until) < deadline.at else math.inf

@@ -38,11 +38,14 @@ class RequestLimits:
         self._next_start = -math.inf
         self._queue = Heap[Alarm]()
 
-    async def acquire(self, due: float) -> None:
+    async def acquire(self, due: float) -> float:
         """Wait for a turn; `release` must follow.
 
         Args:
             due: Since when the request is due, in seconds on anyio's clock.
+
+        Returns:
+            Seconds that it waited for others: those of a quiet do not count.
         """
         asked = anyio.current_time()
         ticket = Alarm()
@@ -53,8 +56,10 @@ class RequestLimits:
             while (turn := self._turn_of(ticket)) > anyio.current_time():
                 await ticket.sleep(turn)
             on_time = max(self._next_start, self.quiet.until, asked)
-            self._next_start = max(on_time, anyio.current_time() - _LATENESS) + self._interval
+            now = anyio.current_time()
+            self._next_start = max(on_time, now - _LATENESS) + self._interval
             self.in_flight += 1
+            return now - max(asked, self.quiet.until)
         finally:
             self._queue.remove(place)
             self._wake_first()

@@ -293,19 +293,24 @@ class Poller:
                 latest = waiter.stream.progress.latest
                 if latest is not None and not latest.is_terminal and latest.state != state:
                     state = latest.state
+                    # The caller may keep this snapshot for an hour. Meanwhile another wait asks:
+                    # one that asked for all would make them wait for this one's caller.
                     with waiter.away():
                         yield latest
                     continue  # there may be news by now
                 match waiter.decide(streams.quiet):
                     case Sleep(until):
+                        # If another wait asks, this is until the deadline: its answer wakes all.
                         await waiter.sleep(until)
                     case Poll(due):
+                        # It asks for all waits of the stream, and may end without an answer.
                         await streams.poll(waiter, due)
                     case Raise(error):
                         raise error
                     case Return(last):
                         break
-        # The stream is left by now: the caller may keep the last snapshot for as long as it likes.
+        # The stream is left before the caller sees the end: a `with` around this `yield` would stay
+        # open for as long as the caller likes, and a wait that has ended would count as one.
         yield last
 
     def __repr__(self) -> str:

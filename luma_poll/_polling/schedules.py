@@ -10,7 +10,6 @@ Any callable that takes a `tenacity.RetryCallState` and returns seconds will do:
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias, cast
@@ -19,10 +18,9 @@ import tenacity
 from tenacity.wait import WaitBaseT
 
 from luma_poll._arguments import shown
+from luma_poll._logging import fields, logger
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import Generation
-
-logger = logging.getLogger("luma_poll")
 
 Schedule: TypeAlias = WaitBaseT
 
@@ -55,9 +53,11 @@ def tell_end(schedule: Schedule, generation: Generation, *, after: float, by: fl
     for observer in observers.values():
         try:
             observer.observe(generation, after=after, by=by)
-        except Exception:
+        except Exception as error:
             logger.exception(
-                "the schedule's observe raised; generation %s has ended", generation.id
+                "the schedule's observe raised; generation %s has ended",
+                generation.id,
+                extra=fields(generation=generation, error=error),
             )
 
 

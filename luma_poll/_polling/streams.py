@@ -11,7 +11,17 @@ import anyio
 from luma_poll._event_loops import LoopGuard
 from luma_poll._polling.alarm import Alarm
 from luma_poll._polling.decisions import Deadline, Decision, Progress, Quiet, decide
-from luma_poll._polling.events import Reporter
+from luma_poll._polling.events import (
+    PollBegan,
+    PollEnded,
+    Reporter,
+    StateChanged,
+    Wait,
+    WaitBegan,
+    WaitEnded,
+    outcome_of,
+    tell,
+)
 from luma_poll._polling.heap import Heap
 from luma_poll._polling.limits import RequestLimits
 from luma_poll._polling.schedules import Schedule
@@ -27,13 +37,15 @@ class Waiter(Alarm):
         stream: The stream that it shares with the other waits for the generation.
         deadline: Its own.
         turn: While it asks, from queueing for a turn to the answer: the scope of that.
+        wait: As its observers know it; None if there are none.
     """
 
-    def __init__(self, stream: Stream, deadline: Deadline) -> None:
+    def __init__(self, stream: Stream, deadline: Deadline, wait: Wait | None) -> None:
         super().__init__()
         self.stream = stream
         self.deadline = deadline
         self.turn: anyio.CancelScope | None = None
+        self.wait = wait
         self._polls_before = stream.progress.polls
 
     def decide(self, quiet: Quiet) -> Decision:
@@ -57,11 +69,28 @@ class Waiter(Alarm):
     @contextmanager
     def away(self) -> Iterator[None]:
         """Let others ask: the caller has the snapshot, and may keep it for as long as it likes."""
+        latest = self.stream.progress.latest
+        if self.wait is not None and latest is not None:
+            tell(StateChanged(self.wait, latest))
         self.stream.leave(self)
         try:
             yield
         finally:
             self.stream.enter(self)
+
+    def tell_end(self, wait: Wait, error: BaseException | None) -> None:
+        """Tell the observers that it has ended, and how."""
+        progress = self.stream.progress
+        tell(
+            WaitEnded(
+                wait,
+                outcome_of(progress.latest, error),
+                progress.latest,
+                error if isinstance(error, Exception) else None,
+                duration=_now(self.deadline.started) - self.deadline.started,
+                polls=progress.polls - self._polls_before,
+            )
+        )
 
 
 class Stream:
@@ -72,13 +101,13 @@ class Stream:
 
     Attributes:
         progress: What is known of the generation.
-        waits: How many waits share the stream, those that are away included.
+        waits: The waits that share the stream, those that are away included, in their order.
         asking: The waiter whose request is under way.
     """
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.waits = 0
+        self.waits: dict[Waiter, None] = {}
         self.asking: Waiter | None = None
         self._present = Heap[Waiter]()  # the longest first
         self._places: dict[Waiter, Any] = {}
@@ -136,6 +165,9 @@ class Streams:
         max_in_flight: Requests under way at the same time; None for no limit.
         max_rate: Requests started per second; None for no limit.
         reporter: Hears of every answer.
+
+    Attributes:
+        reporter: The same, which has the observers.
     """
 
     def __init__(
@@ -149,7 +181,7 @@ class Streams:
         self._get = get
         self._schedule = schedule
         self._bounds = max_in_flight, max_rate
-        self._reporter = reporter
+        self.reporter = reporter
         self._loop = LoopGuard("Poller")
         self._begin()
 
@@ -187,18 +219,29 @@ class Streams:
         stream = self._by_id.get(generation_id)
         if stream is None:
             stream = self._by_id[generation_id] = Stream(Progress(generation_id, started=now))
-        waiter = Waiter(stream, Deadline(now, timeout))
+        observers = self.reporter.observers
+        wait = Wait(generation_id, timeout, observers) if observers else None
+        waiter = Waiter(stream, Deadline(now, timeout), wait)
         by_deadline = self._by_deadline  # of this event loop, also when the wait is closed later
         entry = by_deadline.push(waiter.deadline.at, waiter)
-        stream.waits += 1
+        stream.waits[waiter] = None
         stream.enter(waiter)
         try:
+            if wait is not None:
+                tell(WaitBegan(wait, snapshot, len(stream.waits)))
             if snapshot is not None:
                 self._hand_in(stream, snapshot, now)
             yield waiter
+        except BaseException as error:
+            if wait is not None:
+                waiter.tell_end(wait, error)
+            raise
+        else:
+            if wait is not None:
+                waiter.tell_end(wait, None)
         finally:
             stream.leave(waiter)
-            stream.waits -= 1
+            del stream.waits[waiter]
             by_deadline.remove(entry)
             if not stream.waits:
                 self._forget(stream)
@@ -211,28 +254,32 @@ class Streams:
         limits = self._limits  # of this event loop, also when the request is closed later
         with anyio.CancelScope(deadline=waiter.deadline.at) as waiter.turn:
             try:
-                await limits.acquire(due)
+                queued = await limits.acquire(due)
                 try:
                     if waiter.turn.cancel_called:  # at the moment at which the turn came
                         return
-                    answer = await self._ask(waiter)
+                    answer = await self._ask(waiter, queued)
                 finally:
                     limits.release()
-                self._take(waiter.stream, answer)
+                self._take(waiter, answer)
             finally:
                 waiter.turn = None
 
-    async def _ask(self, waiter: Waiter) -> Generation | APIError:
-        stream, answer = waiter.stream, None
+    async def _ask(self, waiter: Waiter, queued: float) -> Generation | APIError:
+        stream, progress, answer = waiter.stream, waiter.stream.progress, None
         stream.asking = waiter
-        stream.progress.begin_poll(anyio.current_time())
+        progress.begin_poll(anyio.current_time())
+        if waiter.wait is not None:
+            tell(PollBegan(waiter.wait, progress.polls, queued))
         try:
-            answer = await self._fetch(stream.progress.generation_id)
+            answer = await self._fetch(progress.generation_id)
             return answer
         finally:
             stream.asking = None
             if answer is None:  # cut short: the next one asks, as if this request had not been
-                stream.progress.abandon_poll()
+                if waiter.wait is not None:
+                    _tell_poll(waiter, waiter.wait, None, quiet=0.0)
+                progress.abandon_poll()
                 stream.wake_all()
 
     async def _fetch(self, generation_id: str) -> Generation | APIError:
@@ -247,19 +294,24 @@ class Streams:
             # It is an answer now: without tracebacks it keeps no frames alive.
             return translated.with_traceback(None)
 
-    def _take(self, stream: Stream, answer: Generation | APIError) -> None:
-        progress, now = stream.progress, anyio.current_time()
-        self._keep_quiet(answer, now)
+    def _take(self, waiter: Waiter, answer: Generation | APIError) -> None:
+        stream, progress, now = waiter.stream, waiter.stream.progress, anyio.current_time()
+        quiet = self._keep_quiet(answer, now)
         stream.wake_all()
-        progress.record(answer, self._schedule, now)
+        is_news = progress.record(answer, now)
+        if waiter.wait is not None:  # and before the schedule is asked, which may raise
+            _tell_poll(waiter, waiter.wait, answer, quiet=quiet)
+        if is_news:
+            progress.consult(self._schedule, now)
         if progress.result is not None:
             self._forget(stream)
         deadlines = stream.deadlines()
-        self._reporter.report(progress, answer, now, progress.next_poll(deadlines, self.quiet))
+        self.reporter.report(progress, answer, now, progress.next_poll(deadlines, self.quiet))
 
     def _hand_in(self, stream: Stream, snapshot: Generation, now: float) -> None:
-        if not stream.progress.hand_in(snapshot, self._schedule, now):
+        if not stream.progress.hand_in(snapshot, now):
             return
+        stream.progress.consult(self._schedule, now)
         if stream.progress.result is not None:
             self._forget(stream)
             stream.call_all_back()  # what a request under way asks is known
@@ -268,20 +320,55 @@ class Streams:
         else:
             stream.wake_all()
 
-    def _keep_quiet(self, answer: Generation | APIError, now: float) -> None:
-        """Heed `Retry-After` for all waits; those that it outlasts hear of it at once."""
+    def _keep_quiet(self, answer: Generation | APIError, now: float) -> float:
+        """Heed `Retry-After` for all waits; those that it outlasts hear of it at once.
+
+        Returns:
+            Seconds by which it prolongs the quiet.
+        """
         if not isinstance(answer, APIStatusError) or not answer.retryable:
-            return
+            return 0.0
         until = now + (answer.retry_after or 0.0)
-        if until <= max(now, self.quiet.until):
-            return
+        before = max(now, self.quiet.until)
+        if until <= before:
+            return 0.0
         self._limits.quiet = Quiet(until, answer)
         for waiter in self._by_deadline.pop_up_to(until):
             if waiter.stream.asking is not waiter:  # an answer that is on its way still counts
                 waiter.call_back()
+        return until - before
 
     def _forget(self, stream: Stream) -> None:
         """Drop a stream that has ended: the next wait for the generation starts another one."""
         generation_id = stream.progress.generation_id
         if self._by_id.get(generation_id) is stream:
             del self._by_id[generation_id]
+
+
+def _tell_poll(
+    waiter: Waiter, wait: Wait, answer: Generation | APIError | None, *, quiet: float
+) -> None:
+    progress = waiter.stream.progress
+    now, unfinished = _now(progress.last_poll), progress.unfinished_at
+    others = (each.wait for each in waiter.stream.waits if each is not waiter)
+    tell(
+        PollEnded(
+            wait,
+            progress.polls,
+            tuple(other for other in others if other is not None),
+            duration=now - progress.last_poll,
+            answer=answer,
+            quiet=quiet,
+            is_end=answer is not None and progress.result is answer,
+            age=now - progress.born,
+            unfinished=None if unfinished is None else now - unfinished,
+        )
+    )
+
+
+def _now(default: float) -> float:
+    """The time, or the default where the event loop was closed in the middle of a wait."""
+    try:
+        return anyio.current_time()
+    except RuntimeError:
+        return default

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from luma_poll._logging import fields, logger
 from luma_poll._running.requests import AnyRequest
 from luma_poll.models import Generation
-
-logger = logging.getLogger("luma_poll")
 
 Step: TypeAlias = Literal[
     "begun", "submitting", "refused", "unreachable", "submitted", "failed", "ended"
@@ -43,23 +41,44 @@ class RunEvent:
     cancelled: bool = False
 
 
+RunObserver: TypeAlias = Callable[[RunEvent], object]
+"""Is called with each event, in the task of the run, or of its submission."""
+
+
 class RunReporter:
-    """Calls `on_submit` and the observers; what they raise is logged and dropped."""
+    """Calls `on_submit` and the observers; what they raise is logged and dropped.
+
+    Attributes:
+        observers: Those that hear of the runs that begin from now on, to the end of each.
+    """
 
     def __init__(self, on_submit: Callable[[AnyRequest, Generation], object] | None) -> None:
+        self.observers: tuple[RunObserver, ...] = ()
         self._on_submit = on_submit
-        self.observers: list[Callable[[RunEvent], None]] = []
+        self._observers_of: dict[int, tuple[RunObserver, ...]] = {}
 
     def report(self, event: RunEvent) -> None:
         """Report a step."""
-        for observer in self.observers:
+        generation = event.generation
+        for observer in self._listening(event):
             try:
                 observer(event)
-            except Exception:
-                logger.exception("an observer of a Runner raised")
-        generation = event.generation
+            except Exception as error:
+                extra = fields(generation=generation, attempt=event.attempt, error=error)
+                logger.exception("an observer of a Runner raised", extra=extra)
         if event.step == "submitted" and generation is not None and self._on_submit is not None:
             try:
                 self._on_submit(event.request, generation)
-            except Exception:
-                logger.exception("on_submit raised; generation %s runs on", generation.id)
+            except Exception as error:
+                extra = fields(generation=generation, attempt=event.attempt, error=error)
+                logger.exception(
+                    "on_submit raised; generation %s runs on", generation.id, extra=extra
+                )
+
+    def _listening(self, event: RunEvent) -> tuple[RunObserver, ...]:
+        """The observers of a run: those of its begin."""
+        if event.step == "begun" and self.observers:
+            self._observers_of[event.run] = self.observers
+        if event.step == "ended":
+            return self._observers_of.pop(event.run, ())
+        return self._observers_of.get(event.run, ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
+from luma_poll._logging import fields, logger
 from luma_poll._running.fingerprint import readable
 from luma_poll._running.resubmission import Step, Submit, next_step
 from luma_poll._running.store import Store
@@ -19,8 +19,6 @@ from luma_poll.errors import GenerationError, JournalError
 from luma_poll.models import Generation
 
 T = TypeVar("T")
-
-logger = logging.getLogger("luma_poll")
 
 RETRY = 1.0
 """Seconds between two tries to record an id."""
@@ -118,6 +116,7 @@ class Recorder:
                 "generation %s was submitted, and its id is not in the journal: settle request %r",
                 generation_id,
                 record and record.key,
+                extra=fields(generation_id, attempt=attempt),
             )
             raise
 
@@ -139,7 +138,14 @@ class Recorder:
             try:
                 await self._call(getattr(self._store, name), record.key, *args)
             except JournalError as error:
-                logger.error("request %r (%s %s): %s", record.key, name, args[-1], error)
+                logger.error(
+                    "request %r (%s %s): %s",
+                    record.key,
+                    name,
+                    args[-1],
+                    error,
+                    extra=fields(error=error),
+                )
                 return False
         return True
 

@@ -29,7 +29,8 @@ def progress_after(*answers: tuple[float, Any], interval: float = 10) -> Progres
     progress = Progress(ID, started=0.0)
     for at, answer in answers:
         progress.begin_poll(at)
-        progress.record(answer, wait_fixed(interval), at)
+        progress.record(answer, at)
+        progress.consult(wait_fixed(interval), at)
     return progress
 
 
@@ -113,6 +114,20 @@ def test_a_request_that_was_cut_short_is_as_if_it_had_not_been() -> None:
     progress.abandon_poll()
     assert what_next(progress, 99.5) == Poll(99)
     assert progress.polls == 2, "it was sent"
+
+
+def test_a_replay_needs_no_schedule() -> None:
+    """To record an answer asks nobody: whoever replays a log sets the times of it."""
+    progress = Progress(ID, started=0.0)
+    progress.begin_poll(0)
+    assert progress.record(PROCESSING, 0)
+    assert what_next(progress, 0) == Poll(0), "nobody has said when to ask again"
+    progress.due = 7.5
+    assert what_next(progress, 0) == Sleep(7.5)
+    progress.begin_poll(7.5)
+    assert progress.record(snapshot(), 8)
+    assert not progress.record(PROCESSING, 9), "a late answer changes nothing"
+    assert what_next(progress, 9) == Return(snapshot())
 
 
 times = st.floats(0, 1000)

@@ -1,0 +1,369 @@
+"""Traces and metrics of waits and runs, for OpenTelemetry.
+
+Needs the extra `luma-poll[opentelemetry]`. That is OpenTelemetry's API alone: without its SDK
+nothing is recorded. Names follow the semantic conventions for generative AI, where there are some:
+a wait is their operation `fetch_response`, a run `generate_content`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from contextvars import Token
+from dataclasses import dataclass, field
+from typing import Any
+
+from opentelemetry import context, metrics, trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from luma_poll._polling.events import (
+    Event,
+    PollBegan,
+    PollEnded,
+    Reporter,
+    StateChanged,
+    Wait,
+    WaitBegan,
+    WaitEnded,
+    outcome_of,
+)
+from luma_poll._polling.poller import Poller
+from luma_poll._running.events import RunEvent, RunReporter
+from luma_poll._running.runner import Runner
+from luma_poll._version import __version__
+from luma_poll.errors import (
+    APIError,
+    APIStatusError,
+    ConfigurationError,
+    GenerationError,
+    LumaError,
+)
+from luma_poll.models import Generation
+
+__all__ = ["instrument"]
+
+Attributes = dict[str, str | int | float]
+
+FETCH: Attributes = {
+    "gen_ai.operation.name": "fetch_response",
+    "gen_ai.provider.name": "luma",
+}
+GENERATE: Attributes = FETCH | {"gen_ai.operation.name": "generate_content"}
+# Those that the conventions advise for the duration of an operation.
+OPERATION_BUCKETS = [0.01 * 2**power for power in range(14)]
+DELAY_BUCKETS = [0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120]
+GENERATION_BUCKETS = [1, 2.5, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800, 3600]
+
+
+def instrument(
+    poller_or_runner: Poller | Runner,
+    *,
+    tracer_provider: trace.TracerProvider | None = None,
+    meter_provider: metrics.MeterProvider | None = None,
+) -> Callable[[], None]:
+    """Record waits and runs: a span for each, and metrics.
+
+    ::
+
+        poller = Poller(client)
+        instrument(poller)
+
+    Args:
+        poller_or_runner: What to record, from now on. The poller of a runner is recorded with it,
+            unless it is instrumented already.
+        tracer_provider: Takes the spans; by default the global one.
+        meter_provider: Takes the metrics; by default the global one.
+
+    Returns:
+        A function that undoes it. Waits and runs under way are recorded to their ends.
+
+    Raises:
+        ConfigurationError: It is instrumented already.
+    """
+    tracer = trace.get_tracer("luma_poll", __version__, tracer_provider)
+    meter = metrics.get_meter("luma_poll", __version__, meter_provider)
+    undo = ExitStack()
+    if isinstance(poller_or_runner, Runner):
+        undo.callback(_observe(poller_or_runner._reporter, _Runs(tracer, meter)))
+        poller = poller_or_runner._poller
+        with suppress(ConfigurationError):
+            undo.callback(_observe(poller._streams.reporter, _Waits(tracer, meter)))
+    else:
+        undo.callback(_observe(poller_or_runner._streams.reporter, _Waits(tracer, meter)))
+    return undo.close
+
+
+def _observe(reporter: Reporter | RunReporter, telemetry: _Waits | _Runs) -> Callable[[], None]:
+    seen: Any = reporter
+    if any(isinstance(observer, type(telemetry)) for observer in seen.observers):
+        raise ConfigurationError(
+            "this is instrumented already: to change the providers, first call what the first "
+            "instrument() returned"
+        )
+    seen.observers += (telemetry,)
+
+    def undo() -> None:
+        seen.observers = tuple(each for each in seen.observers if each is not telemetry)
+
+    return undo
+
+
+@dataclass
+class _Record:
+    """A wait under way: its span, and the waits that have asked on its behalf."""
+
+    span: Span
+    linked: set[Wait] = field(default_factory=set)
+    queued: float = 0.0
+    outside: Token[context.Context] | None = None  # of the request under way
+
+
+class _Waits:
+    """An observer of waits. The id of a generation is in spans, and in no metric."""
+
+    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
+        self._tracer = tracer
+        self._records: dict[Wait, _Record] = {}
+        self._waits = meter.create_up_down_counter(
+            "luma_poll.waits.active", "{wait}", "Waits under way."
+        )
+        self._polls = meter.create_counter(
+            "luma_poll.polls", "{request}", "Requests for a snapshot that have ended."
+        )
+        self._quiet = meter.create_counter(
+            "luma_poll.quiet.time", "s", "Time for which the API asked to be left alone."
+        )
+        self._duration = meter.create_histogram(
+            "gen_ai.client.operation.duration",
+            "s",
+            "GenAI operation duration.",
+            explicit_bucket_boundaries_advisory=OPERATION_BUCKETS,
+        )
+        self._delay = meter.create_histogram(
+            "luma_poll.detection.delay",
+            "s",
+            "From the last answer that a generation still runs to that of its end: at most so "
+            "much later than it ended.",
+            explicit_bucket_boundaries_advisory=DELAY_BUCKETS,
+        )
+        self._age = meter.create_histogram(
+            "luma_poll.generation.duration",
+            "s",
+            "From the submission of a generation, as far as known, to the answer of its end.",
+            explicit_bucket_boundaries_advisory=GENERATION_BUCKETS,
+        )
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case WaitBegan():
+                self._begin(event)
+            case PollBegan():
+                self._begin_poll(event)
+            case PollEnded():
+                self._end_poll(event)
+            case StateChanged():
+                _add_state(self._records[event.wait].span, event.generation)
+            case WaitEnded():
+                self._end(event)
+
+    def _begin(self, event: WaitBegan) -> None:
+        self._waits.add(1, FETCH)
+        attributes = {**FETCH, "gen_ai.response.id": event.wait.generation_id}
+        span = self._tracer.start_span(
+            "fetch_response", kind=SpanKind.CLIENT, attributes=attributes
+        )
+        self._records[event.wait] = _Record(span)
+
+    def _begin_poll(self, event: PollBegan) -> None:
+        record = self._records[event.wait]
+        record.queued = event.queued
+        # From here to the end of the request: spans of HTTP become children.
+        record.outside = context.attach(trace.set_span_in_context(record.span))
+
+    def _end_poll(self, event: PollEnded) -> None:
+        record, answer = self._records[event.wait], event.answer
+        if record.outside is not None:
+            context.detach(record.outside)
+        generation = answer if isinstance(answer, Generation) else None
+        error = answer if isinstance(answer, Exception) else _failure_of(generation)
+        if record.span.is_recording():
+            record.span.add_event("luma_poll.poll", _attributes_of_poll(event, record))
+        if answer is not None:
+            self._link(event)
+        attributes = _attributes_of(generation, error)
+        attributes["luma_poll.outcome"] = _outcome_of_poll(event)
+        self._polls.add(1, attributes)
+        if event.quiet:
+            self._quiet.add(event.quiet, attributes)
+        if event.is_end and generation is not None and event.unfinished is not None:
+            self._delay.record(event.unfinished, attributes)
+            self._age.record(event.age, attributes)
+
+    def _link(self, event: PollEnded) -> None:
+        """Link the other waits to the one that asked: the spans of HTTP are there."""
+        asked = self._records[event.wait].span.get_span_context()
+        for other in event.others:
+            record = self._records.get(other)
+            if record is not None and event.wait not in record.linked:
+                record.linked.add(event.wait)
+                record.span.add_link(asked)
+
+    def _end(self, event: WaitEnded) -> None:
+        record, generation = self._records.pop(event.wait), event.generation
+        error = event.error or _failure_of(generation)
+        attributes = _attributes_of(generation, error)
+        attributes["luma_poll.outcome"] = event.outcome
+        span = record.span
+        if generation is not None and generation.is_terminal:
+            _add_state(span, generation)
+        span.set_attributes(attributes)
+        _end_span(span, error)
+        self._waits.add(-1, FETCH)
+        self._duration.record(event.duration, attributes)
+
+
+@dataclass
+class _Run:
+    """A run under way, and its submission if one is under way."""
+
+    span: Span
+    outside: Token[context.Context]
+    request: Attributes  # model and type, as far as the request names them
+    is_submitting: bool = False
+
+
+class _Runs:
+    """An observer of runs. The prompt is in nothing."""
+
+    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
+        self._tracer = tracer
+        self._records: dict[int, _Run] = {}
+        self._runs = meter.create_up_down_counter(
+            "luma_poll.runs.active", "{run}", "Runs under way, those that wait for room included."
+        )
+        self._submissions = meter.create_counter(
+            "luma_poll.submissions", "{request}", "Submissions that have been answered."
+        )
+
+    def __call__(self, event: RunEvent) -> None:
+        if event.step == "begun":
+            self._begin(event)
+            return
+        run = self._records[event.run]
+        if event.step == "submitting":
+            run.is_submitting = True
+        elif run.is_submitting:
+            run.is_submitting = False
+            self._note_submission(event, run)
+        if event.step == "ended":
+            self._end(event, self._records.pop(event.run))
+
+    def _begin(self, event: RunEvent) -> None:
+        given = event.request if isinstance(event.request, Mapping) else {}
+        named = {"gen_ai.request.model": "model", "luma_poll.generation.type": "type"}
+        request: Attributes = {
+            name: given[key] for name, key in named.items() if isinstance(given.get(key), str)
+        }
+        name = f"generate_content {request.get('gen_ai.request.model', '')}".rstrip()
+        span = self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=GENERATE | request)
+        # To the end of the run, in its task: the submissions and the waits become children.
+        outside = context.attach(trace.set_span_in_context(span))
+        self._records[event.run] = _Run(span, outside, request)
+        self._runs.add(1, GENERATE)
+
+    def _note_submission(self, event: RunEvent, run: _Run) -> None:
+        attributes = _attributes_of(None, event.error, run.request)
+        attributes["luma_poll.outcome"] = _outcome_of_submission(event)
+        self._submissions.add(1, GENERATE | attributes)
+        attributes["luma_poll.attempt"] = event.attempt
+        if event.step == "submitted" and event.generation is not None:
+            attributes["gen_ai.response.id"] = event.generation.id
+        run.span.add_event("luma_poll.submission", attributes)
+
+    def _end(self, event: RunEvent, run: _Run) -> None:
+        context.detach(run.outside)
+        attributes = _attributes_of(event.generation, event.error, run.request)
+        if event.generation is not None:
+            attributes["gen_ai.response.id"] = event.generation.id
+        outcome = outcome_of(event.generation, event.error)
+        outcome = "cancelled" if event.cancelled else outcome
+        run.span.set_attributes(attributes | {"luma_poll.outcome": outcome})
+        _end_span(run.span, event.error)
+        self._runs.add(-1, GENERATE)
+
+
+def _outcome_of_submission(event: RunEvent) -> str:
+    if event.step != "ended":
+        return "accepted" if event.step == "submitted" else event.step
+    if event.cancelled:
+        return "cancelled"
+    may_run = isinstance(event.error, APIError) and event.error.may_have_been_accepted
+    return "unknown" if may_run else "rejected"
+
+
+def _end_span(span: Span, error: Exception | None) -> None:
+    if error is not None:
+        # The text of our own errors alone: others' may hold what must not leave the process.
+        said = str(error) if isinstance(error, LumaError) else None
+        span.set_status(Status(StatusCode.ERROR, said))
+    span.end()
+
+
+def _add_state(span: Span, generation: Generation) -> None:
+    if span.is_recording():
+        span.add_event("luma_poll.state", {"luma_poll.state": generation.state})
+
+
+def _attributes_of_poll(event: PollEnded, record: _Record) -> Attributes:
+    answer = event.answer
+    attributes: Attributes = {
+        "luma_poll.attempt": event.attempt,
+        "luma_poll.outcome": _outcome_of_poll(event),
+        "luma_poll.poll.duration": event.duration,
+        "luma_poll.poll.queued": record.queued,
+    }
+    if isinstance(answer, Generation):
+        attributes["luma_poll.state"] = answer.state
+    elif answer is not None:
+        attributes["error.type"] = type(answer).__name__
+    if isinstance(answer, APIStatusError):
+        attributes["http.response.status_code"] = answer.status_code
+    if event.quiet:
+        attributes["luma_poll.quiet.time"] = event.quiet
+    return attributes
+
+
+def _outcome_of_poll(event: PollEnded) -> str:
+    if event.answer is None:
+        return "cancelled"
+    if isinstance(event.answer, Exception):
+        return "error"
+    return event.answer.state if event.is_end else "unfinished"
+
+
+def _attributes_of(
+    generation: Generation | None, error: Exception | None, base: Attributes = FETCH
+) -> Attributes:
+    """Model, type and error, as far as known: for spans and for metrics."""
+    attributes = base.copy()
+    if generation is not None and generation.model:
+        attributes["gen_ai.response.model"] = generation.model
+    if generation is not None and generation.type:
+        attributes["luma_poll.generation.type"] = generation.type
+    if error is not None:
+        attributes["error.type"] = _error_type(error)
+    return attributes
+
+
+def _error_type(error: Exception) -> str:
+    code = error.failure_code if isinstance(error, GenerationError) else None
+    return code or type(error).__name__
+
+
+def _failure_of(generation: Generation | None) -> GenerationError | None:
+    try:
+        if generation is not None:
+            generation.raise_for_failure()
+    except GenerationError as error:
+        return error
+    return None
