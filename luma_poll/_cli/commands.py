@@ -270,7 +270,7 @@ def run_command(
             **usual,
             param=param,
             download=download,
-            max_running=max_running and str(max_running),
+            max_running=None if max_running is None else str(max_running),
             max_attempts=unless(1, max_attempts),
             timeout=unless(TIMEOUT, timeout),
             max_rate=unless(MAX_RATE, max_rate),

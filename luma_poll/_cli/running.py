@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from luma_poll._cli.bars import DownloadBars
 from luma_poll._cli.fetching import fetch
 from luma_poll._cli.results import Put, Result
@@ -65,14 +67,15 @@ async def run_prompts(
     async def finish(ran: RunResult) -> Result:
         generation, request = ran.generation, ran.request
         assert not isinstance(request, str)
-        known = {"request": request, "submitted": ran.submitted}
         generation_id = ran.submitted[-1] if ran.submitted else ""
+        result = Result(
+            generation_id, generation, ran.error, request=request, submitted=ran.submitted
+        )
         if directory is None or generation is None or not ran.ok:
-            return Result(generation_id, generation, ran.error, **known)
+            return result
         table.download(request)
-        key = request.get("key")
-        fetched = await fetch(client, generation, directory, bars, name=key)
-        return Result(generation_id, fetched.generation, fetched.error, fetched.paths, **known)
+        fetched = await fetch(client, generation, directory, bars, name=request.get("key"))
+        return replace(result, error=fetched.error, paths=fetched.paths)
 
     table.expect(len(runs.lines))
     with table.shown():

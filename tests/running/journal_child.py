@@ -3,7 +3,6 @@
 import json
 import signal
 import sys
-from types import FrameType
 from typing import Any
 
 import anyio
@@ -12,12 +11,21 @@ from tenacity import wait_fixed
 from luma_poll import Journal, LumaClient, Poller, Runner
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM becomes a cancellation, as uvicorn and the command line make it one."""
-    signal.raise_signal(signal.SIGINT)
+async def cancel_at_sigterm(scope: anyio.CancelScope) -> None:
+    """As docs/running.md shows it."""
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
 
 
 async def main(base_url: str, path: str, number: int) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(cancel_at_sigterm, tasks.cancel_scope)
+        await run_all(base_url, path, number)
+        tasks.cancel_scope.cancel()
+
+
+async def run_all(base_url: str, path: str, number: int) -> None:
     requests: list[dict[str, Any]] = [
         {"prompt": f"number {each} sandbox:duration=0.3", "key": f"k{each}"}
         for each in range(number)
@@ -35,8 +43,4 @@ async def main(base_url: str, path: str, number: int) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]), backend=sys.argv[4])
-    except KeyboardInterrupt:
-        sys.exit(130)
+    anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]), backend=sys.argv[4])

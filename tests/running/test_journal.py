@@ -426,7 +426,7 @@ def test_resubmission_continues_where_it_was(path: Path, run: Run) -> None:
 
 def test_what_was_certainly_not_accepted_leaves_no_trace(path: Path, run: Run) -> None:
     """A refusal, no connection, a full account: it may be submitted, later or again."""
-    api = api_of(capacity=1)
+    api = api_of(capacity=1, duration=0.2)
     api.answers = [BadRequestError("no", status_code=400)]
 
     async def main() -> None:
