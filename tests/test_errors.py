@@ -33,6 +33,7 @@ from luma_poll import (
     InsufficientBalanceError,
     InvalidRequestError,
     InvalidResponseError,
+    JournalError,
     LumaClient,
     LumaError,
     NotFoundError,
@@ -80,6 +81,7 @@ TREE: dict[type[LumaError], tuple[type[BaseException], ...]] = {
     GenerationRateLimitedError: (GenerationError,),
     DownloadError: (LumaError,),
     SubmissionLimitError: (LumaError,),
+    JournalError: (LumaError,),
     SubmissionUnknownError: (LumaError,),
     PollTimeoutError: (LumaError, TimeoutError),
 }

@@ -43,7 +43,7 @@ class Result:
 
     @property
     def label(self) -> str:
-        """What a person knows it by: its key, its prompt, or its id."""
+        """The name that a person knows it by: its key, its prompt, or its id."""
         if self.request is None:
             return self.generation_id
         return str(self.request.get("key") or self.request["prompt"])
