@@ -32,7 +32,7 @@ class UseDefault(Enum):
 USE_DEFAULT: Final = UseDefault.USE_DEFAULT
 """The value of a `timeout` that is not given: that of the poller or of the client applies.
 
-None is taken, it means "no limit". Pass this from a function of your own that has a timeout::
+None is taken, it means "no limit". Pass this from a function of your own that has a timeout:
 
     async def first_url(id: str, timeout: float | UseDefault | None = USE_DEFAULT) -> str:
         return (await poller.wait(id, timeout=timeout))[0].url

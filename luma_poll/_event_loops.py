@@ -16,7 +16,7 @@ class LoopGuard:
     """Detects that an object is used in another event loop than before.
 
     Connections and locks only work in the event loop in which they were created. Their owner calls
-    `enter` before each use, and creates new ones when it returns True::
+    `enter` before each use, and creates new ones when it returns True:
 
         if self._guard.enter():
             self._slots = anyio.Semaphore(100)

@@ -117,7 +117,7 @@ def luma_lifespan(
 ) -> Callable[[Any], AbstractAsyncContextManager[LumaState]]:
     """A lifespan that opens one client, poller and runner for the whole app, and closes them.
 
-    Alone: `FastAPI(lifespan=luma_lifespan())`. In a lifespan of your own, yield its state too::
+    Alone: `FastAPI(lifespan=luma_lifespan())`. In a lifespan of your own, yield its state too:
 
         async with luma_lifespan()(app) as luma:
             yield {**luma, "mine": ...}
@@ -260,8 +260,6 @@ Prompt = Annotated[str, Field(min_length=1, max_length=6000), AfterValidator(_ch
 
 def add_error_handlers(app: Starlette) -> None:
     """Answer every `LumaError` with problem+json; a client that hung up is not an error.
-
-    ::
 
         app = FastAPI(lifespan=luma_lifespan())
         add_error_handlers(app)

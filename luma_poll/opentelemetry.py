@@ -63,8 +63,6 @@ def instrument(
 ) -> Callable[[], None]:
     """Record waits and runs: a span for each, and metrics.
 
-    ::
-
         poller = Poller(client)
         instrument(poller)
 

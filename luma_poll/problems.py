@@ -163,8 +163,6 @@ def to_problem(error: LumaError) -> Problem:
     Faults of the operator (key, balance, budget, configuration) all look the same; they are logged
     as errors, with a traceback. Other problems with a status from 500 up are logged as warnings.
 
-    ::
-
         problem = to_problem(error)
         return Response(problem.model_dump_json(), problem.status, "application/problem+json")
 

@@ -1,13 +1,13 @@
 """The types in the signatures of luma-poll, for annotations of your own.
 
-::
-
     from luma_poll.typing import USE_DEFAULT, AnyGeneration, Schedule, UseDefault
 
     async def first_url(
         poller: Poller, generation: AnyGeneration, timeout: float | UseDefault | None = USE_DEFAULT
     ) -> str:
         return (await poller.wait(generation, timeout=timeout))[0].url
+
+Nothing needs them at runtime but `USE_DEFAULT`, the value of a timeout that is not given.
 """
 
 from luma_poll._arguments import USE_DEFAULT, UseDefault

@@ -1,9 +1,12 @@
 """Every Python snippet of the README and of docs/ runs, in virtual time, against the sandbox."""
 
 import ast
+import importlib
 import inspect
 import json
+import pkgutil
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from luma_poll.sandbox import Sandbox
 
 ROOT = Path(__file__).parent.parent
 HOME = "https://github.com/luma-poll/luma-poll/blob/main/"
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 HERO_ID = "182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e"
 REAL_TIME = re.compile(
     r"\.serve\(\)|luma_agents|aiohttp"
@@ -123,6 +126,36 @@ def test_json_snippets_are_json() -> None:
     """Examples of output can be read by a program."""
     found = [json.loads(text) for page in PAGES for text in snippets(page, "json")]
     assert found
+
+
+def public_names() -> set[str]:
+    """Of the package and its public doors, with their modules."""
+    doors = {
+        f"luma_poll.{module.name}"
+        for module in pkgutil.iter_modules(luma_poll.__path__)
+        if not module.name.startswith("_") and module.name not in ("errors", "models")
+    }
+    found = set()
+    for door in {"luma_poll", *doors}:
+        found |= {f"{door}.{name}" for name in importlib.import_module(door).__all__}
+    again = {f"luma_poll.fastapi.{name}" for name in ("Problem", "to_problem")}  # of `problems`
+    return found - again - {"luma_poll.__version__"}
+
+
+def test_the_reference_is_complete() -> None:
+    """Every public name has a place in it, and no page asks for a name that is not public."""
+    text = "".join(page.read_text() for page in ROOT.glob("docs/reference/*.md"))
+    listed = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert set(listed) - {"luma_poll._client.generations.Generations"} == public_names()
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """A page that nobody links to does not exist for a reader."""
+    site = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
+    listed = re.findall(r"'([^']+\.md)'", str(site["nav"]))
+    docs = ROOT / "docs"
+    assert sorted(listed) == sorted(str(p.relative_to(docs)) for p in docs.rglob("*.md"))
 
 
 def test_the_changelog_tells_of_this_version() -> None:

@@ -37,8 +37,6 @@ class LumaClient:
     Use it as an async context manager, or call `aclose` at the end. One client serves any number
     of concurrent tasks of one event loop, and may be used in another one when that has ended.
 
-    ::
-
         async with LumaClient() as client:
             generation = await client.generations.create("a red fox in fresh snow")
 
@@ -163,8 +161,6 @@ class LumaClient:
         The files are `{id}.png`, `{id}-2.png` and so on, with the extension of the media that
         arrive. A file gets its final name when it is complete. After a fault or a cancellation
         the next call continues where this one ended. The API key is not sent to the storage.
-
-        ::
 
             paths = await client.download(generation, "outputs")
 

@@ -70,8 +70,6 @@ class SupportsGenerations(Protocol):
 class Poller:
     """Waits for generations. Create one and share it: its limits hold over all its waits.
 
-    ::
-
         outputs = await Poller(client).wait(generation_id, timeout=300)
 
     Args:
@@ -160,8 +158,6 @@ class Poller:
     ) -> AbstractAsyncContextManager[AsyncIterator[PollResult]]:
         """Wait for many generations, and yield a result for each as it ends.
 
-        ::
-
             async with poller.as_completed(ids) as results:
                 async for result in results:
                     ...
@@ -198,8 +194,6 @@ class Poller:
 
         The failure of one is its result, and does not affect the others. `as_completed` is the
         better choice where an interruption must not lose the results so far.
-
-        ::
 
             for result in await poller.wait_all(ids):
                 print(result.generation_id, result.error or result.outputs[0].url)
@@ -260,8 +254,6 @@ class Poller:
         """Poll until the generation has ended; yield the first snapshot and every change of state.
 
         The last one is terminal; a failed one is yielded, not raised.
-
-        ::
 
             async for generation in poller.watch(generation_id):
                 print(generation.state)

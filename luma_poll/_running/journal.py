@@ -16,7 +16,7 @@ class Journal:
     """A file that keeps track of submissions, so that none is made twice and none is forgotten.
 
     Give it to a `Runner`: what it has begun is continued by the next process with the same
-    file::
+    file:
 
         with Journal("runs.db") as journal:
             runner = Runner(client, journal=journal)
@@ -85,8 +85,6 @@ class Journal:
         self, key: str, *, generation_id: str | None = None, resubmit: bool = False
     ) -> None:
         """Settle an `unknown` entry, after a look at the usage of the account.
-
-        ::
 
             journal.resolve("order-17", generation_id="182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e")
             journal.resolve("order-18", resubmit=True)

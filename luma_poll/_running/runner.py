@@ -92,8 +92,6 @@ class Runner:
     Make one and share it: what it learns of the account holds for all its runs. Nothing is
     submitted twice unless `max_attempts` says so.
 
-    ::
-
         async with LumaClient() as client:
             for result in await Runner(client).run_all(["a red fox", "a grey owl"]):
                 print(result.request, result.error or result.outputs[0].url)
@@ -179,8 +177,6 @@ class Runner:
     ) -> Generation:
         """Submit a generation when there is room for it, and wait for its end.
 
-        ::
-
             generation = await runner.run("a red fox", model="uni-1", timeout=300)
             print(generation.output[0].url)
 
@@ -224,8 +220,6 @@ class Runner:
     ) -> AbstractAsyncContextManager[AsyncIterator[RunResult]]:
         """Run many requests, and yield a result for each as it ends.
 
-        ::
-
             async with runner.as_completed(prompts) as results:
                 async for result in results:
                     ...
@@ -257,8 +251,6 @@ class Runner:
         """Run many requests, and return a result for each, in the order given.
 
         `as_completed` is the better choice where an interruption must not lose the results so far.
-
-        ::
 
             for result in await runner.run_all(["a red fox", "a grey owl"]):
                 print(result.request, result.error or result.outputs[0].url)

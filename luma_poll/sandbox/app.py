@@ -62,13 +62,13 @@ class Sandbox:
     Their outputs are small PNGs, those of videos too: there is no encoder here. Time is anyio's
     clock, so it is virtual wherever the event loop's clock is virtual.
 
-    Mount `app` in a client, without any socket::
+    Mount `app` in a client, without any socket:
 
         sandbox = Sandbox(speed=10)
         transport = httpx.ASGITransport(app=sandbox.app)
         client = httpx.AsyncClient(transport=transport, base_url="http://sandbox/v1")
 
-    or let it listen, for any client at all::
+    or let it listen, for any client at all:
 
         async with sandbox.serve() as base_url: ...
 
