@@ -16,6 +16,7 @@ from typing import Any
 from opentelemetry import context, metrics, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from luma_poll._arguments import shown
 from luma_poll._polling.events import (
     Event,
     PollBegan,
@@ -78,7 +79,7 @@ def instrument(
         A function that undoes it. Waits and runs under way are recorded to their ends.
 
     Raises:
-        ConfigurationError: It is instrumented already.
+        ConfigurationError: It is instrumented already, or neither a poller nor a runner.
     """
     tracer = trace.get_tracer("luma_poll", __version__, tracer_provider)
     meter = metrics.get_meter("luma_poll", __version__, meter_provider)
@@ -88,8 +89,12 @@ def instrument(
         poller = poller_or_runner._poller
         with suppress(ConfigurationError):
             undo.callback(_observe(poller._streams.reporter, _Waits(tracer, meter)))
-    else:
+    elif isinstance(poller_or_runner, Poller):
         undo.callback(_observe(poller_or_runner._streams.reporter, _Waits(tracer, meter)))
+    else:
+        raise ConfigurationError(
+            f"instrument takes a Poller or a Runner, not {shown(poller_or_runner)}"
+        )
     return undo.close
 
 
