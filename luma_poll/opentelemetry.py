@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from contextvars import Token
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from opentelemetry import context, metrics, trace
@@ -118,7 +118,7 @@ class _Record:
     """A wait under way: its span, and the waits that have asked on its behalf."""
 
     span: Span
-    linked: set[Wait] = field(default_factory=set)
+    linked: tuple[Wait, ...] = ()
     queued: float = 0.0
     outside: Token[context.Context] | None = None  # of the request under way
 
@@ -210,7 +210,7 @@ class _Waits:
         for other in event.others:
             record = self._records.get(other)
             if record is not None and event.wait not in record.linked:
-                record.linked.add(event.wait)
+                record.linked += (event.wait,)
                 record.span.add_link(asked)
 
     def _end(self, event: WaitEnded) -> None:
