@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from contextvars import Token
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from opentelemetry import context, metrics, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from luma_poll._arguments import shown
 from luma_poll._polling.events import (
     Event,
     PollBegan,
@@ -76,7 +77,7 @@ def instrument(
         A function that undoes it. Waits and runs under way are recorded to their ends.
 
     Raises:
-        ConfigurationError: It is instrumented already.
+        ConfigurationError: It is instrumented already, or neither a poller nor a runner.
     """
     tracer = trace.get_tracer("luma_poll", __version__, tracer_provider)
     meter = metrics.get_meter("luma_poll", __version__, meter_provider)
@@ -86,8 +87,12 @@ def instrument(
         poller = poller_or_runner._poller
         with suppress(ConfigurationError):
             undo.callback(_observe(poller._streams.reporter, _Waits(tracer, meter)))
-    else:
+    elif isinstance(poller_or_runner, Poller):
         undo.callback(_observe(poller_or_runner._streams.reporter, _Waits(tracer, meter)))
+    else:
+        raise ConfigurationError(
+            f"instrument takes a Poller or a Runner, not {shown(poller_or_runner)}"
+        )
     return undo.close
 
 
@@ -111,7 +116,7 @@ class _Record:
     """A wait under way: its span, and the waits that have asked on its behalf."""
 
     span: Span
-    linked: set[Wait] = field(default_factory=set)
+    linked: tuple[Wait, ...] = ()
     queued: float = 0.0
     outside: Token[context.Context] | None = None  # of the request under way
 
@@ -203,7 +208,7 @@ class _Waits:
         for other in event.others:
             record = self._records.get(other)
             if record is not None and event.wait not in record.linked:
-                record.linked.add(event.wait)
+                record.linked += (event.wait,)
                 record.span.add_link(asked)
 
     def _end(self, event: WaitEnded) -> None:

@@ -292,9 +292,7 @@ def journal_command(
     path: Annotated[str, typer.Argument(metavar="FILE", help="The journal of luma-poll run.")],
     action: Annotated[
         str | None,
-        typer.Argument(
-            metavar="ACTION", help="resolve: settle KEY.", show_default=False
-        ),
+        typer.Argument(metavar="ACTION", help="resolve: settle KEY.", show_default=False),
     ] = None,
     key: Annotated[
         str | None, typer.Argument(metavar="KEY]", help="Of the entry.", show_default=False)

@@ -17,8 +17,10 @@ WINDOW = 60.0
 """Seconds: the API counts the submissions of the last minute (rate-limits guide)."""
 FIRST_PROBE = 15.0
 """Seconds after a refusal until more is tried than the account is known to allow."""
-LAST_PROBE = 60.0
-"""The most that this grows to: the `Retry-After` of a full account."""
+LAST_PROBE = 30.0
+"""The most that this grows to, after refusals of which others on the account may be the reason."""
+FULL_PROBE = 60.0
+"""Seconds until then where ours alone fill the account: the `Retry-After` of a full one."""
 
 # "Concurrent generation capacity reached (limit=10 weight units; this request needs 3)", and
 # "Concurrent generation limit reached (10)", as seen live.
@@ -136,13 +138,13 @@ class Account:
         total = running + self._units(self._in_flight) + self.weight(kind)
         if self._limit is not None and total > self._limit:
             # Ours alone fill it. To try for more before long would be to doubt its own words.
-            self._allowed, interval = self._limit, LAST_PROBE
+            self._allowed, interval = self._limit, FULL_PROBE
         else:
             # Others share the account, or it named no limit: what runs is what fits.
             self._allowed, interval = running, self._probe_interval
             self._probe_interval = min(2 * self._probe_interval, LAST_PROBE)
         self._extra, self._stale = 1, self.in_flight
-        wanted = LAST_PROBE if error.retry_after is None else error.retry_after
+        wanted = FULL_PROBE if error.retry_after is None else error.retry_after
         self._probe_at = now + min(wanted, interval)
 
     def cannot_fit(self, kind: Kind) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import (
     AsyncGenerator,
@@ -46,7 +47,13 @@ from luma_poll._running.resubmission import (
 )
 from luma_poll._running.results import RunResult
 from luma_poll._translation import translate_error, warn_if_accepted
-from luma_poll.errors import APIError, ConfigurationError, GenerationError, RateLimitError
+from luma_poll.errors import (
+    APIError,
+    ConfigurationError,
+    GenerationError,
+    LumaError,
+    RateLimitError,
+)
 from luma_poll.models import Generation, as_generation, snapshot_rate_limit
 
 REQUEST_COST = 0.05
@@ -346,6 +353,7 @@ class Runner:
         """Submit it in its turn, and where it was refused, in its next one."""
         give_up_at: float | None = None
         while True:
+            run.batch.check()
             with anyio.CancelScope(deadline=_or_inf(run.deadline)) as waiting:
                 await self._queue.acquire(run.place, request.kind)
             if waiting.cancelled_caught:
@@ -366,8 +374,6 @@ class Runner:
                 run.place = next(self._numbers)  # behind the others: each of them may as well try
                 self._report(run, "unreachable", answer)
             else:
-                if ends_all(answer):
-                    self._queue.stop(answer)
                 raise answer
 
     async def _post(self, run: _Run, request: Request, attempt: int) -> Generation | APIError:
@@ -413,7 +419,7 @@ class Runner:
                     await recorder.retract(record, attempt)
             raise
         answer = answers[0]
-        self._count(request, answer)
+        self._count(run, request, answer)
         saved = await self._note(run, attempt, answer)
         if isinstance(answer, Generation) and not saved:
             await recorder.insist(record, attempt, answer.id)
@@ -430,8 +436,13 @@ class Runner:
             warn_if_accepted(translated)
             return translated.with_traceback(None)
 
-    def _count(self, request: Request, answer: Generation | APIError) -> None:
+    def _count(self, run: _Run, request: Request, answer: Generation | APIError) -> None:
         """Note what a submission's answer says of the account."""
+        if ends_all(answer):
+            # In one step, so that nobody has a turn between: neither those that wait for one, nor
+            # those of the batch that are about to.
+            self._queue.stop(answer)
+            run.batch.refusal = answer
         account, kind, now = self._account, request.kind, anyio.current_time()
         if isinstance(answer, Generation):
             account.accept(kind, now, snapshot_rate_limit(answer))
@@ -528,7 +539,7 @@ class _Batch:
         self.seconds = seconds
         self._run = run
         self._next = Alarm()
-        self._refusal: Exception | None = None
+        self.refusal: LumaError | None = None
         self._digests = Counter[str]()
 
     async def take(self, requests: object) -> AsyncGenerator[AnyRequest]:
@@ -546,13 +557,18 @@ class _Batch:
 
     async def run(self, given: AnyRequest) -> RunResult:
         """Run one; it is not sent after a refusal that every submission would meet."""
-        if self._refusal is not None:
+        if self.refusal is not None:
             self._next.wake()
-            return RunResult(given, None, self._refusal)
+            return RunResult(given, None, self.refusal)
         result = await self._run(given, self)
-        if ends_all(result.error):
-            self._refusal = result.error
+        if self.refusal is None and ends_all(result.error):  # of another batch of the runner
+            self.refusal = result.error
         return result
+
+    def check(self) -> None:
+        """Raise the refusal that every submission would meet."""
+        if self.refusal is not None:
+            raise copy.copy(self.refusal)
 
     def key_of(self, digest: str) -> str:
         """A key for a request without one; requests that are alike are numbered."""
