@@ -23,10 +23,15 @@ from luma_poll.sandbox import Sandbox
 ROOT = Path(__file__).parent.parent
 HOME = "https://github.com/luma-poll/luma-poll/blob/main/"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+WITH_SNIPPETS = [page for page in PAGES if "```python" in page.read_text()]
 HERO_ID = "182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e"
 REAL_TIME = re.compile(
     r"\.serve\(\)|luma_agents|aiohttp"
 )  # sockets and threads know no virtual time
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def snippets(page: Path, language: str = "python") -> list[str]:
@@ -49,7 +54,7 @@ def with_the_heros_generation(app: ASGIApp, generation_id: str) -> ASGIApp:
 
 
 async def run(code: str, names: dict[str, Any], page: Path) -> None:
-    code = code.replace("asyncio.run(main())", "await main()")  # a loop runs already
+    code = code.replace("asyncio.run(", "await (")  # a loop runs already
     compiled = compile(code, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     pending = eval(compiled, names)
     if inspect.isawaitable(pending):
@@ -57,9 +62,18 @@ async def run(code: str, names: dict[str, Any], page: Path) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-async def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What a reader copies works, from the first snippet of a page to the last."""
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=name_of)
+async def test_snippets_run(
+    page: Path, anyio_backend_name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a reader copies works, from the first snippet of a page to the last.
+
+    On asyncio it runs as after `luma-poll sandbox`, with LUMA_BASE_URL set.
+    """
+    host = "agents.lumalabs.ai"
+    if anyio_backend_name == "asyncio":
+        host = "sandbox.test"
+        monkeypatch.setenv("LUMA_BASE_URL", f"https://{host}/v1")
     monkeypatch.setenv("LUMA_AGENTS_API_KEY", "luma-api-docs")
     monkeypatch.chdir(tmp_path)
     sandbox = Sandbox(seed=1)
@@ -73,12 +87,12 @@ async def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_pat
         if REAL_TIME.search(code):
             continue
         with respx.mock(assert_all_called=False) as router:
-            router.route(host="agents.lumalabs.ai").mock(side_effect=ASGIHandler(app))
+            router.route(host=host).mock(side_effect=ASGIHandler(app))
             await run(code, names, page)
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=name_of)
 async def test_snippets_in_real_time_run(
     page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -94,7 +108,7 @@ async def test_snippets_in_real_time_run(
             await run(code, names, page)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     """No link between the pages is broken."""
     text = page.read_text()
