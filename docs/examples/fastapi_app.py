@@ -1,7 +1,7 @@
 """A page that makes pictures, and shows their states live.
 
     pip install 'luma-poll[fastapi,sandbox]'
-    python docs/examples/fastapi_app.py
+    python -m luma_poll.examples.fastapi_app
 
 Without LUMA_AGENTS_API_KEY it starts the sandbox, which costs nothing; with it, it uses Luma's API,
 or the one at LUMA_BASE_URL.

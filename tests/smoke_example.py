@@ -1,0 +1,28 @@
+"""The example app as users get it: installed from the wheel, it serves its page and a generation."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import httpx
+
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+environ = {name: value for name, value in os.environ.items() if not name.startswith("LUMA_")}
+app = subprocess.Popen(
+    [sys.executable, "-I", "-m", "luma_poll.examples.fastapi_app"],
+    env={**environ, "PORT": str(port)},
+)
+try:
+    transport = httpx.HTTPTransport(retries=8)  # until it listens: backoff, 64 s in all
+    with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}") as browser:
+        assert 'data-mode="sandbox"' in browser.get("/").text
+        submitted = browser.post("/generations", json={"prompt": "a fox sandbox:duration=1"})
+        events = browser.get(f"/generations/{submitted.json()['id']}/events", timeout=30).text
+        assert "completed" in events, events
+finally:
+    app.terminate()
+    app.wait(30)
+print("the example works")
