@@ -144,12 +144,18 @@ class Portal:
 
     def _running(self) -> BlockingPortal:
         if self._thread is None:
-            self._pid = os.getpid()
-            # A daemon: nobody who forgets to close it waits for it at exit.
-            thread = threading.Thread(target=self._run, name=f"luma-poll {self.owner}", daemon=True)
-            thread.start()
-            self._thread = thread
             atexit.register(self._leave_at_exit)
+            self._pid = os.getpid()
+            # A daemon: nobody who forgets to close it waits for it at exit. Kept before it starts:
+            # if Ctrl-C comes meanwhile, it has started all the same.
+            self._thread = threading.Thread(
+                target=self._run, name=f"luma-poll {self.owner}", daemon=True
+            )
+            try:
+                self._thread.start()
+            except RuntimeError:  # no more threads
+                self._thread = None
+                raise
         return self._started.result()
 
     def _leave_at_exit(self) -> None:

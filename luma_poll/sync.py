@@ -7,7 +7,7 @@ over all its threads::
 
     outputs = sync.wait("182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e", timeout=300)
 
-It is the same poller, with its event loop in a thread of its own: what is raised is what `Poller` and
+It is the same poller, with its event loop in a thread of its own, and raises what `Poller` and
 `LumaClient` raise. Where an event loop runs, each call refuses at once: use those two there.
 """
 

@@ -223,7 +223,7 @@ def test_an_error_keeps_nothing_alive(poller: SyncPoller) -> None:
         def __fspath__(self) -> str:
             return "nowhere"
 
-    freed = []
+    freed: list[bool] = []
     directory = Picky()
     weakref.finalize(directory, freed.append, True)
     gc.disable()
@@ -344,17 +344,17 @@ def test_fifty_threads_on_one_id_cost_one_stream(api: Api) -> None:
     events: list[PollEvent] = []
     seen = threading.Barrier(51)
 
-    def follow() -> str:
+    def follow(poller: SyncPoller) -> str:
         for generation in poller.watch(ID, timeout=30):
             if not generation.is_terminal:
                 seen.wait(timeout=30)
-        return generation.state
+        return str(generation.state)
 
     with (
         SyncPoller(base_url=api.url, wait=SOON, on_poll=events.append) as poller,
         ThreadPoolExecutor(50) as pool,
     ):
-        states = [pool.submit(follow) for _ in range(50)]
+        states = [pool.submit(follow, poller) for _ in range(50)]
         seen.wait(timeout=30)
         api.state = "completed"
         assert {state.result() for state in states} == {"completed"}
@@ -488,12 +488,12 @@ def test_threads_of_an_event_loop_may_wait(api: Api) -> None:
     """As the synchronous handlers of async frameworks do."""
     api.state = "completed"
 
-    async def handle() -> int:
+    async def handle(poller: SyncPoller) -> int:
         return len(await anyio.to_thread.run_sync(poller.wait, ID))
 
     for backend in ("asyncio", "trio"):
         with SyncPoller(base_url=api.url) as poller:
-            assert anyio.run(handle, backend=backend) == 1
+            assert anyio.run(handle, poller, backend=backend) == 1
 
 
 # --- processes -----------------------------------------------------------------------------------
@@ -594,15 +594,15 @@ def test_ctrl_c_at_any_moment(api: Api) -> None:
     child = Child(
         api,
         """
-import random, signal, time
+import random, signal
 random.seed(7)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
 with poller:
+    poller.get(ID)
     for _ in range(150):
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.01))
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
-            for generation in poller.watch(ID):
-                pass
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.01))
+            poller.wait(ID)
         except KeyboardInterrupt:
             pass
     poller._portal.run(lambda: print(poller._poller))
