@@ -1,364 +1,50 @@
 """luma-poll in programs without an event loop: scripts, threads, Celery, Django, Flask.
 
-The functions are for one call; `SyncPoller` is for a process that makes many, and shares its limits
-over all its threads::
+The functions are for one call; `SyncPoller` and `SyncRunner` are for a process that makes many, and
+shares their limits over all its threads::
 
     from luma_poll import sync
 
     outputs = sync.wait("182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e", timeout=300)
 
-It is the same poller, with its event loop in a thread of its own, and raises what `Poller` and
-`LumaClient` raise. Where an event loop runs, each call refuses at once: use those two there.
+It is the same code, with its event loop in a thread of its own, and it raises the errors of `Poller`,
+`Runner` and `LumaClient`. Where an event loop runs, each call refuses at once: use those three.
 """
 
 from __future__ import annotations
 
 import os
-import weakref
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import EllipsisType, TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Unpack
 from uuid import UUID
 
-from luma_poll._client.client import LumaClient
 from luma_poll._downloads.download import MAX_BYTES, DownloadProgress
+from luma_poll._parameters import CreateParams
 from luma_poll._polling.batch import PollResult
 from luma_poll._polling.events import PollEvent
-from luma_poll._polling.poller import MAX_RATE, TIMEOUT, AnyGeneration, Poller
+from luma_poll._polling.poller import TIMEOUT, AnyGeneration
 from luma_poll._polling.schedules import Schedule
-from luma_poll._portal import Call, Portal, refuse_in_event_loop
+from luma_poll._running.requests import AnyRequest
+from luma_poll._running.results import RunResult
+from luma_poll._sync.call import SyncIterator
+from luma_poll._sync.poller import SyncPoller
+from luma_poll._sync.portal import refuse_in_event_loop
+from luma_poll._sync.runner import SyncRunner
+from luma_poll.errors import LumaError
 from luma_poll.models import Generation, GenerationLike, GenerationOutput
 
-__all__ = ["SyncIterator", "SyncPoller", "download", "wait", "wait_all"]
-
-T = TypeVar("T")
-
-
-class SyncIterator(Iterator[T], Generic[T]):
-    """An iterator that waits for each item, and that can be closed, also as a context manager.
-
-    Closing it cancels the waits that are under way. Read to its end, or left by a `break` and not
-    kept, it closes itself.
-    """
-
-    def __init__(self, steps: Generator[T, None, object], owner: object) -> None:
-        self._steps = steps
-        self._owner = owner  # its event loop ends when nobody has it any more
-
-    def __next__(self) -> T:
-        return next(self._steps)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Cancel what is under way. Harmless if it is closed."""
-        self._steps.close()
-
-
-class SyncPoller:
-    """A `Poller` and its `LumaClient`, for threads. Make one for each process and share it.
-
-    Its limits hold over all threads, and waits for the same id share one stream of requests::
-
-        with SyncPoller() as poller:
-            generation = poller.create("a red fox in fresh snow", model="uni-1")
-            print(poller.wait(generation)[0].url)
-
-    Its event loop runs in a thread of its own, from the first call to `close`. After a fork that
-    thread is missing: make a poller in each process. Callbacks such as `on_poll` are called in
-    that thread, and hold up all waits while they run.
-
-    Args:
-        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
-        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1. Includes `/v1`.
-        request_timeout: Seconds that one request may take; None for no limit.
-        max_retries: How often `get`, `create` and `download` repeat a request after a transient
-            failure. During a wait the schedule is the only retry.
-        wait: The schedule: a tenacity wait strategy; by default `DEFAULT_WAIT`.
-        timeout: Seconds that a wait may take, unless it says otherwise; None for no limit.
-        max_in_flight: Polls under way at the same time; None for no limit.
-        max_rate: Polls started per second; None for no limit.
-        on_poll: Called with a `PollEvent` after every poll.
-
-    Raises:
-        ConfigurationError: There is no API key, or an argument is unusable. Each method raises it
-            where an event loop runs in the thread, after `close`, and after a fork of the process.
-    """
-
-    def __init__(
-        self,
-        auth_token: str | None = None,
-        *,
-        base_url: str | None = None,
-        request_timeout: float | None = 30.0,
-        max_retries: int = 2,
-        wait: Schedule | None = None,
-        timeout: float | None = TIMEOUT,
-        max_in_flight: int | None = 64,
-        max_rate: float | None = MAX_RATE,
-        on_poll: Callable[[PollEvent], object] | None = None,
-    ) -> None:
-        self._client = LumaClient(
-            auth_token, base_url=base_url, timeout=request_timeout, max_retries=max_retries
-        )
-        self._poller = Poller(
-            self._client,
-            wait=wait,
-            timeout=timeout,
-            max_in_flight=max_in_flight,
-            max_rate=max_rate,
-            on_poll=on_poll,
-        )
-        self._portal = Portal(type(self).__name__, self._client)
-        weakref.finalize(self, self._portal.close_soon).atexit = False
-
-    def __repr__(self) -> str:
-        return f"SyncPoller(base_url={self._client.base_url!r})"
-
-    def __enter__(self) -> Self:
-        refuse_in_event_loop("async with LumaClient() as client")
-        self._portal.check()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the waits that are under way, in other threads too, with a `ConfigurationError`.
-
-        Then the connections, the event loop and its thread end. Harmless if it is closed.
-        """
-        self._portal.close()
-
-    def wait(
-        self, generation: AnyGeneration, *, timeout: float | EllipsisType | None = ...
-    ) -> list[GenerationOutput]:
-        """Poll until the generation has ended, and return its outputs: `Poller.wait`.
-
-        Args:
-            generation: Its id, or a snapshot of it (from `create`, ours or the official SDK's).
-            timeout: Seconds; None for no limit; by default that of the poller.
-
-        Returns:
-            The outputs, at least one. Their URLs work for an hour.
-
-        Raises:
-            GenerationError: It failed; the class says why.
-            PollTimeoutError: The deadline came first. It may still finish: wait again by id.
-            APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
-            ConfigurationError: An argument is unusable, or the poller was closed meanwhile.
-        """
-        return self._call(
-            "await poller.wait(...)", lambda _: self._poller.wait(generation, timeout=timeout)
-        )
-
-    def wait_all(
-        self,
-        generations: Iterable[AnyGeneration],
-        *,
-        timeout: float | EllipsisType | None = ...,
-        limit: int | None = 1000,
-    ) -> list[PollResult]:
-        """Wait for many generations, and return a result for each: `Poller.wait_all`.
-
-        ::
-
-            for result in poller.wait_all(ids):
-                print(result.generation_id, result.error or result.outputs[0].url)
-
-        Args:
-            generations: Ids or snapshots: any iterable. It is read in this thread, one by one.
-            timeout: Seconds for each wait, from when it begins; None for no limit; by default
-                that of the poller.
-            limit: Waits that are under way at the same time; None for no limit.
-
-        Returns:
-            The results, in the order of `generations`. A failure is the result of its own.
-
-        Raises:
-            ConfigurationError: An argument is unusable, or the poller was closed meanwhile.
-        """
-        self._poller.as_completed(generations, timeout=timeout, limit=limit)  # checks them
-        return self._call(
-            "await poller.wait_all(...)",
-            lambda call: self._poller.wait_all(
-                call.pull(generations), timeout=timeout, limit=limit
-            ),
-        )
-
-    def as_completed(
-        self,
-        generations: Iterable[AnyGeneration],
-        *,
-        timeout: float | EllipsisType | None = ...,
-        limit: int | None = 1000,
-    ) -> SyncIterator[PollResult]:
-        """Wait for many generations, and yield a result for each as it ends.
-
-        ::
-
-            for result in poller.as_completed(ids):
-                print(result.generation_id, result.ok)
-
-        Leaving the loop cancels the waits that are under way; so does leaving a block
-        `with poller.as_completed(ids) as results`, also where `results` is kept.
-
-        Args:
-            generations: Ids or snapshots: any iterable, which may itself call this poller. It is
-                read in this thread, one by one, as there is room; not while a result is processed.
-            timeout: Seconds for each wait, from when it begins; None for no limit; by default
-                that of the poller.
-            limit: Waits that are under way, or that have ended but whose result has not been
-                taken; None for no limit.
-
-        Returns:
-            An iterator over the results. The waits begin when the first one is asked for.
-
-        Raises:
-            ConfigurationError: An argument is unusable.
-        """
-        self._poller.as_completed(generations, timeout=timeout, limit=limit)  # checks them
-        return self._iterate(
-            "async with poller.as_completed(...) as results",
-            lambda call: self._poller.as_completed(
-                call.pull(generations), timeout=timeout, limit=limit
-            ),
-        )
-
-    def watch(
-        self, generation: AnyGeneration, *, timeout: float | EllipsisType | None = ...
-    ) -> SyncIterator[Generation]:
-        """Poll until the generation has ended; yield the first snapshot and every change of state.
-
-        The last one is terminal; a failed one is yielded, not raised.
-
-        ::
-
-            for generation in poller.watch(generation_id):
-                print(generation.state)
-
-        Args:
-            generation: Its id, or a snapshot of it, which then counts as the first answer.
-            timeout: Seconds; None for no limit; by default that of the poller.
-
-        Returns:
-            An iterator over snapshots. Nobody asks on its behalf while you process one.
-
-        Raises:
-            ConfigurationError: An argument is unusable. The iterator raises what `wait` does,
-                but for the failure of the generation.
-        """
-        snapshots = self._poller.watch(generation, timeout=timeout)
-        return self._iterate(
-            "async for generation in poller.watch(...)", lambda _: aclosing(snapshots)
-        )
-
-    def get(self, generation_id: str | UUID) -> Generation:
-        """Fetch one snapshot of a generation: `client.generations.get`.
-
-        Args:
-            generation_id: The id that `create` gave.
-
-        Raises:
-            ConfigurationError: The id cannot be one; nothing was sent.
-            APIError: The API could not be reached, or refused.
-        """
-        return self._call(
-            "await client.generations.get(...)",
-            lambda _: self._client.generations.get(generation_id),
-        )
-
-    def create(self, /, prompt: str, **params: Any) -> Generation:
-        """Submit a generation; the answer is its first snapshot: `client.generations.create`.
-
-        Args:
-            prompt: What to make.
-            params: The API's other parameters, such as `model`, `type` and `aspect_ratio`.
-
-        Raises:
-            ConfigurationError: The prompt is empty, or a parameter is not JSON; nothing was sent.
-            APIError: The API could not be reached, or refused.
-        """
-        return self._call(
-            "await client.generations.create(...)",
-            lambda _: self._client.generations.create(prompt, **params),
-        )
-
-    def download(
-        self,
-        generation: GenerationLike | str | UUID,
-        directory: str | os.PathLike[str],
-        *,
-        timeout: float | None = None,
-        max_bytes: int | None = MAX_BYTES,
-        overwrite: bool = False,
-        on_progress: Callable[[DownloadProgress], object] | None = None,
-    ) -> list[Path]:
-        """Fetch the outputs of a completed generation into files: `LumaClient.download`.
-
-        Args:
-            generation: A completed generation, or the id of one.
-            directory: Where to; it is made if it does not exist.
-            timeout: Seconds for all of it; None for no limit.
-            max_bytes: How large one file may be; None for no limit.
-            overwrite: Fetch a file again even if one of the right size exists.
-            on_progress: Called with a `DownloadProgress` after each piece that arrives.
-
-        Returns:
-            The files, in the order of the outputs.
-
-        Raises:
-            ConfigurationError: The generation has not ended, or an argument is unusable.
-            GenerationError: It failed, or completed without output.
-            DownloadError: A file could not be fetched or written, or not in time.
-            APIError: The API refused a GET of the generation, or was out of reach.
-        """
-        return self._call(
-            "await client.download(...)",
-            lambda _: self._client.download(
-                generation,
-                directory,
-                timeout=timeout,
-                max_bytes=max_bytes,
-                overwrite=overwrite,
-                on_progress=on_progress,
-            ),
-        )
-
-    def _call(self, instead: str, function: Callable[[Call[T]], Awaitable[T]]) -> T:
-        refuse_in_event_loop(instead)
-        return Call(self._portal, function).result()
-
-    def _iterate(
-        self,
-        instead: str,
-        open_items: Callable[[Call[None]], AbstractAsyncContextManager[Any]],
-    ) -> SyncIterator[Any]:
-        refuse_in_event_loop(instead)
-        self._portal.check()
-
-        async def hand_over_each(call: Call[None]) -> None:
-            async with open_items(call) as items:
-                async for item in items:
-                    await call.hand_over(item)
-
-        return SyncIterator(Call(self._portal, hand_over_each).steps(), owner=self)
+__all__ = [
+    "SyncIterator",
+    "SyncPoller",
+    "SyncRunner",
+    "download",
+    "run",
+    "run_all",
+    "wait",
+    "wait_all",
+]
 
 
 def wait(
@@ -366,7 +52,7 @@ def wait(
     *,
     timeout: float | None = TIMEOUT,
     wait: Schedule | None = None,
-    on_poll: Callable[[PollEvent], object] | None = None,
+    on_poll: Callable[[PollEvent], None] | None = None,
     auth_token: str | None = None,
     base_url: str | None = None,
 ) -> list[GenerationOutput]:
@@ -404,7 +90,7 @@ def wait_all(
     timeout: float | None = TIMEOUT,
     limit: int | None = 1000,
     wait: Schedule | None = None,
-    on_poll: Callable[[PollEvent], object] | None = None,
+    on_poll: Callable[[PollEvent], None] | None = None,
     auth_token: str | None = None,
     base_url: str | None = None,
 ) -> list[PollResult]:
@@ -433,6 +119,104 @@ def wait_all(
     refuse_in_event_loop("await poller.wait_all(...)")
     with SyncPoller(auth_token, base_url=base_url, wait=wait, on_poll=on_poll) as poller:
         return poller.wait_all(generations, timeout=timeout, limit=limit)
+
+
+def run(
+    prompt: str,
+    *,
+    timeout: float | None = TIMEOUT,
+    max_attempts: int = 1,
+    on_submit: Callable[[AnyRequest, Generation], object] | None = None,
+    auth_token: str | None = None,
+    base_url: str | None = None,
+    **params: Unpack[CreateParams],
+) -> Generation:
+    """Submit a generation, wait for its end, and return it.
+
+    ::
+
+        generation = sync.run("a red fox in fresh snow", model="uni-1")
+        print(generation.output[0].url)
+
+    Args:
+        prompt: The prompt.
+        timeout: Seconds from the first accepted submission, over all attempts; None for no limit.
+        max_attempts: How often it may be submitted in all. With 2 or more, it is submitted again,
+            and billed anew, after a failure that is retryable.
+        on_submit: Called with the prompt and the first snapshot as soon as there is an id, in
+            another thread.
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+        params: The API's other parameters: `luma_poll.typing.CreateParams`.
+
+    Returns:
+        The completed generation.
+
+    Raises:
+        GenerationError: It failed; the class says why.
+        PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+        APIError: It could not be submitted, or waited for. `may_have_been_accepted` is true of a
+            failed submission that may be running; it is not repeated.
+        ConfigurationError: An argument is unusable, or an event loop runs in this thread.
+    """
+    refuse_in_event_loop("await runner.run(...)")
+    with (
+        SyncRunner(
+            auth_token=auth_token, base_url=base_url, max_attempts=max_attempts, on_submit=on_submit
+        ) as runner,
+        _noting_what_runs(runner),
+    ):
+        return runner.run(prompt, timeout=timeout, **params)
+
+
+def run_all(
+    requests: Iterable[AnyRequest],
+    *,
+    timeout: float | None = TIMEOUT,
+    max_running: int | None = None,
+    max_attempts: int = 1,
+    max_submissions: int | None = None,
+    on_submit: Callable[[AnyRequest, Generation], object] | None = None,
+    auth_token: str | None = None,
+    base_url: str | None = None,
+) -> list[RunResult]:
+    """Submit many, as many at once as the account allows, and return a result for each.
+
+    ::
+
+        for result in sync.run_all(["a red fox", {"prompt": "a grey owl", "model": "uni-1"}]):
+            print(result.request, result.error or result.outputs[0].url)
+
+    Args:
+        requests: Prompts, or mappings of the parameters of `create`: any iterable.
+        timeout: Seconds for each, from its first accepted submission; None for no limit.
+        max_running: Generations under way at once; None for as many as the account allows.
+        max_attempts: How often each may be submitted in all.
+        max_submissions: Submissions in all; None for no limit.
+        on_submit: Called with the request and the first snapshot as soon as there is an id, in
+            another thread.
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+
+    Returns:
+        The results, in the order of `requests`. A failure is the result of its own.
+
+    Raises:
+        ConfigurationError: An argument is unusable, or an event loop runs in this thread.
+    """
+    refuse_in_event_loop("await runner.run_all(...)")
+    with (
+        SyncRunner(
+            auth_token=auth_token,
+            base_url=base_url,
+            max_running=max_running,
+            max_attempts=max_attempts,
+            max_submissions=max_submissions,
+            on_submit=on_submit,
+        ) as runner,
+        _noting_what_runs(runner),
+    ):
+        return runner.run_all(requests, timeout=timeout)
 
 
 def download(
@@ -482,3 +266,16 @@ def download(
             overwrite=overwrite,
             on_progress=on_progress,
         )
+
+
+@contextmanager
+def _noting_what_runs(runner: SyncRunner) -> Iterator[None]:
+    """Note on an interruption, such as Ctrl-C, what was submitted: nobody else knows the ids."""
+    try:
+        yield
+    except LumaError:  # it knows its own
+        raise
+    except BaseException as error:
+        if ids := ", ".join(runner.submitted):
+            error.add_note(f"submitted, and perhaps running: {ids}. Wait for them by id")
+        raise

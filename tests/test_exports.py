@@ -59,6 +59,8 @@ ABOVE = {
     "problems": [],
     "_callers": [],
     "fastapi": ["_callers", "_client", "_polling", "_running", "problems"],
+    "_sync": ["_client", "_downloads", "_polling", "_running"],
+    "sync": ["_downloads", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
     "_cli": ["_client", "_downloads", "_polling", "_running", "sandbox"],
     "__main__": ["_cli"],
@@ -93,6 +95,7 @@ WINGS = {
         "recorder",
         "runner",
     ],
+    "_sync": ["portal", "call", "poller", "runner"],
     "_cli": [
         "escaping",
         "exit_codes",

@@ -207,7 +207,7 @@ def test_errors_are_those_of_the_async_poller(poller: SyncPoller) -> None:
         poller.get(ID)
     names = [frame.name for frame in traceback.extract_tb(missing.value.__traceback__)]
     assert names[0] == "test_errors_are_those_of_the_async_poller"
-    assert names[-1] == "_request"
+    assert names[-1] == "request"
     assert missing.value.generation_id == ID
     slow = poller.create("a fox sandbox:duration=600000")
     with pytest.raises(PollTimeoutError) as timed_out:
@@ -324,7 +324,7 @@ def test_an_iterator_that_is_left_cancels_its_waits(api: Api, way: str) -> None:
             next(results)
             results.close()
             assert list(results) == []
-        assert repr(poller._poller) == "Poller(generations=0)"
+        assert repr(poller).endswith("in_flight=0, generations=0)")
 
 
 def test_an_iterator_keeps_its_poller(sandbox_url: str, poller: SyncPoller) -> None:
@@ -605,11 +605,11 @@ with poller:
             poller.wait(ID)
         except KeyboardInterrupt:
             pass
-    poller._portal.run(lambda: print(poller._poller))
+    print(poller)
 print(threading.active_count())
 """,
     )
-    assert child.end() == "Poller(generations=0)\n1\n"
+    assert child.end().endswith("in_flight=0, generations=0)\n1\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

@@ -1,17 +1,15 @@
-"""An event loop in a thread of its own, for programs that have none: the way into it and back."""
+"""An event loop in a thread of its own, and the way into it from other threads."""
 
 from __future__ import annotations
 
 import atexit
 import os
-import sys
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Context
-from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -20,10 +18,6 @@ from anyio.lowlevel import current_token
 from luma_poll.errors import ConfigurationError
 
 T = TypeVar("T")
-
-_END: Any = object()
-_PATIENCE = 0.1 if sys.platform == "win32" else None
-"""Seconds: on Windows Ctrl-C does not reach a thread that sleeps on a lock."""
 
 
 def refuse_in_event_loop(instead: str) -> None:
@@ -82,7 +76,7 @@ class Portal:
         if self._closed:
             raise ConfigurationError(f"this {self.owner} is closed: make another one")
 
-    def run(self, function: Callable[[], object]) -> None:
+    def run(self, function: Callable[[], T]) -> T:
         """Run a function in the loop.
 
         Raises:
@@ -92,9 +86,16 @@ class Portal:
         with self._lock:
             self.check()
             try:
-                self._running().call(function)
+                return self._running().call(function)
             except RuntimeError as error:  # it has ended by itself: a callback raised SystemExit
                 raise ConfigurationError(f"the event loop of this {self.owner} ended") from error
+
+    def read(self, function: Callable[[], T]) -> T:
+        """Run a function in the loop if it runs, else here: to read what only the loop changes."""
+        if self._thread is not None and not self.is_here():
+            with suppress(ConfigurationError):
+                return self.run(function)
+        return function()
 
     def start(self, function: Callable[[], Awaitable[object]]) -> None:
         """Start a task in the loop, in the context of this thread.
@@ -174,141 +175,3 @@ class Portal:
         async with self._context, BlockingPortal() as portal:
             self._started.set_result(portal)
             await portal.sleep_until_stopped()
-
-
-class Call(Generic[T]):
-    """One coroutine in the loop, and the thread that waits for it.
-
-    The coroutine may send the thread on errands meanwhile: take an item of an iterable, which may
-    know only that thread, or yield one.
-
-    Args:
-        portal: The way into the loop.
-        function: Called in the loop, with this call.
-    """
-
-    def __init__(self, portal: Portal, function: Callable[[Call[T]], Awaitable[T]]) -> None:
-        self._portal = portal
-        self._function = function
-        # The thread sleeps on this alone, so that Ctrl-C reaches it. None: the task has ended.
-        self._inbox = SimpleQueue[_Errand | None]()
-        self._scope: anyio.CancelScope | None = None
-        self._has_ended = self._has_result = False
-        self._result: T
-        self._error: Exception | None = None
-        self.given_up = False
-        """True if nobody waits for the result any more."""
-
-    # --- in the loop
-
-    async def pull(self, items: Iterable[Any]) -> AsyncGenerator[Any]:
-        """The items, which the thread takes one by one, when each is asked for."""
-        iterator = await self._send(_Errand(lambda: iter(items)))
-        while (item := await self._send(_Errand(lambda: next(iterator, _END)))) is not _END:
-            yield item
-
-    async def hand_over(self, item: object) -> None:
-        """Let the thread yield this; returns when it comes for the next one."""
-        await self._send(_Errand(None, item))
-
-    async def _send(self, errand: _Errand) -> Any:
-        self._inbox.put(errand)
-        await errand.done.wait()
-        if errand.error is not None:
-            raise errand.error
-        return errand.value
-
-    async def _run(self) -> None:
-        try:
-            with anyio.CancelScope() as self._scope:
-                if not self.given_up:
-                    self._result = await self._function(self)
-                    self._has_result = True
-        except Exception as error:
-            self._error = error
-        finally:
-            self._has_ended = True
-            self._inbox.put(None)
-
-    def _give_up(self) -> None:
-        self.given_up = True
-        if self._scope is not None:
-            self._scope.cancel()
-
-    # --- in the thread
-
-    def result(self) -> T:
-        """Wait for the end."""
-        steps = self.steps()
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-
-    def steps(self) -> Generator[Any, None, T]:
-        """Yield what is handed over, then return the result.
-
-        Left early, for example by Ctrl-C, it cancels the coroutine, and waits for the end of that.
-        """
-        try:
-            self._portal.start(self._run)
-            while (errand := self._receive()) is not None:
-                if errand.function is None:
-                    yield errand.value
-                else:
-                    errand.perform()
-                self._portal.run(errand.done.set)
-        finally:
-            if not self._has_ended:
-                self._leave()
-        return self._outcome()
-
-    def _receive(self) -> _Errand | None:
-        while True:
-            with suppress(Empty):
-                return self._inbox.get(timeout=_PATIENCE)
-
-    def _outcome(self) -> T:
-        error, self._error = self._error, None
-        if self._has_result:
-            return self._result
-        if error is None:
-            error = ConfigurationError(
-                f"this {self._portal.owner} was closed during the call. A generation that is under "
-                "way may still finish: wait for it again by its id"
-            )
-        try:
-            raise error
-        finally:
-            del error  # with its traceback it would keep this frame alive, and itself
-
-    def _leave(self) -> None:
-        if self._portal.is_here():  # the collector closes an iterator, in whatever thread it runs
-            self._give_up()
-            return
-        try:
-            self._portal.run(self._give_up)
-        except ConfigurationError:  # closed: that has cancelled it; or this is a forked process
-            return
-        while self._scope is not None and not self._has_ended:
-            self._receive()
-
-
-class _Errand:
-    """Something that the thread is to do, or to yield, for a coroutine."""
-
-    def __init__(self, function: Callable[[], object] | None, value: object = None) -> None:
-        self.function = function
-        self.value = value
-        self.error: Exception | None = None
-        self.done = anyio.Event()
-
-    def perform(self) -> None:
-        """Do it, in the thread."""
-        assert self.function is not None
-        try:
-            self.value = self.function()
-        except Exception as error:
-            self.error = error
