@@ -7,8 +7,8 @@ shares their limits over all its threads::
 
     outputs = sync.wait("182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e", timeout=300)
 
-It is the same code, with its event loop in a thread of its own, and it raises the errors of `Poller`,
-`Runner` and `LumaClient`. Where an event loop runs, each call refuses at once: use those three.
+It is the same code, with its event loop in a thread of its own, and it raises the same errors as
+`Poller`, `Runner` and `LumaClient`. Where an event loop runs, each call refuses: use those three.
 """
 
 from __future__ import annotations

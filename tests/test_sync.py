@@ -32,10 +32,11 @@ from luma_poll import (
     NotFoundError,
     PollEvent,
     PollTimeoutError,
+    SubmissionLimitError,
     sync,
 )
 from luma_poll.sandbox import Sandbox
-from luma_poll.sync import SyncPoller
+from luma_poll.sync import SyncPoller, SyncRunner
 from tests.fakes import ID, OUTPUT
 
 SOON = wait_fixed(0.02)
@@ -70,6 +71,8 @@ class Api(ThreadingHTTPServer):
 
     Attributes:
         gets: The ids that were asked for.
+        posts: The prompts that were submitted.
+        may_accept: Until it is set, a submission is not answered.
         most_at_once: How many requests were under way at the same time.
         connections: How many connections are open.
     """
@@ -80,6 +83,8 @@ class Api(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.state = "processing"
         self.gets: list[str] = []
+        self.posts: list[str] = []
+        self.may_accept = threading.Event()
         self.at_once = self.most_at_once = self.connections = 0
         self.lock = threading.Lock()
 
@@ -116,12 +121,21 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.state == "hang":
             self.rfile.read(1)  # until the client goes
         output = OUTPUT if self.server.state == "completed" else []
-        body = json.dumps({"id": generation_id, "state": self.server.state, "output": output})
         self.server.count(at_once=-1)
+        self.answer({"id": generation_id, "state": self.server.state, "output": output})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.posts.append(json.loads(body)["prompt"])
+        self.server.may_accept.wait(30)
+        self.answer({"id": ID, "state": "queued", "output": []})
+
+    def answer(self, fields: dict[str, Any]) -> None:
+        body = json.dumps(fields).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body.encode())
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -458,17 +472,123 @@ def test_the_context_of_the_caller_reaches_the_loop(api: Api) -> None:
     assert seen == ["none", "mine", "mine"]
 
 
+# --- submissions ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full_url() -> Iterator[str]:
+    """A sandbox that lets three generations run at once."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(Sandbox(speed=100, max_concurrent=3).serve()) as url,
+    ):
+        yield url
+
+
+def test_one_run(sandbox_url: str) -> None:
+    """From the prompt to the completed generation, with the parameters of the API."""
+    submitted: list[str] = []
+    generation = sync.run(
+        "a fox sandbox:duration=1",
+        model="uni-1",
+        timeout=10,
+        on_submit=lambda request, snapshot: submitted.append(snapshot.id),
+        base_url=sandbox_url,
+    )
+    assert generation.state == "completed"
+    assert submitted == [generation.id]
+    assert loop_threads() == []
+
+
+def test_many_runs(sandbox_url: str) -> None:
+    """In the order given, each failure in its place; no more than were asked for."""
+    requests = ["a fox", {"prompt": "sandbox:fail=content_moderated"}, "a hen", "a cow"]
+    results = sync.run_all(iter(requests), max_submissions=3, base_url=sandbox_url)
+    assert [result.request for result in results] == requests
+    assert [type(result.error) for result in results] == [
+        type(None),
+        ContentModeratedError,
+        type(None),
+        SubmissionLimitError,
+    ]
+
+
+def test_threads_share_what_the_account_allows(full_url: str) -> None:
+    """Twenty threads submit; nobody waits for the 60 seconds that the API asks for."""
+    with SyncRunner(base_url=full_url) as runner, ThreadPoolExecutor(20) as pool:
+        prompts = [f"fox {number} sandbox:duration=5" for number in range(20)]
+        ids = {generation.id for generation in pool.map(runner.run, prompts)}
+        assert len(ids) == 20
+        assert runner.submitted == {}
+
+
+def test_a_runner_on_a_poller(poller: SyncPoller) -> None:
+    """They share one thread, which is the poller's: its end is that of both."""
+    with SyncRunner(poller, max_running=2) as runner:
+        prompts = (f"{name} sandbox:duration=1" for name in ("a fox", "a hen", "a cow"))
+        assert all(result.ok for result in runner.as_completed(prompts))
+        assert len(loop_threads()) == 1
+    assert poller.wait(poller.create("a fox sandbox:duration=1"))
+    with pytest.raises(ConfigurationError, match="are those of the poller"):
+        SyncRunner(poller, base_url="http://127.0.0.1")
+    poller.close()
+    with pytest.raises(ConfigurationError, match="this SyncPoller is closed"):
+        runner.run("a fox")
+
+
+def test_closing_a_runner_keeps_the_ids(api: Api) -> None:
+    """What was submitted is known, and the thread that waits for it hears of the end."""
+    api.may_accept.set()
+    with ThreadPoolExecutor(1) as pool:
+        runner = SyncRunner(base_url=api.url)
+        end = pool.submit(runner.run, "a fox")
+        eventually(lambda: bool(runner.submitted))
+        runner.close()
+        with pytest.raises(ConfigurationError, match=r"this SyncRunner was closed .* may still"):
+            end.result(timeout=10)
+    assert runner.submitted == {ID: "a fox"}
+
+
+def test_closing_during_a_submission_lets_it_end(api: Api) -> None:
+    """With a runner; with `create` of a poller the log says what is not known."""
+    with ThreadPoolExecutor(2) as pool:
+        runner = SyncRunner(base_url=api.url)
+        end = pool.submit(runner.run, "a fox")
+        eventually(lambda: api.posts == ["a fox"])
+        closing = pool.submit(runner.close)
+        api.may_accept.set()
+        closing.result(timeout=10)
+        assert isinstance(end.exception(timeout=10), ConfigurationError)
+    assert runner.submitted == {ID: "a fox"}
+
+
+def test_an_interrupted_create_is_logged(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody knows whether it was accepted; nobody is told to submit again."""
+    with ThreadPoolExecutor(1) as pool:
+        poller = SyncPoller(base_url=api.url)
+        end = pool.submit(poller.create, "a fox")
+        eventually(lambda: api.posts == ["a fox"])
+        poller.close()
+        assert "may still finish, and be billed" in str(end.exception(timeout=10))
+    assert "it may be running, and be billed" in caplog.text
+
+
 # --- event loops ---------------------------------------------------------------------------------
 
 
 @pytest.mark.anyio
 async def test_a_running_event_loop_is_not_blocked() -> None:
     """Every call refuses at once, and says what to write there."""
-    shared = SyncPoller()
+    shared, runner = SyncPoller(), SyncRunner()
     uses: list[tuple[str, Callable[[], Any]]] = [
         ("await poller.wait", lambda: sync.wait(ID)),
         ("await poller.wait_all", lambda: sync.wait_all([ID])),
         ("await client.download", lambda: sync.download(ID, "nowhere")),
+        ("await runner.run", lambda: sync.run("a fox")),
+        ("await runner.run_all", lambda: sync.run_all(["a fox"])),
+        ("await runner.run", lambda: runner.run("a fox")),
+        ("await runner.run_all", lambda: runner.run_all(["a fox"])),
+        ("async with runner.as_completed", lambda: runner.as_completed(["a fox"])),
         ("await poller.wait", lambda: shared.wait(ID)),
         ("await poller.wait_all", lambda: shared.wait_all([ID])),
         ("async for generation in poller.watch", lambda: shared.watch(ID)),
@@ -502,7 +622,7 @@ PREFIX = """
 import os, sys, threading
 from tenacity import wait_fixed
 from luma_poll import ConfigurationError, sync
-from luma_poll.sync import SyncPoller
+from luma_poll.sync import SyncPoller, SyncRunner
 
 ID, OTHER_ID = {ids!r}
 poller = SyncPoller(base_url={url!r}, wait=wait_fixed(0.02), timeout=None)
@@ -587,6 +707,31 @@ with ThreadPoolExecutor() as pool, poller:
     eventually(lambda: len(api.gets) == 2)
     child.interrupt()
     child.end(-signal.SIGINT)
+
+
+def test_ctrl_c_keeps_the_id_of_a_submission(api: Api) -> None:
+    """One that is under way comes to its end: its id is in the traceback, or in `submitted`."""
+    children = [
+        Child(api, "sync.run('one', base_url=poller._client.base_url)"),
+        Child(
+            api,
+            """
+with SyncRunner(poller) as runner:
+    try:
+        runner.run("another")
+    except KeyboardInterrupt:
+        print(runner.submitted)
+""",
+        ),
+    ]
+    eventually(lambda: sorted(api.posts) == ["another", "one"])
+    for child in children:
+        child.interrupt()
+    api.may_accept.set()
+    first, second = children
+    _, traceback = first.process.communicate(timeout=20)
+    assert f"submitted, and perhaps running: {ID}. Wait for them by id" in traceback
+    assert second.end() == f"{{'{ID}': 'another'}}\n"
 
 
 def test_ctrl_c_at_any_moment(api: Api) -> None:
