@@ -37,6 +37,7 @@ from luma_poll import (
 )
 from luma_poll.sandbox import Sandbox
 from luma_poll.sync import SyncPoller, SyncRunner
+from luma_poll.typing import AnyRequest
 from tests.fakes import ID, OUTPUT
 
 SOON = wait_fixed(0.02)
@@ -384,8 +385,8 @@ def test_limits_hold_over_all_threads(api: Api) -> None:
         ThreadPoolExecutor(20) as pool,
     ):
         api.state = "completed"
-        ids = [str(uuid4()) for _ in range(60)]
-        assert len(list(pool.map(poller.wait, ids))) == 60
+        ids = [str(uuid4()) for _ in range(30)]
+        assert len(list(pool.map(poller.wait, ids))) == 30
     assert sorted(api.gets) == sorted(ids)
     assert api.most_at_once <= 2
 
@@ -435,7 +436,7 @@ def test_a_closed_poller_refuses(poller: SyncPoller) -> None:
 def test_calls_and_the_end_at_any_moment(api: Api) -> None:
     """Each thread gets its outputs or a clear error; none hangs."""
     api.state = "completed"
-    for _ in range(20):
+    for _ in range(10):
         poller = SyncPoller(base_url=api.url, max_rate=None)
         with ThreadPoolExecutor(8) as pool:
             ends = [pool.submit(poller.wait, str(uuid4())) for _ in range(24)]
@@ -475,6 +476,12 @@ def test_the_context_of_the_caller_reaches_the_loop(api: Api) -> None:
 # --- submissions ---------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runners expect real generations, which take their time."""
+    monkeypatch.setattr("luma_poll._running.runner.AdaptiveWait", lambda **_: SOON)
+
+
 @pytest.fixture(scope="module")
 def full_url() -> Iterator[str]:
     """A sandbox that lets three generations run at once."""
@@ -485,6 +492,7 @@ def full_url() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.usefixtures("_soon")
 def test_one_run(sandbox_url: str) -> None:
     """From the prompt to the completed generation, with the parameters of the API."""
     submitted: list[str] = []
@@ -500,9 +508,11 @@ def test_one_run(sandbox_url: str) -> None:
     assert loop_threads() == []
 
 
+@pytest.mark.usefixtures("_soon")
 def test_many_runs(sandbox_url: str) -> None:
     """In the order given, each failure in its place; no more than were asked for."""
-    requests = ["a fox", {"prompt": "sandbox:fail=content_moderated"}, "a hen", "a cow"]
+    moderated = {"prompt": "sandbox:fail=content_moderated"}
+    requests: list[AnyRequest] = ["a fox", moderated, "a hen", "a cow"]
     results = sync.run_all(iter(requests), max_submissions=3, base_url=sandbox_url)
     assert [result.request for result in results] == requests
     assert [type(result.error) for result in results] == [
@@ -513,6 +523,7 @@ def test_many_runs(sandbox_url: str) -> None:
     ]
 
 
+@pytest.mark.usefixtures("_soon")
 def test_threads_share_what_the_account_allows(full_url: str) -> None:
     """Twenty threads submit; nobody waits for the 60 seconds that the API asks for."""
     with SyncRunner(base_url=full_url) as runner, ThreadPoolExecutor(20) as pool:
@@ -656,40 +667,42 @@ class Child:
         return out
 
 
-USES = {
-    "wait": "poller.wait(ID)",
-    "wait_all": "poller.wait_all([ID])",
-    "watch": "list(poller.watch(ID))",
-    "as_completed": "list(poller.as_completed([ID]))",
-    "get": "poller.get(ID)",
-}
-
-
-@pytest.mark.parametrize("use", USES)
-def test_ctrl_c_ends_a_call(api: Api, use: str) -> None:
+def test_ctrl_c_ends_a_call(api: Api) -> None:
     """At once, with the request under way; the poller still works, and leaves no thread."""
     api.state = "hang"
     child = Child(
         api,
-        f"""
+        """
+uses = [
+    lambda: poller.wait(ID),
+    lambda: poller.wait_all([ID]),
+    lambda: list(poller.watch(ID)),
+    lambda: list(poller.as_completed([ID])),
+    lambda: poller.get(ID),
+]
 with poller:
-    try:
-        {USES[use]}
-    except KeyboardInterrupt:
-        print("interrupted", flush=True)
-    sys.stdin.readline()
-    print(len(poller.wait(OTHER_ID)))
+    for use in uses:
+        try:
+            use()
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+            sys.stdin.readline()
+    print(len(poller.wait(ID)))
 print(threading.enumerate())
 """,
     )
-    eventually(lambda: len(api.gets) == 1)
-    child.interrupt()
     assert child.process.stdout is not None
-    assert child.process.stdout.readline() == "interrupted\n"
-    eventually(lambda: api.connections == 0)
-    api.state = "completed"
+    assert child.process.stdin is not None
+    for number in range(1, 6):
+        eventually(lambda: len(api.gets) == number)  # noqa: B023
+        child.interrupt()
+        assert child.process.stdout.readline() == "interrupted\n"
+        eventually(lambda: api.connections == 0)
+        api.state = "hang" if number < 5 else "completed"
+        child.process.stdin.write("\n")
+        child.process.stdin.flush()
     assert child.end().startswith("1\n[<_MainThread(MainThread, started")
-    assert api.gets == [ID, OTHER_ID]
+    assert len(api.gets) == 6
 
 
 def test_ctrl_c_ends_a_script(api: Api) -> None:
@@ -794,15 +807,12 @@ else:
 @pytest.mark.parametrize(
     "forgotten",
     [
-        "poller.wait(ID)",
-        "results = poller.as_completed([ID, OTHER_ID]); next(results)",
-        "api_waits = threading.Thread(target=poller.wait, args=['hang'], daemon=True).start()",
-        "poller.mine = poller; poller.wait(ID)",
-        "poller.wait(ID); del poller",
-        "poller.__enter__(); poller.wait(ID); sys.exit()",
+        "poller.mine = poller; poller.get(ID)",
+        "snapshots = poller.watch(ID); next(snapshots); sys.exit()",
+        "threading.Thread(target=poller.wait, args=[ID], daemon=True).start(); poller.get(ID)",
+        "poller.get(ID); del poller",
     ],
 )
 def test_who_forgets_to_close_can_exit(api: Api, forgotten: str) -> None:
     """At once and in silence."""
-    api.state = "completed"
     assert Child(api, forgotten).end() == ""
