@@ -29,6 +29,7 @@ from luma_poll import (
     APITimeoutError,
     ConfigurationError,
     ContentModeratedError,
+    Journal,
     NotFoundError,
     PollEvent,
     PollTimeoutError,
@@ -545,6 +546,25 @@ def test_a_runner_on_a_poller(poller: SyncPoller) -> None:
     poller.close()
     with pytest.raises(ConfigurationError, match="this SyncPoller is closed"):
         runner.run("a fox")
+
+
+def test_a_runner_with_a_journal(api: Api, tmp_path: Path) -> None:
+    """The next process waits for what this one has submitted."""
+    api.may_accept.set()
+    with (
+        Journal(tmp_path / "runs.db") as journal,
+        SyncPoller(base_url=api.url, wait=SOON) as poller,
+        SyncRunner(poller, journal=journal) as runner,
+        pytest.raises(PollTimeoutError),
+    ):
+        runner.run("a fox", key="order-17", timeout=0.1)
+    api.state = "completed"
+    with (
+        Journal(tmp_path / "runs.db") as journal,
+        SyncRunner(base_url=api.url, journal=journal) as runner,
+    ):
+        assert runner.run("a fox", key="order-17").id == ID
+    assert api.posts == ["a fox"]
 
 
 def test_closing_a_runner_keeps_the_ids(api: Api) -> None:

@@ -8,6 +8,7 @@ from typing import Self, Unpack
 
 from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._parameters import CreateParams
+from luma_poll._running.journal import Journal
 from luma_poll._running.requests import AnyRequest
 from luma_poll._running.results import RunResult
 from luma_poll._running.runner import Runner
@@ -37,6 +38,8 @@ class SyncRunner:
         max_attempts: How often one request may be submitted in all. With 2 or more, a request
             whose generation failed with a retryable error is submitted again, and billed anew.
         max_submissions: Submissions of this runner in all; None for no limit.
+        journal: Keeps track of the submissions, so that the next process with the same file
+            continues what this one has begun, and submits nothing twice. Close the runner first.
         on_submit: Called with the request and the first snapshot as soon as there is an id, in the
             thread of the event loop, which it holds up while it runs.
 
@@ -54,6 +57,7 @@ class SyncRunner:
         max_running: int | None = None,
         max_attempts: int = 1,
         max_submissions: int | None = None,
+        journal: Journal | None = None,
         on_submit: Callable[[AnyRequest, Generation], object] | None = None,
     ) -> None:
         if poller is not None and (auth_token is not None or base_url is not None):
@@ -69,6 +73,7 @@ class SyncRunner:
             max_running=max_running,
             max_attempts=max_attempts,
             max_submissions=max_submissions,
+            journal=journal,
             on_submit=on_submit,
         )
 
@@ -126,7 +131,8 @@ class SyncRunner:
             prompt: The prompt.
             timeout: Seconds from the first accepted submission, over all attempts; None for no
                 limit; by default that of the poller. Waiting for room does not count.
-            key: A name of yours for the request; it is not sent.
+            key: A name of yours for the request, such as an order's number; it is not sent. With a
+                journal, a key is submitted once.
             params: The API's other parameters: `luma_poll.typing.CreateParams`.
 
         Returns:
@@ -136,6 +142,8 @@ class SyncRunner:
             GenerationError: It failed; the class says why.
             PollTimeoutError: The deadline came first. It may still finish: wait again by id.
             SubmissionLimitError: `max_submissions` is reached; nothing was sent.
+            SubmissionUnknownError: A process died while it submitted this key; nothing was sent.
+            JournalError: The journal cannot be written; nothing was sent.
             APIError: It could not be submitted, or waited for. `may_have_been_accepted` is true of
                 a failed submission that may be running; it is not repeated.
             ConfigurationError: An argument is unusable, or the runner was closed meanwhile.
