@@ -434,6 +434,7 @@ def test_a_closed_poller_refuses(poller: SyncPoller) -> None:
             use()
 
 
+@pytest.mark.usefixtures("sockets_left_to_the_collector")
 def test_calls_and_the_end_at_any_moment(api: Api) -> None:
     """Each thread gets its outputs or a clear error; none hangs."""
     api.state = "completed"
