@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Unpack
 from uuid import UUID
 
-from luma_poll._downloads.download import MAX_BYTES, DownloadProgress
+from luma_poll._downloads.job import MAX_BYTES, DownloadProgress
 from luma_poll._parameters import CreateParams
 from luma_poll._polling.batch import PollResult
 from luma_poll._polling.events import PollEvent

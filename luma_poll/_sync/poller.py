@@ -16,7 +16,7 @@ import anyio
 
 from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._client.client import LumaClient
-from luma_poll._downloads.download import MAX_BYTES, DownloadProgress
+from luma_poll._downloads.job import MAX_BYTES, DownloadProgress
 from luma_poll._parameters import CreateParams
 from luma_poll._polling.batch import PollResult
 from luma_poll._polling.events import PollEvent
