@@ -23,6 +23,9 @@ import anyio
 import anyio.to_thread
 import pytest
 from anyio.from_thread import start_blocking_portal
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tenacity import wait_fixed
 
 from luma_poll import (
@@ -36,6 +39,7 @@ from luma_poll import (
     SubmissionLimitError,
     sync,
 )
+from luma_poll.opentelemetry import instrument
 from luma_poll.sandbox import Sandbox
 from luma_poll.sync import SyncPoller, SyncRunner
 from luma_poll.typing import AnyRequest
@@ -473,6 +477,26 @@ def test_the_context_of_the_caller_reaches_the_loop(api: Api) -> None:
         poller.wait(ID)
         list(poller.watch(ID))
     assert seen == ["none", "mine", "mine"]
+
+
+def test_waits_and_runs_can_be_traced(api: Api) -> None:
+    """Their spans are children of the one that is current in the calling thread."""
+    exporter = InMemorySpanExporter()
+    tracer_provider = TracerProvider()
+    tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
+    api.may_accept.set()
+    api.state = "completed"
+    with SyncPoller(base_url=api.url, wait=SOON) as poller, SyncRunner(poller) as runner:
+        instrument(runner, tracer_provider=tracer_provider)
+        with tracer_provider.get_tracer("mine").start_as_current_span("task") as task:
+            poller.wait(OTHER_ID)
+            runner.run("a fox")
+    trace_id = task.get_span_context().trace_id
+    contexts = [span.get_span_context() for span in exporter.get_finished_spans()]
+    assert len(contexts) == 4  # the task, a wait, a run and its wait
+    assert {context.trace_id for context in contexts if context is not None} == {trace_id}
+    with SyncPoller(base_url=api.url) as poller:
+        instrument(poller, tracer_provider=tracer_provider)()
 
 
 # --- submissions ---------------------------------------------------------------------------------

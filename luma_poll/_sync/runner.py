@@ -192,7 +192,7 @@ class SyncRunner:
             for result in runner.as_completed(prompts):
                 print(result.request, result.ok)
 
-        Leaving the loop stops submitting and cancels the waits; what was submitted runs on, and
+        Leaving the loop stops submitting and cancels the waits; what was submitted continues, and
         `submitted` has the ids.
 
         Args:
