@@ -49,8 +49,7 @@ class Call(Generic[T]):
         self._has_ended = self._has_result = False
         self._result: T
         self._error: Exception | None = None
-        self.given_up = False
-        """True if nobody waits for the result any more."""
+        self._is_given_up = False  # nobody waits for the result any more
 
     # --- in the loop
 
@@ -74,7 +73,7 @@ class Call(Generic[T]):
     async def _run(self) -> None:
         try:
             with anyio.CancelScope() as self._scope:
-                if not self.given_up:
+                if not self._is_given_up:
                     self._result = await self._function(self)
                     self._has_result = True
         except Exception as error:
@@ -84,7 +83,7 @@ class Call(Generic[T]):
             self._inbox.put(None)
 
     def _give_up(self) -> None:
-        self.given_up = True
+        self._is_given_up = True
         if self._scope is not None:
             self._scope.cancel()
 
@@ -135,7 +134,7 @@ class Call(Generic[T]):
         try:
             raise error
         finally:
-            del error  # with its traceback it would keep this frame alive, and itself
+            del error  # its traceback holds this frame, and the frame would hold it
 
     def _leave(self) -> None:
         if self._portal.is_here():  # the collector closes an iterator, in whatever thread it runs
