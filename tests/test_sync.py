@@ -203,6 +203,8 @@ def test_one_download(poller: SyncPoller, sandbox_url: str, tmp_path: Path) -> N
     paths = sync.download(generation.id, tmp_path, base_url=sandbox_url)
     assert [path.name for path in paths] == [f"{generation.id}.png", f"{generation.id}-2.png"]
     assert poller.download(poller.get(generation.id), tmp_path) == paths
+    first, _ = poller.download(generation.id, tmp_path, name="fox")
+    assert first.name == "fox.png"
 
 
 def test_the_settings_reach_the_client(api: Api) -> None:

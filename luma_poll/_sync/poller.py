@@ -282,6 +282,7 @@ class SyncPoller:
         generation: GenerationLike | str | UUID,
         directory: str | os.PathLike[str],
         *,
+        name: str | None = None,
         timeout: float | None = None,
         max_bytes: int | None = MAX_BYTES,
         overwrite: bool = False,
@@ -292,6 +293,8 @@ class SyncPoller:
         Args:
             generation: A completed generation, or the id of one.
             directory: Where to; it is made if it does not exist.
+            name: The name of the files in place of the id: `{name}.png`, `{name}~2.png`. What is
+                unsafe in it is replaced.
             timeout: Seconds for all of it; None for no limit.
             max_bytes: How large one file may be; None for no limit.
             overwrite: Fetch a file again even if one of the right size exists.
@@ -311,6 +314,7 @@ class SyncPoller:
             lambda _: self._client.download(
                 generation,
                 directory,
+                name=name,
                 timeout=timeout,
                 max_bytes=max_bytes,
                 overwrite=overwrite,
