@@ -31,6 +31,8 @@ from luma_poll._polling.events import (
 from luma_poll._polling.poller import Poller
 from luma_poll._running.events import RunEvent, RunReporter
 from luma_poll._running.runner import Runner
+from luma_poll._sync.poller import SyncPoller
+from luma_poll._sync.runner import SyncRunner
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIError,
@@ -57,7 +59,7 @@ GENERATION_BUCKETS = [1, 2.5, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300,
 
 
 def instrument(
-    poller_or_runner: Poller | Runner,
+    poller_or_runner: Poller | Runner | SyncPoller | SyncRunner,
     *,
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: metrics.MeterProvider | None = None,
@@ -68,8 +70,8 @@ def instrument(
         instrument(poller)
 
     Args:
-        poller_or_runner: What to record, from now on. The poller of a runner is recorded with it,
-            unless it is instrumented already.
+        poller_or_runner: What to record, from now on; also those of `luma_poll.sync`. The poller of
+            a runner is recorded with it, unless it is instrumented already.
         tracer_provider: Takes the spans; by default the global one.
         meter_provider: Takes the metrics; by default the global one.
 
@@ -82,6 +84,10 @@ def instrument(
     tracer = trace.get_tracer("luma_poll", __version__, tracer_provider)
     meter = metrics.get_meter("luma_poll", __version__, meter_provider)
     undo = ExitStack()
+    if isinstance(poller_or_runner, SyncPoller):
+        poller_or_runner = poller_or_runner._poller
+    elif isinstance(poller_or_runner, SyncRunner):
+        poller_or_runner = poller_or_runner._runner
     if isinstance(poller_or_runner, Runner):
         undo.callback(_observe(poller_or_runner._reporter, _Runs(tracer, meter)))
         poller = poller_or_runner._poller

@@ -1,4 +1,4 @@
-"""The example app as users get it: installed from the wheel, it serves its page and a generation."""
+"""Run by the gate on the installed wheel: the example serves its page and a generation."""
 
 import os
 import socket

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 import luma_poll
 
@@ -38,7 +38,7 @@ def test_the_notes_are_those_of_the_tag() -> None:
 )
 def test_what_disagrees_is_not_released(tag: str, changelog: str) -> None:
     """Another version, no entry or date, links that nobody has moved on."""
-    with pytest.raises(ValueError, match="0.2.0|0.3.0"):
+    with pytest.raises(ValueError, match=r"0\.[23]\.0"):
         notes_of(tag, VERSION_FILE, changelog)
 
 
