@@ -10,6 +10,7 @@ generation too. Needs the `dev` extra; `aiohttp` is the client with httpx-aiohtt
 
 import argparse
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -101,11 +102,11 @@ def main() -> None:
     parser.add_argument("--under-way", type=int, nargs="+", default=[1, 4, 64])
     parser.add_argument("--requests", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="the rows as JSON")
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    print("| under way |" + "".join(f" {name} |" for name in PEERS) + " / httpx | / SDK |")
-    print("|---|" + "---|" * (len(PEERS) + 2))
+    rows = []
     for under_way in options.under_way:
         latency = "0" if under_way == 1 else "0.02"
         with subprocess.Popen(
@@ -117,10 +118,17 @@ def main() -> None:
                 cost = asyncio.run(measure(base_url, options.requests, under_way, options.rounds))
             finally:
                 server.kill()
-        cells = "".join(f" {cost[name]:.2f} ms |" for name in PEERS)
         to_httpx = cost["luma-poll"] / cost["httpx"]
         to_sdk = cost["luma-poll"] / cost["official SDK"]
-        print(f"| {under_way} |{cells} {to_httpx:.2f} | {to_sdk:.2f} |", flush=True)
+        rows.append({"under_way": under_way, **cost, "to_httpx": to_httpx, "to_sdk": to_sdk})
+    if options.json:
+        print(json.dumps(rows))
+        return
+    print("| under way |" + "".join(f" {name} |" for name in PEERS) + " / httpx | / SDK |")
+    print("|---|" + "---|" * (len(PEERS) + 2))
+    for row in rows:
+        cells = "".join(f" {row[name]:.2f} ms |" for name in PEERS)
+        print(f"| {row['under_way']} |{cells} {row['to_httpx']:.2f} | {row['to_sdk']:.2f} |")
 
 
 if __name__ == "__main__":

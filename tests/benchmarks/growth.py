@@ -14,6 +14,7 @@ collector is off: a full pass of it over 10,000 waits would be the longest stall
 import argparse
 import asyncio
 import gc
+import json
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,18 +92,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--waits", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--polls", type=int, default=20_000)
+    parser.add_argument("--json", action="store_true", help="the rows as JSON")
     arguments = parser.parse_args()
     first = None
-    print("| waits | 429s | a poll | ratio | longest stall |\n|---|---|---|---|---|")
+    rows = []
+    if not arguments.json:
+        print("| waits | 429s | a poll | ratio | longest stall |\n|---|---|---|---|---|")
     for throttled_every in (None, 50):
         for waits in arguments.waits:
             cost, stall = measure(waits, arguments.polls, throttled_every)
             first = first or cost
             often = f"every {throttled_every}th" if throttled_every else "none"
-            print(
-                f"| {waits:,} | {often} | {cost:.0f} µs | {cost / first:.2f} | {stall:.1f} ms |",
-                flush=True,
-            )
+            row = {"waits": waits, "throttled": often, "microseconds": cost}
+            rows.append({**row, "to_first": cost / first, "stall_ms": stall})
+            if not arguments.json:
+                figures = f"{cost:.0f} µs | {cost / first:.2f} | {stall:.1f} ms"
+                print(f"| {waits:,} | {often} | {figures} |", flush=True)
+    if arguments.json:
+        print(json.dumps(rows))
 
 
 if __name__ == "__main__":

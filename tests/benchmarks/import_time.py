@@ -6,6 +6,7 @@ Each figure is the least of several fresh processes, which take turns. Needs the
 """
 
 import argparse
+import json
 import subprocess
 import sys
 
@@ -20,9 +21,15 @@ def seconds(module: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", action="store_true", help="the rows as JSON")
     options = parser.parse_args()
     rounds = [{name: seconds(name) for name in MODULES} for _ in range(options.rounds)]
     took = {name: min(figures[name] for figures in rounds) for name in MODULES}
+    if options.json:
+        sdk = took["luma_agents"]
+        rows = [{"module": k, "seconds": v, "to_sdk": v / sdk} for k, v in took.items()]
+        print(json.dumps(rows))
+        return
     print("| import | took | / official SDK |\n|---|---|---|")
     for name in MODULES:
         print(f"| {name} | {took[name] * 1000:.0f} ms | {took[name] / took['luma_agents']:.2f} |")

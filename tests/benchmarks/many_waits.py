@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import luma_agents
@@ -79,8 +80,8 @@ def measure_here(peer: str, waits: int, base_url: str) -> None:
     print(json.dumps({"seconds": seconds, "cpu": cpu, "polls": polls}))
 
 
-def measure(peer: str, waits: int, limit: float) -> str:
-    """A row of the table."""
+def measure(peer: str, waits: int, limit: float) -> dict[str, float] | str:
+    """The figures, or why there are none."""
     with subprocess.Popen(
         [sys.executable, SERVER, str(LATENCY), str(DURATION)], stdout=subprocess.PIPE, text=True
     ) as server:
@@ -90,14 +91,20 @@ def measure(peer: str, waits: int, limit: float) -> str:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired:
-            return f"not within {limit:g} s | | | |"
+            return f"not within {limit:g} s"
         finally:
             server.kill()
     if done.returncode:
-        return f"{done.stderr.strip().splitlines()[-1][:60]} | | | |"
-    found = json.loads(done.stdout)
+        return done.stderr.strip().splitlines()[-1][:60]
+    found: dict[str, float] = json.loads(done.stdout)
+    return {**found, "to_ideal": found["seconds"] / IDEAL}
+
+
+def as_cells(found: dict[str, float] | str) -> str:
+    if isinstance(found, str):
+        return f"{found} | | | |"
     return (
-        f"{found['seconds']:.1f} s | {found['seconds'] / IDEAL:.2f} | "
+        f"{found['seconds']:.1f} s | {found['to_ideal']:.2f} | "
         f"{found['cpu']:.1f} s | {found['polls']:,} |"
     )
 
@@ -108,15 +115,24 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--limit", type=float, default=180)
     parser.add_argument("--here", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="the rows as JSON")
     options = parser.parse_args()
     if options.here:
         peer, waits, base_url = options.here
         measure_here(peer, int(waits), base_url)
         return
-    print("| waits | | took | / ideal | processor | polls |\n|---|---|---|---|---|---|")
+    rows: list[dict[str, Any]] = []
+    if not options.json:
+        print("| waits | | took | / ideal | processor | polls |\n|---|---|---|---|---|---|")
     for waits in options.waits:
         for peer in options.peers:
-            print(f"| {waits:,} | {peer} | {measure(peer, waits, options.limit)}", flush=True)
+            found = measure(peer, waits, options.limit)
+            figures = {"failed": found} if isinstance(found, str) else found
+            rows.append({"waits": waits, "peer": peer, **figures})
+            if not options.json:
+                print(f"| {waits:,} | {peer} | {as_cells(found)}", flush=True)
+    if options.json:
+        print(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ answers from memory, so no connection is counted.
 
 import argparse
 import gc
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
@@ -92,17 +93,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--waits", type=int, default=5000)
     parser.add_argument("--here", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="the rows as JSON")
     options = parser.parse_args()
     if options.here:
         anyio.run(measure_here, options.here, options.waits)
         return
-    print("| each | memory | beyond a task |\n|---|---|---|")
-    task = 0.0
+    found = {}
     for kind in KINDS:
         command = [sys.executable, __file__, "--here", kind, "--waits", str(options.waits)]
-        found = float(subprocess.check_output(command, text=True))
-        task = task or found
-        print(f"| {kind} | {found / 1024:.1f} KiB | {(found - task) / 1024:.1f} KiB |")
+        found[kind] = float(subprocess.check_output(command, text=True))
+    task = next(iter(found.values()))
+    if options.json:
+        rows = [{"kind": k, "bytes": v, "beyond_task": v - task} for k, v in found.items()]
+        print(json.dumps(rows))
+        return
+    print("| each | memory | beyond a task |\n|---|---|---|")
+    for kind, taken in found.items():
+        print(f"| {kind} | {taken / 1024:.1f} KiB | {(taken - task) / 1024:.1f} KiB |")
 
 
 if __name__ == "__main__":
