@@ -49,8 +49,8 @@ class Benchmark:
 BENCHMARKS = {
     "makespan": Benchmark(
         "Two hundred prompts on one account",
-        "The account runs 10 units at once and takes 30 a minute. Each prompt takes about 30 s; in the "
-        "mixed batch one in five is an edit that weighs three units. *Ideal* is the least possible "
+        "The account runs 10 units at once and takes 30 a minute. Each prompt takes about 30 s; in "
+        "the mixed batch one in five is an edit that weighs three units. *Ideal* is the least possible "
         "time, for a scheduler that knows all durations beforehand. `gather` starts all at once "
         "with the official SDK, `semaphore` ten at a time, `endless` is that with endless retries. "
         "Simulated time, so the figures do not depend on the machine.",
@@ -68,8 +68,8 @@ BENCHMARKS = {
     ),
     "many_waits": Benchmark(
         "Many waits at once",
-        "All generations end after 10 s, an answer takes 100 ms, everybody polls every 2 s, without "
-        "limits. Client and server have one core each. *Ideal* is 10.1 s. The peer is "
+        "All generations end after 10 s, an answer takes 100 ms, everybody polls every 2 s, "
+        "without limits. Client and server have one core each. *Ideal* is 10.1 s. The peer is "
         "`asyncio.gather` over a loop around the official SDK's `generations.get`.",
         "tests/benchmarks/many_waits.py --waits 100 1000",
         {
@@ -98,8 +98,8 @@ BENCHMARKS = {
     ),
     "growth": Benchmark(
         "The cost of a poll as the waits become more",
-        "The library alone: every wait polls every 20 s, and the client answers at once. The garbage "
-        "collector is off.",
+        "The library alone: every wait polls every 20 s, and the client answers at once. The "
+        "garbage collector is off.",
         "-m tests.benchmarks.growth --polls 5000",
         {
             "waits": "{waits:,}",
@@ -189,7 +189,7 @@ def _means(rows: Sequence[Row]) -> list[Row]:
 def cell(template: str, row: Row) -> str:
     """A figure; empty where it was not measured, and no ratio where work was lost."""
     if row.get("lost") and "ratio" in template:
-        return "–"
+        return "-"
     try:
         return template.format(**row)
     except KeyError:
@@ -210,8 +210,8 @@ def table(benchmark: Benchmark, rows: Sequence[Row]) -> str:
 def circumstances(about: Row) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     return (
-        f"Measured on {about['date']} with {about['python']} on {about['system']}, {about['cores']} "
-        f"cores ({about['processor']}), load {about['load']} at the start. {versions}."
+        f"Measured on {about['date']} with {about['python']} on {about['system']}, "
+        f"{about['cores']} cores ({about['processor']}), load {about['load']} at the start. {versions}."
     )
 
 
@@ -220,8 +220,8 @@ def page(figures: Mapping[str, Any]) -> str:
     parts = [
         "# Benchmarks",
         "This page is written by `python -m tests.benchmarks.page`, from what the commands below "
-        "measured. Every ratio is of two things that took turns on the same machine, so it says more "
-        "than the figures beside it.",
+        "measured. Every ratio is of two things that took turns on the same machine, so it says "
+        "more than the figures beside it.",
     ]
     for name, benchmark in BENCHMARKS.items():
         if name not in figures:
