@@ -1,0 +1,269 @@
+"""One worker of a fleet: its heartbeat, its waits, and what it takes over from the dead."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import httpx
+from dbos import DBOS
+
+from luma_poll._fleet.ledger import OUT_OF_REACH, Accepted, Late, Ledger
+from luma_poll._fleet.liveness import LEFT, Watch
+from luma_poll._fleet.submission import Submitter
+from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
+from luma_poll._polling.schedules import Schedule
+from luma_poll.errors import LumaError, OutputNotFoundError
+from luma_poll.models import Generation, as_generation
+
+T = TypeVar("T")
+
+ACTIVE = ("ENQUEUED", "PENDING", "DELAYED")
+BEATS_PER_SEARCH = 5
+"""So often are workflows looked for whose worker has no row, not even that of a dead one."""
+LAST_LOOK = 10.0
+"""Seconds for a wait whose deadline came while nobody waited."""
+FRESH = 5.0
+"""Seconds after its submission in which a generation is known to exist, and to be unfinished."""
+MOST_RESUMED_AT_ONCE = 1000
+
+_log = logging.getLogger("luma_poll")
+
+
+class Client(SupportsGenerations, Protocol):
+    """A client that submits too: `LumaClient`, or the official `AsyncLuma`."""
+
+    @property
+    def generations(self) -> Any:
+        """The generations of the API."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a fleet is called in the database.
+
+    Attributes:
+        workflows: Its workflows.
+        queue: Where submissions wait for their turn.
+        resumed: The queue of what is taken over, which has its turn behind it.
+    """
+
+    workflows: list[str]
+    queue: str
+    resumed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a dead worker is found.
+
+    Attributes:
+        heartbeat: Seconds between two beats.
+        patience: Seconds without a beat after which a worker counts as dead.
+    """
+
+    heartbeat: float
+    patience: float
+
+
+@dataclass(eq=False)
+class Worker:
+    """What a process does for its fleet between the beginning of its block and the end.
+
+    Attributes:
+        loop: The event loop in which all of it runs.
+        submitter: Submits.
+        poller: Waits.
+        http: Sends callbacks.
+    """
+
+    ledger: Ledger
+    names: Names
+    pace: Pace
+    max_rate: float | None
+    submitter: Submitter
+    poller: Poller
+    http: httpx.AsyncClient
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _beats: int = 0
+    _stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self._id = DBOS.executor_id
+        self._others = Watch(self.pace.patience)
+        self._homeless = Watch(self.pace.heartbeat * BEATS_PER_SEARCH * 2.5)
+
+    async def serve(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run some work in the worker's event loop; it is cancelled when the worker stops."""
+        return await asyncio.wrap_future(
+            asyncio.run_coroutine_threadsafe(self._attend(work), self.loop)
+        )
+
+    async def _attend(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        if self._stopped:
+            work.close()
+            raise asyncio.CancelledError
+        self._tasks.add(task)
+        try:
+            return await work
+        finally:
+            self._tasks.discard(task)
+
+    async def wait(self, accepted: Accepted, timeout: float) -> Generation | LumaError:
+        """Wait for a generation, until `timeout` seconds after it was accepted.
+
+        Returns:
+            The last snapshot, or why there is none.
+        """
+        # Wall clocks, for the deadline outlives processes and machines.
+        age = max(0.0, time.time() - accepted.at)
+        what: Any = accepted.generation_id
+        left = max(timeout - age, LAST_LOOK)
+        if age < FRESH:
+            what = as_generation({"id": accepted.generation_id, "state": "queued"})
+            left = timeout
+        last = None
+        try:
+            watching = self.poller.watch(what, timeout=left)
+            async with aclosing(watching) as snapshots:
+                async for last in snapshots:
+                    pass
+        except OutputNotFoundError as error:
+            fields = {"state": "failed", "failure_code": error.failure_code}
+            return error.generation.model_copy(update=fields)
+        except LumaError as error:
+            return error
+        finally:
+            self.submitter.gate.a_generation_ended()
+        assert last is not None, "watch ends with a terminal snapshot"
+        return last
+
+    async def join(self) -> None:
+        """Become visible to the others, and leave them the time to make room."""
+        others = await self._beat()
+        if others:
+            await anyio.sleep(self.pace.heartbeat * 1.5)
+            await self._beat()
+
+    async def beat_forever(self) -> None:
+        """Beat, and do what the others of the fleet need."""
+        while True:
+            await anyio.sleep(self.pace.heartbeat)
+            try:
+                await self._beat()
+                await self.heal()
+                if self._beats % BEATS_PER_SEARCH == 0:
+                    await self._search()
+            except OUT_OF_REACH as error:
+                _log.warning("no heartbeat: the database is out of reach (%s)", type(error).__name__)
+            except Exception:  # whatever it is, a worker that does not beat is a dead one
+                _log.exception("no heartbeat")
+
+    async def _beat(self) -> int:
+        """One beat; returns how many others are alive."""
+        self._beats += 1
+        beats = await self._in_thread(self.ledger.beat, self._id)
+        others = {name: beat for name, beat in beats.items() if name != self._id}
+        dead = self._others.look(others, self.loop.time())
+        if self.max_rate is not None:
+            self.poller._set_max_rate(self.max_rate / (1 + len(others) - len(dead)))
+        for name in dead:
+            if await self._in_thread(self.ledger.bury, name, others[name]):
+                how = "has stopped" if others[name] == LEFT else "is dead"
+                _log.warning("worker %s %s: taking over what it left", name, how)
+                await self._take_over(executor_id=name)
+        return len(others) - len(dead)
+
+    async def _search(self) -> None:
+        """Take over from processes that died before their first beat, or in the act of this."""
+        everybody = (await self._in_thread(self.ledger.beat, self._id)).keys()
+        pending = await self._pending()
+        homeless = {each.executor_id: 1 for each in pending if each.executor_id not in everybody}
+        for name in self._homeless.look(homeless, self.loop.time()):
+            _log.warning("worker %s is unknown: taking over what it left", name)
+            await self._take_over(executor_id=name)
+
+    async def _take_over(self, executor_id: str) -> None:
+        ids = [each.workflow_id for each in await self._pending(executor_id)]
+        for first in range(0, len(ids), MOST_RESUMED_AT_ONCE):
+            some = ids[first : first + MOST_RESUMED_AT_ONCE]
+            await DBOS.resume_workflows_async(some, queue_name=self.names.resumed)
+
+    async def _pending(self, executor_id: str | None = None) -> Sequence[Any]:
+        return await DBOS.list_workflows_async(
+            status="PENDING",
+            name=self.names.workflows,
+            executor_id=executor_id,
+            load_input=False,
+            load_output=False,
+        )
+
+    async def heal(self) -> None:
+        """Let workflows that ended as unknown continue with what has become known since."""
+        await heal(await self._in_thread(self.ledger.late), self.ledger, self.names)
+
+    async def _in_thread(self, call: Any, *args: Any) -> Any:
+        return await self.loop.run_in_executor(self.submitter.threads, call, *args)
+
+    async def stop(self) -> None:
+        """Finish the submissions under way, end the waits, and leave the rest to the others."""
+        self._stopped = True
+        for task in list(self._tasks):
+            task.cancel()
+        await self.submitter.settle()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self._in_thread(self.ledger.leave, self._id)
+        except OUT_OF_REACH:
+            _log.warning("the others will take over a little later: the database is out of reach")
+
+
+async def heal(late: Sequence[Late], ledger: Ledger, names: Names) -> None:
+    """Run the workflows again whose submission was unknown, and is known now."""
+    for each in late:
+        status = await DBOS.get_workflow_status_async(each.key)
+        if status is not None and status.status in ACTIVE:
+            continue  # it has not ended as unknown yet, or is at it again
+        if status is not None and status.status == "ERROR":
+            # From its first step: what the ledger knows is not submitted again.
+            await DBOS.rewind_workflow_async(each.key, queue_name=names.resumed)
+        await asyncio.get_running_loop().run_in_executor(None, ledger.healed, each)
+
+
+@asynccontextmanager
+async def open_worker(
+    client: Client,
+    ledger: Ledger,
+    names: Names,
+    pace: Pace,
+    *,
+    wait: Schedule | None,
+    max_rate: float | None,
+) -> AsyncIterator[Worker]:
+    """A worker that beats until the block ends."""
+    client = without_retries(client)  # type: ignore[assignment]
+    async with AsyncExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(3, thread_name_prefix="luma-poll"))
+        http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=None))
+        submitter = Submitter(client.generations.create, ledger, threads)
+        poller = Poller(client, wait=wait, max_rate=max_rate)
+        worker = Worker(ledger, names, pace, max_rate, submitter, poller, http)
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        await worker.join()
+        tasks.start_soon(worker.beat_forever)
+        try:
+            yield worker
+        finally:
+            with anyio.CancelScope(shield=True):
+                await worker.stop()
+            tasks.cancel_scope.cancel()

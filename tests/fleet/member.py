@@ -1,0 +1,113 @@
+"""A process of a fleet, which does what its standard input says: `python -m tests.fleet.member`."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+from typing import Any
+
+from dbos import DBOS
+from tenacity import wait_fixed
+
+from luma_poll import LumaClient, LumaError
+from luma_poll._fleet import callbacks
+from luma_poll.dbos import Fleet, fleet_config
+
+
+class Member:
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self.fleet = Fleet(
+            lambda: LumaClient("luma-api-fleet", base_url=settings["base_url"]),
+            wait=wait_fixed(settings.get("poll_every", 0.1)),
+            **{"heartbeat": 0.2, "patience": 0.8, **settings.get("fleet", {})},
+        )
+
+    async def run(self) -> None:
+        others = self._settings.get("config", {})
+        DBOS(config=fleet_config(self._settings["database"], **others))
+        if not self._settings["worker"]:
+            DBOS.listen_queues([])
+        DBOS.launch()
+        async with self.fleet if self._settings["worker"] else contextlib.nullcontext():
+            say({"ready": DBOS.executor_id})
+            listening = asyncio.create_task(self._listen())
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, listening.cancel)
+            with contextlib.suppress(asyncio.CancelledError):
+                await listening
+        DBOS.destroy()
+        say({"stopped": True})
+
+    async def _listen(self) -> None:
+        lines = asyncio.StreamReader(limit=2**24)
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+        tasks = set()
+        while line := await lines.readline():
+            tasks.add(asyncio.create_task(self._answer(json.loads(line))))
+
+    async def _answer(self, message: dict[str, Any]) -> None:
+        answer: dict[str, Any]
+        try:
+            answer = {"value": await getattr(self, message["call"])(**message["arguments"])}
+        except LumaError as error:
+            answer = {"error": type(error).__name__, "message": str(error)}
+        say({"number": message["number"]} | answer)
+
+    async def submit(self, **arguments: Any) -> str:
+        return (await self.fleet.submit(**arguments)).key
+
+    async def submit_many(self, count: int, prompt: str, prefix: str, **others: Any) -> None:
+        for first in range(0, count, 50):
+            numbers = range(first, min(first + 50, count))
+            await asyncio.gather(
+                *(
+                    self.fleet.submit(f"{prompt} {n}", key=f"{prefix}-{n}", **others)
+                    for n in numbers
+                )
+            )
+
+    async def result(self, key: str) -> dict[str, Any]:
+        return dataclasses.asdict(await self.fleet.handle(key).result())
+
+    async def unknown(self) -> list[str]:
+        return await self.fleet.unknown()
+
+    async def resolve(self, **arguments: Any) -> None:
+        await self.fleet.resolve(**arguments)
+
+    async def states(self) -> dict[str, list[str]]:
+        names = self.fleet._names.workflows
+        found: dict[str, list[str]] = {}
+        for each in await DBOS.list_workflows_async(
+            name=names, load_input=False, load_output=False
+        ):
+            found.setdefault(each.status, []).append(each.workflow_id)
+        return found
+
+    async def usage(self) -> dict[str, float]:
+        with open("/proc/self/status") as status:
+            memory = next(line for line in status if line.startswith("VmRSS"))
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "threads": threading.active_count(),
+            "mb": int(memory.split()[1]) / 1024,
+            "cpu": spent.ru_utime + spent.ru_stime,
+        }
+
+
+def say(what: dict[str, Any]) -> None:
+    print(json.dumps(what), flush=True)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(process)d %(message)s")
+    given = json.loads(os.environ["FLEET_MEMBER"])
+    callbacks.PAUSES = tuple(given.get("pauses", callbacks.PAUSES))
+    asyncio.run(Member(given).run())

@@ -1,0 +1,246 @@
+"""What the tests of a fleet are made of: processes, a PostgreSQL server and a slow API."""
+
+import asyncio
+import contextlib
+import glob
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import anyio
+from starlette.types import Message, Receive, Scope, Send
+
+from luma_poll.sandbox import Sandbox
+from luma_poll.sandbox.server import serve_app
+
+ROOT = Path(__file__).parents[2]
+
+
+class Api:
+    """A sandbox on a real socket, whose answers to submissions take their time."""
+
+    def __init__(self, sandbox: Sandbox, *, answers_after: float = 0.0) -> None:
+        self.sandbox = sandbox
+        self.answers_after = answers_after
+        self.accepted: dict[str, list[str]] = {}
+        """The ids that each prompt was given: one, if all is well."""
+        self.submissions: list[float] = []
+        self.polls: list[float] = []
+
+    @property
+    def twice(self) -> dict[str, list[str]]:
+        return {prompt: ids for prompt, ids in self.accepted.items() if len(ids) > 1}
+
+    @contextlib.asynccontextmanager
+    async def serve(self) -> AsyncIterator[str]:
+        async with serve_app(self._app, "127.0.0.1", 0) as origin:
+            yield f"{origin}/v1"
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "GET":
+            self.polls.append(anyio.current_time())
+            await self.sandbox.app(scope, receive, send)
+            return
+        body = b""
+        more = True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        messages: list[Message] = []
+
+        async def hand_in() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def keep(message: Message) -> None:
+            messages.append(message)
+
+        self.submissions.append(anyio.current_time())
+        await self.sandbox.app(scope, hand_in, keep)
+        answer = json.loads(b"".join(each.get("body", b"") for each in messages))
+        if "id" in answer:
+            self.accepted.setdefault(json.loads(body)["prompt"], []).append(answer["id"])
+        await anyio.sleep(self.answers_after)
+        for message in messages:
+            await send(message)
+
+
+class Process:
+    """A member of a fleet."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._numbers = count()
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._reading: asyncio.Task[None]
+        self.name = ""
+
+    async def start(self) -> None:
+        line = await self._output().readline()
+        assert line, "the process has died: see its standard error"
+        self.name = json.loads(line)["ready"]
+        self._reading = asyncio.create_task(self._read())
+
+    def _output(self) -> asyncio.StreamReader:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    async def _read(self) -> None:
+        while line := await self._output().readline():
+            answer = json.loads(line)
+            if "number" in answer and not (future := self._answers[answer["number"]]).done():
+                future.set_result(answer)
+        for future in self._answers.values():
+            if not future.done():
+                future.set_exception(ConnectionError("the process has ended"))
+                future.exception()
+
+    async def call(self, call: str, **arguments: Any) -> Any:
+        """Call a method of the member; an error of ours is a dictionary."""
+        number = next(self._numbers)
+        self._answers[number] = asyncio.get_running_loop().create_future()
+        assert self._process.stdin is not None
+        message = {"number": number, "call": call, "arguments": arguments}
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        answer = await self._answers[number]
+        return answer.get("value") if "error" not in answer else answer
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._end()
+
+    async def stop(self) -> None:
+        """SIGTERM, as a deploy does it."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        await self._end()
+
+    async def _end(self) -> None:
+        await self._process.wait()
+        await self._reading
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+
+class Processes:
+    """The members of one fleet, all of which are dead at the end."""
+
+    def __init__(self, database: str, base_url: str, **settings: Any) -> None:
+        self._settings = {"database": database, "base_url": base_url, **settings}
+        self._started: list[Process] = []
+
+    async def start(self, *, worker: bool = True, **settings: Any) -> Process:
+        given = json.dumps({**self._settings, "worker": worker, **settings})
+        with open(os.environ.get("FLEET_LOG", os.devnull), "a") as log:
+            started = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "tests.fleet.member",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                cwd=ROOT,
+                env={**os.environ, "FLEET_MEMBER": given, "PYTHONPATH": str(ROOT)},
+                limit=2**24,
+            )
+        process = Process(started)
+        self._started.append(process)
+        await process.start()
+        return process
+
+    async def __aenter__(self) -> "Processes":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for process in self._started:
+            process.signal(signal.SIGCONT) if process._process.returncode is None else None
+            await process.kill()
+
+
+def postgres_programs() -> Path | None:
+    """The folder of PostgreSQL's programs, of the newest version that is installed."""
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
+    program = found[-1] if found else shutil.which("initdb")
+    return None if program is None else Path(program).parent
+
+
+class Postgres:
+    """A server of our own, in a folder of its own, behind a socket in it.
+
+    It does not run as root: then the user `postgres` has it.
+    """
+
+    def __init__(self, programs: Path) -> None:
+        self._programs = programs
+        self._folder = Path(tempfile.mkdtemp(prefix="luma-pg-"))
+        self._as = []
+        if os.geteuid() == 0:
+            user = pwd.getpwnam("postgres")
+            os.chown(self._folder, user.pw_uid, user.pw_gid)
+            self._as = ["runuser", "-u", "postgres", "--"]
+        self._numbers = count()
+        self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "--no-sync")
+        self.start()
+
+    @property
+    def _data(self) -> str:
+        return str(self._folder / "data")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [*self._as, str(self._programs / program), *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd=self._folder, timeout=50)
+
+    def start(self) -> None:
+        settings = f"-k {self._folder} -c listen_addresses='' -c fsync=off -c max_connections=200"
+        log = str(self._folder / "log")
+        # Its log goes to a file: the pipes of the command would stay open with the server.
+        self._run("pg_ctl", "-D", self._data, "-w", "-l", log, "-o", settings, "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", self._data, "-w", "-m", "immediate", "stop")
+
+    def remove(self) -> None:
+        with contextlib.suppress(subprocess.SubprocessError):
+            self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def new_database(self) -> str:
+        name = f"luma{next(self._numbers)}"
+        self._run("createdb", "-h", str(self._folder), "-U", "postgres", name)
+        return f"postgresql://postgres@/{name}?host={self._folder}"
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[Postgres]:
+    """A server until the block ends.
+
+    Raises:
+        RuntimeError: PostgreSQL is not installed.
+    """
+    programs = postgres_programs()
+    if programs is None:
+        raise RuntimeError("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    server = Postgres(programs)
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+def tally(outcomes: list[dict[str, Any]]) -> Counter[str]:
+    """How many ended how."""
+    return Counter(each.get("error") or each["state"] for each in outcomes)
