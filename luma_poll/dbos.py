@@ -28,20 +28,22 @@ from dbos import (
 from dbos import error as dbos_errors
 from dbos._dbos import _get_dbos_instance
 
-from luma_poll._arguments import check_count, check_generation_id, check_positive
+from luma_poll._arguments import check_count, check_generation_id, check_positive, check_prompt
 from luma_poll._client.client import LumaClient
 from luma_poll._fleet import callbacks, failures
 from luma_poll._fleet.ledger import NOTHING_ACCEPTED, Accepted, Ledger
 from luma_poll._fleet.worker import ACTIVE, Client, Names, Pace, Worker, heal, open_worker
 from luma_poll._polling.poller import MAX_RATE
 from luma_poll._polling.schedules import Schedule
+from luma_poll._running.resubmission import may_submit_again, pause_before_next
 from luma_poll.errors import (
-    FAILURE_ERRORS,
     ConfigurationError,
     GenerationError,
+    InvalidResponseError,
     LumaError,
     SubmissionUnknownError,
 )
+from luma_poll.models import as_generation
 
 __all__ = ["Fleet", "FleetHandle", "GenerationEnd", "fleet_config"]
 
@@ -234,13 +236,17 @@ class Fleet:
             assert key is not None
             end: dict[str, Any] = {}
             submitted: list[str] = []
-            for attempt in range(1, options["max_attempts"] + 1):
+            max_attempts = options["max_attempts"]
+            for attempt in range(1, max_attempts + 1):
                 end = await submit(key, attempt, request, options["timeout"])
                 if "type" not in end:
                     submitted.append(end["id"])
                     end = await wait(end["id"], end["at"], options["timeout"])
-                if not _is_worth_another_attempt(end):
+                failure = _failure(end)
+                if failure is None or not may_submit_again(failure, attempt, max_attempts):
                     break
+                if pause := pause_before_next(failure, attempt):
+                    await DBOS.sleep_async(pause)
             if options["callback"] is not None:
                 event = _event(key, end, submitted)
                 message_id = f"{key}:{event['data']['state']}:{event['data']['id'] or ''}"
@@ -288,8 +294,7 @@ class Fleet:
         Raises:
             ConfigurationError: An argument is unusable, or the key has other parameters.
         """
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ConfigurationError(f"prompt must be a text that is not blank, not {prompt!r}")
+        check_prompt(prompt)
         if not isinstance(key, str) or not key.strip():
             raise ConfigurationError("key must be a text that is not blank")
         if check_count("max_attempts", max_attempts) is None:
@@ -437,10 +442,15 @@ def _as_json(outcome: Any) -> dict[str, Any]:
     return {name: getattr(outcome, name) for name in names}
 
 
-def _is_worth_another_attempt(end: Mapping[str, Any]) -> bool:
-    if end.get("state") != "failed":
-        return False
-    return FAILURE_ERRORS.get(end["failure_code"] or "", GenerationError).retryable
+def _failure(end: Mapping[str, Any]) -> GenerationError | None:
+    """Why a generation failed; None where it did not, or where it is not known."""
+    try:
+        as_generation(end).raise_for_failure()
+    except GenerationError as error:
+        return error
+    except InvalidResponseError:  # it is no generation, but an error
+        pass
+    return None
 
 
 def _event(key: str, end: Mapping[str, Any], submitted: list[str]) -> dict[str, Any]:

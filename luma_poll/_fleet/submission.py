@@ -15,11 +15,11 @@ from uuid import uuid4
 import anyio
 
 from luma_poll._fleet.ledger import OUT_OF_REACH, Accepted, Ledger, Permit, Unknown
+from luma_poll._running.account import is_full
+from luma_poll._running.resubmission import may_try_again
 from luma_poll._translation import translate_error
 from luma_poll.errors import (
-    APIConnectionError,
     APIError,
-    APIStatusError,
     ConfigurationError,
     LumaError,
     RateLimitError,
@@ -111,22 +111,16 @@ class Submitter:
                 attempted.add_done_callback(self._under_way.discard)
                 outcome = await asyncio.shield(attempted)
             if isinstance(outcome, Unknown):
-                return SubmissionUnknownError(key, request)
+                return _unknown(key, request)
+            if not isinstance(outcome, APIError) or not may_try_again(outcome):
+                return outcome
             if isinstance(outcome, RateLimitError):
-                self._close_gate(outcome)
-            elif (
-                isinstance(outcome, APIConnectionError)
-                and outcome.retryable
-                and anyio.current_time() - began < timeout
-            ):
+                self.gate.close(outcome.retry_after or 5.0, until_an_end=is_full(outcome))
+            elif anyio.current_time() - began < timeout:
                 await anyio.sleep(min(2.0**tries, LONGEST_PAUSE))
             else:
                 return outcome
         raise AssertionError("unreachable")
-
-    def _close_gate(self, refusal: RateLimitError) -> None:
-        lacks_room = "concurren" in (refusal.detail or "").lower()
-        self.gate.close(refusal.retry_after or 5.0, until_an_end=lacks_room)
 
     async def _try(
         self, key: str, attempt: int, permit: str, request: Request
@@ -170,6 +164,15 @@ class Submitter:
         """Wait until what is under way has an answer that is recorded, for `LONGEST_END` at most."""
         if self._under_way:
             await asyncio.wait(set(self._under_way), timeout=LONGEST_END)
+
+
+def _unknown(key: str, request: Request) -> SubmissionUnknownError:
+    return SubmissionUnknownError(
+        f"submission {key!r}: it is not known whether the API accepted it. It may be running and "
+        "be billed: look at the usage of the account, then resolve it.",
+        key=key,
+        request=request,
+    )
 
 
 def _was_certainly_not_accepted(failure: LumaError | None) -> bool:

@@ -1,4 +1,4 @@
-"""A process of a fleet, which does what its standard input says: `python -m tests.fleet.member`."""
+"""A process of a fleet, which does what its parent says."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ import logging
 import os
 import resource
 import signal
-import sys
+import socket
 import threading
 from typing import Any
 
@@ -21,8 +21,9 @@ from luma_poll.dbos import Fleet, fleet_config
 
 
 class Member:
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], parent: socket.socket) -> None:
         self._settings = settings
+        self._parent = parent
         self.fleet = Fleet(
             lambda: LumaClient("luma-api-fleet", base_url=settings["base_url"]),
             wait=wait_fixed(settings.get("poll_every", 0.1)),
@@ -35,21 +36,18 @@ class Member:
         if not self._settings["worker"]:
             DBOS.listen_queues([])
         DBOS.launch()
+        reader, self._writer = await asyncio.open_connection(sock=self._parent, limit=2**24)
         async with self.fleet if self._settings["worker"] else contextlib.nullcontext():
-            say({"ready": DBOS.executor_id})
-            listening = asyncio.create_task(self._listen())
+            self._say({"ready": DBOS.executor_id})
+            listening = asyncio.create_task(self._listen(reader))
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, listening.cancel)
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
         DBOS.destroy()
-        say({"stopped": True})
 
-    async def _listen(self) -> None:
-        lines = asyncio.StreamReader(limit=2**24)
-        loop = asyncio.get_running_loop()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
         tasks = set()
-        while line := await lines.readline():
+        while line := await reader.readline():
             tasks.add(asyncio.create_task(self._answer(json.loads(line))))
 
     async def _answer(self, message: dict[str, Any]) -> None:
@@ -58,7 +56,10 @@ class Member:
             answer = {"value": await getattr(self, message["call"])(**message["arguments"])}
         except LumaError as error:
             answer = {"error": type(error).__name__, "message": str(error)}
-        say({"number": message["number"]} | answer)
+        self._say({"number": message["number"]} | answer)
+
+    def _say(self, what: dict[str, Any]) -> None:
+        self._writer.write(json.dumps(what).encode() + b"\n")
 
     async def submit(self, **arguments: Any) -> str:
         return (await self.fleet.submit(**arguments)).key
@@ -102,12 +103,11 @@ class Member:
         }
 
 
-def say(what: dict[str, Any]) -> None:
-    print(json.dumps(what), flush=True)
-
-
-if __name__ == "__main__":
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(process)d %(message)s")
-    given = json.loads(os.environ["FLEET_MEMBER"])
-    callbacks.PAUSES = tuple(given.get("pauses", callbacks.PAUSES))
-    asyncio.run(Member(given).run())
+def run(settings: dict[str, Any], parent: socket.socket) -> None:
+    """Be a member until the parent hangs up or SIGTERM comes."""
+    log = os.open(settings["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    logging.basicConfig(format="%(asctime)s %(process)d %(message)s", force=True)
+    callbacks.PAUSES = tuple(settings.get("pauses", callbacks.PAUSES))
+    asyncio.run(Member(settings, parent).run())

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import glob
 import json
+import multiprocessing
 import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -22,8 +23,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.server import serve_app
+from tests.fleet import member
 
-ROOT = Path(__file__).parents[2]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.fleet.member"])
 
 
 class Api:
@@ -78,86 +81,73 @@ class Api:
 class Process:
     """A member of a fleet."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, settings: dict[str, Any]) -> None:
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        self._process = FORKS.Process(target=member.run, args=(settings, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
         self._numbers = count()
         self._answers: dict[int, asyncio.Future[Any]] = {}
-        self._reading: asyncio.Task[None]
         self.name = ""
 
     async def start(self) -> None:
-        line = await self._output().readline()
-        assert line, "the process has died: see its standard error"
+        reader, self._writer = await asyncio.open_connection(sock=self._socket, limit=2**24)
+        line = await reader.readline()
+        assert line, "the process has died: see FLEET_LOG"
         self.name = json.loads(line)["ready"]
-        self._reading = asyncio.create_task(self._read())
+        self._reading = asyncio.create_task(self._read(reader))
 
-    def _output(self) -> asyncio.StreamReader:
-        assert self._process.stdout is not None
-        return self._process.stdout
-
-    async def _read(self) -> None:
-        while line := await self._output().readline():
-            answer = json.loads(line)
-            if "number" in answer and not (future := self._answers[answer["number"]]).done():
-                future.set_result(answer)
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(OSError):
+            while line := await reader.readline():
+                answer = json.loads(line)
+                if not (future := self._answers[answer["number"]]).done():
+                    future.set_result(answer)
         for future in self._answers.values():
-            if not future.done():
-                future.set_exception(ConnectionError("the process has ended"))
-                future.exception()
+            future.cancel()
 
     async def call(self, call: str, **arguments: Any) -> Any:
         """Call a method of the member; an error of ours is a dictionary."""
         number = next(self._numbers)
         self._answers[number] = asyncio.get_running_loop().create_future()
-        assert self._process.stdin is not None
         message = {"number": number, "call": call, "arguments": arguments}
-        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        self._writer.write(json.dumps(message).encode() + b"\n")
         answer = await self._answers[number]
         return answer.get("value") if "error" not in answer else answer
 
     def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+        if self._process.exitcode is None:
+            assert self._process.pid is not None
+            os.kill(self._process.pid, number)
 
     async def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self.signal(signal.SIGKILL)
         await self._end()
 
     async def stop(self) -> None:
         """SIGTERM, as a deploy does it."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
+        self.signal(signal.SIGTERM)
         await self._end()
 
     async def _end(self) -> None:
-        await self._process.wait()
+        await asyncio.to_thread(self._process.join)
         await self._reading
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
 
 class Processes:
     """The members of one fleet, all of which are dead at the end."""
 
     def __init__(self, database: str, base_url: str, **settings: Any) -> None:
-        self._settings = {"database": database, "base_url": base_url, **settings}
+        log = os.environ.get("FLEET_LOG", os.devnull)
+        self._settings = {"database": database, "base_url": base_url, "log": log, **settings}
         self._started: list[Process] = []
 
     async def start(self, *, worker: bool = True, **settings: Any) -> Process:
-        given = json.dumps({**self._settings, "worker": worker, **settings})
-        with open(os.environ.get("FLEET_LOG", os.devnull), "a") as log:
-            started = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "tests.fleet.member",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                cwd=ROOT,
-                env={**os.environ, "FLEET_MEMBER": given, "PYTHONPATH": str(ROOT)},
-                limit=2**24,
-            )
-        process = Process(started)
+        process = Process({**self._settings, "worker": worker, **settings})
         self._started.append(process)
         await process.start()
         return process
@@ -167,8 +157,9 @@ class Processes:
 
     async def __aexit__(self, *_: object) -> None:
         for process in self._started:
-            process.signal(signal.SIGCONT) if process._process.returncode is None else None
-            await process.kill()
+            process.signal(signal.SIGKILL)
+        for process in self._started:
+            await process._end()
 
 
 def postgres_programs() -> Path | None:

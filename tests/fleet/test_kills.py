@@ -9,13 +9,23 @@ import pytest
 
 from luma_poll._fleet.submission import MOST_AT_ONCE
 from luma_poll.sandbox import Sandbox
-from tests.fleet.processes import Api, Processes, tally
+from tests.fleet.processes import Api, Process, Processes, tally
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
 
-async def results(of: Any, prefix: str, count: int) -> list[dict[str, Any]]:
+async def results(of: Process, prefix: str, count: int) -> list[dict[str, Any]]:
     return await asyncio.gather(*(of.call("result", key=f"{prefix}-{n}") for n in range(count)))
+
+
+async def settled(of: Process, prefix: str, count: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """The results, and the keys that are unknown; an answer may still be late on a busy machine."""
+    while True:
+        ends = await results(of, prefix, count)
+        unknown = await of.call("unknown")
+        if len(unknown) == tally(ends)["SubmissionUnknownError"]:
+            return ends, unknown
+        await asyncio.sleep(0.2)
 
 
 async def test_kills_with_submissions_in_flight(database: str) -> None:
@@ -32,12 +42,11 @@ async def test_kills_with_submissions_in_flight(database: str) -> None:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(random.random() * 0.1)
             await worker.kill()
-        ends = await results(caller, "k", 60)
-        unknown = await caller.call("unknown")
+        ends, unknown = await settled(caller, "k", 60)
     assert api.twice == {}
     assert set(tally(ends)) <= {"completed", "SubmissionUnknownError"}
     assert len({end["id"] for end in ends if "id" in end}) == tally(ends)["completed"]
-    assert len(unknown) == tally(ends)["SubmissionUnknownError"] <= 2 * MOST_AT_ONCE
+    assert len(unknown) <= 2 * MOST_AT_ONCE
 
 
 async def test_a_dead_workers_waits_are_taken_over(database: str) -> None:
