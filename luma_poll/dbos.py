@@ -309,16 +309,22 @@ class Fleet:
             given = json.loads(json.dumps([request, options], allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigurationError(f"the parameters are not JSON: {error}") from None
-        with SetWorkflowID(key):
-            await DBOS.enqueue_workflow_async(self._names.queue, self._generate, *given)
-        status = await DBOS.get_workflow_status_async(key)
-        recorded = None if status is None or status.input is None else status.input["args"]
-        if status is None or status.name not in self._names.workflows or list(recorded or ()) != given:
+        if not await self._enqueue(key, given):
             raise ConfigurationError(
                 f"something else was submitted under the key {key!r}: a key belongs to one "
                 "submission for good"
             )
         return self.handle(key)
+
+    async def _enqueue(self, key: str, arguments: list[Any]) -> bool:
+        """Make the workflow, unless it exists; False if there is another one of this id."""
+        try:
+            with SetWorkflowID(key):
+                await DBOS.enqueue_workflow_async(self._names.queue, self._generate, *arguments)
+        except dbos_errors.DBOSConflictingWorkflowError:
+            return False
+        status = await DBOS.get_workflow_status_async(key)
+        return status is None or list((status.input or {}).get("args", ())) == arguments
 
     def handle(self, key: str) -> FleetHandle:
         """The submission with this key, whoever made it and whenever."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import httpx
 from dbos import DBOS
+from dbos import error as dbos_errors
 
 from luma_poll._fleet.ledger import OUT_OF_REACH, Accepted, Late, Ledger
 from luma_poll._fleet.liveness import LEFT, Watch
@@ -235,8 +236,11 @@ async def heal(late: Sequence[Late], ledger: Ledger, names: Names) -> None:
         if status is not None and status.status in ACTIVE:
             continue  # it has not ended as unknown yet, or is at it again
         if status is not None and status.status == "ERROR":
-            # From its first step: what the ledger knows is not submitted again.
-            await DBOS.rewind_workflow_async(each.key, queue_name=names.resumed)
+            try:
+                # To its first step: what the ledger knows is not submitted again.
+                await DBOS.rewind_workflow_async(each.key, queue_name=names.resumed)
+            except dbos_errors.DBOSException:
+                continue  # another process does the same at the same moment
         await asyncio.get_running_loop().run_in_executor(None, ledger.healed, each)
 
 

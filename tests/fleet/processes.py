@@ -35,6 +35,7 @@ class Api:
     def __init__(self, sandbox: Sandbox, *, answers_after: float = 0.0) -> None:
         self.sandbox = sandbox
         self.answers_after = answers_after
+        self.released = anyio.Event()
         self.accepted: dict[str, list[str]] = {}
         """The ids that each prompt was given: one, if all is well."""
         self.submissions: list[float] = []
@@ -73,7 +74,8 @@ class Api:
         answer = json.loads(b"".join(each.get("body", b"") for each in messages))
         if "id" in answer:
             self.accepted.setdefault(json.loads(body)["prompt"], []).append(answer["id"])
-        await anyio.sleep(self.answers_after)
+        with anyio.move_on_after(self.answers_after):
+            await self.released.wait()
         for message in messages:
             await send(message)
 

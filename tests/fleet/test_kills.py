@@ -5,12 +5,15 @@ import random
 import signal
 from typing import Any
 
+import anyio
 import pytest
 
 from luma_poll._fleet.submission import MOST_AT_ONCE
 from luma_poll.sandbox import Sandbox
 from tests.fleet.processes import Api, Process, Processes, tally
 
+ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+ON_POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
 
@@ -49,6 +52,7 @@ async def test_kills_with_submissions_in_flight(database: str) -> None:
     assert len(unknown) <= 2 * MOST_AT_ONCE
 
 
+@ON_SQLITE
 async def test_a_dead_workers_waits_are_taken_over(database: str) -> None:
     """They end with the ids that they had, and nothing is submitted for them."""
     api = Api(Sandbox(speed=1))
@@ -67,6 +71,7 @@ async def test_a_dead_workers_waits_are_taken_over(database: str) -> None:
         await second.stop()
 
 
+@ON_POSTGRESQL
 async def test_a_deploy_leaves_nothing_unknown(database: str) -> None:
     """SIGTERM waits for the answers under way; the next worker continues at once."""
     api = Api(Sandbox(speed=20), answers_after=0.2)
@@ -104,6 +109,7 @@ async def test_a_worker_that_was_only_slow_does_no_harm(database: str) -> None:
     assert len(api.submissions) == 5
 
 
+@ON_POSTGRESQL
 async def test_the_same_key_from_two_processes_is_submitted_once(database: str) -> None:
     """Both have the same end, and other parameters under the key are an error."""
     api = Api(Sandbox(speed=20))
@@ -120,6 +126,7 @@ async def test_the_same_key_from_two_processes_is_submitted_once(database: str) 
     assert len(api.submissions) == 1
 
 
+@ON_SQLITE
 async def test_an_operator_resolves_an_unknown(database: str) -> None:
     """With the id that the account shows it is waited for; without one it is submitted again."""
     api = Api(Sandbox(speed=20), answers_after=30)
@@ -130,7 +137,7 @@ async def test_an_operator_resolves_an_unknown(database: str) -> None:
             await asyncio.sleep(0.01)
         early = await caller.call("resolve", key="k-0", resubmit=True)
         await first.kill()
-        api.answers_after = 0.0
+        api.released.set()
         await processes.start()
         assert tally(await results(caller, "k", 2)) == {"SubmissionUnknownError": 2}
         await caller.call("resolve", key="k-0", generation_id=api.accepted["a fox 0"][0])
@@ -143,3 +150,27 @@ async def test_an_operator_resolves_an_unknown(database: str) -> None:
         api.accepted["a fox 1"][1],
     ]
     assert len(api.submissions) == 3
+
+
+@ON_POSTGRESQL
+async def test_limits_hold_over_all_workers(database: str) -> None:
+    """Those on what runs at once, on what begins in a minute, and on polls in a second."""
+    limits = {"max_running": 4, "submissions_per_minute": 9, "max_rate": 10.0}
+    sandbox = Sandbox(speed=1, max_concurrent=4)
+    api = Api(sandbox)
+    async with (
+        api.serve() as base_url,
+        Processes(database, base_url, fleet=limits, poll_every=0.05) as processes,
+    ):
+        workers = await asyncio.gather(*(processes.start() for _ in range(3)))
+        await workers[0].call("submit_many", count=12, prompt="sandbox:duration=1", prefix="k")
+        began = anyio.current_time()
+        while len(api.submissions) < 9:
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*(workers[1].call("result", key=f"k-{n}") for n in range(9)))
+        assert anyio.current_time() - began < 60
+        states = await workers[0].call("states")
+    assert len(api.submissions) == len(api.accepted) == 9
+    assert {state: len(keys) for state, keys in states.items()} == {"SUCCESS": 9, "ENQUEUED": 3}
+    in_a_second = [sum(first <= at < first + 1 for at in api.polls) for first in api.polls]
+    assert max(in_a_second) <= 13
