@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 from uuid import uuid4
 
 from dbos import (
@@ -49,6 +49,8 @@ __all__ = ["Fleet", "FleetHandle", "GenerationEnd", "fleet_config"]
 
 T = TypeVar("T")
 
+RESULT_INTERVAL = 1.0
+"""Seconds between two looks for a result."""
 HISTORY = 1
 """Counts up when a workflow of an earlier release could not be continued by this one."""
 
@@ -74,7 +76,7 @@ def fleet_config(database_url: str, *, name: str = "luma-poll", **others: Any) -
         "sys_db_pool_size": 12,
         "log_level": "WARNING",
     }
-    return DBOSConfig(**(settings | others))  # type: ignore[typeddict-item]
+    return cast(DBOSConfig, settings | others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +115,11 @@ class FleetHandle:
             ConfigurationError: Nothing was submitted under this key.
         """
         try:
-            handle = await DBOS.retrieve_workflow_async(self.key)
+            handle: Any = await DBOS.retrieve_workflow_async(self.key)
         except dbos_errors.DBOSException:
             raise ConfigurationError(f"nothing was submitted under the key {self.key!r}") from None
         try:
-            return GenerationEnd(**await handle.get_result())
+            return GenerationEnd(**await handle.get_result(polling_interval_sec=RESULT_INTERVAL))
         except PortableWorkflowError as error:
             if not isinstance(error.data, Mapping) or "fields" not in error.data:
                 raise
@@ -198,7 +200,9 @@ class Fleet:
             key: str, attempt: int, request: dict[str, Any], timeout: float
         ) -> dict[str, Any]:
             return _as_json(
-                await self._serve(lambda each: each.submitter.submit(key, attempt, request, timeout))
+                await self._serve(
+                    lambda each: each.submitter.submit(key, attempt, request, timeout)
+                )
             )
 
         @DBOS.step(name="luma_poll.wait")
@@ -208,7 +212,7 @@ class Fleet:
 
         @DBOS.step(name="luma_poll.deliver")
         async def deliver(url: str, message_id: str, event: dict[str, Any]) -> str:
-            return await self._serve(
+            outcome: str = await self._serve(
                 lambda each: callbacks.deliver(
                     each.http,
                     url,
@@ -218,6 +222,7 @@ class Fleet:
                     allow_private=self._allow_private,
                 )
             )
+            return outcome
 
         @_workflow(callback)
         async def call_back(url: str, message_id: str, event: dict[str, Any]) -> str:
@@ -324,7 +329,7 @@ class Fleet:
         except dbos_errors.DBOSConflictingWorkflowError:
             return False
         status = await DBOS.get_workflow_status_async(key)
-        return status is None or list((status.input or {}).get("args", ())) == arguments
+        return status is None or (status.input and list(status.input["args"])) == arguments
 
     def handle(self, key: str) -> FleetHandle:
         """The submission with this key, whoever made it and whenever."""

@@ -59,6 +59,8 @@ ABOVE = {
     "typing": ["_polling", "_running"],
     "problems": [],
     "_callers": [],
+    "_fleet": ["_polling", "_running"],
+    "dbos": ["_client", "_fleet", "_polling", "_running"],
     "fastapi": ["_callers", "_client", "_polling", "_running", "problems"],
     "sync": ["_downloads", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
@@ -96,6 +98,7 @@ WINGS = {
         "runner",
     ],
     "_sync": ["portal", "call", "poller", "runner"],
+    "_fleet": ["liveness", "failures", "callbacks", "ledger", "submission", "worker"],
     "_cli": [
         "escaping",
         "exit_codes",

@@ -27,7 +27,8 @@ def from_json(failure: Mapping[str, Any]) -> LumaError:
     """The error again; one of a later version, whose class is not known here, is a `LumaError`."""
     found = getattr(errors, failure["type"], None)
     known = isinstance(found, type) and issubclass(found, LumaError)
-    error: LumaError = (found if known else LumaError).__new__(found if known else LumaError)
+    kind: type[LumaError] = found if known else LumaError  # type: ignore[assignment]
+    error = kind.__new__(kind)
     error.args = (failure["message"],)
     vars(error).update({"last_generation": None} | failure["fields"])
     return error

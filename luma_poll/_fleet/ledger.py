@@ -116,7 +116,13 @@ class Ledger:
             attempt: Which attempt, from 1.
             permit: A random text that this call alone has.
         """
-        mine = dict(key=key, attempt=attempt, queue=self._queue, permit=permit, unknown=False)
+        mine = {
+            "key": key,
+            "attempt": attempt,
+            "queue": self._queue,
+            "permit": permit,
+            "unknown": False,
+        }
         at = _row(key, attempt)
         with self._engine.begin() as connection:
             insert = self._insert(_submissions).values(mine).on_conflict_do_nothing()
@@ -203,7 +209,7 @@ class Ledger:
 
     def beat(self, executor_id: str) -> dict[str, int]:
         """Say that this worker is alive; returns the beats of all workers of the queue."""
-        mine = dict(executor_id=executor_id, queue=self._queue, beat=1)
+        mine = {"executor_id": executor_id, "queue": self._queue, "beat": 1}
         beat = self._insert(_workers).values(mine)
         beat = beat.on_conflict_do_update(
             index_elements=["executor_id"],
@@ -235,4 +241,3 @@ class Ledger:
 
 def _row(key: str, attempt: int) -> sa.ColumnElement[bool]:
     return sa.and_(_submissions.c.key == key, _submissions.c.attempt == attempt)
-

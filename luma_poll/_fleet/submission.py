@@ -132,7 +132,7 @@ class Submitter:
             generation_id = as_generation(await self._create(**request)).id
         except Exception as error:
             failure = error if isinstance(error, LumaError) else translate_error(error)
-            if _was_certainly_not_accepted(failure):
+            if failure is not None and _was_certainly_not_accepted(failure):
                 await self.reach(self._ledger.release, key, attempt, permit)
                 return failure
             _log.warning("it is not known whether the API accepted %r: %s", key, failure or error)
@@ -161,7 +161,7 @@ class Submitter:
         return await asyncio.get_running_loop().run_in_executor(self.threads, call, *args)
 
     async def settle(self) -> None:
-        """Wait until what is under way has an answer that is recorded, for `LONGEST_END` at most."""
+        """Wait, for `LONGEST_END` at most, until what is under way has an answer on record."""
         if self._under_way:
             await asyncio.wait(set(self._under_way), timeout=LONGEST_END)
 
@@ -175,7 +175,7 @@ def _unknown(key: str, request: Request) -> SubmissionUnknownError:
     )
 
 
-def _was_certainly_not_accepted(failure: LumaError | None) -> bool:
+def _was_certainly_not_accepted(failure: LumaError) -> bool:
     if isinstance(failure, APIError):
         return not failure.may_have_been_accepted
     return isinstance(failure, ConfigurationError)

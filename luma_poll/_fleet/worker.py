@@ -137,8 +137,8 @@ class Worker:
         try:
             watching = self.poller.watch(what, timeout=left)
             async with aclosing(watching) as snapshots:
-                async for last in snapshots:
-                    pass
+                async for snapshot in snapshots:
+                    last = snapshot
         except OutputNotFoundError as error:
             fields = {"state": "failed", "failure_code": error.failure_code}
             return error.generation.model_copy(update=fields)
@@ -166,7 +166,9 @@ class Worker:
                 if self._beats % BEATS_PER_SEARCH == 0:
                     await self._search()
             except OUT_OF_REACH as error:
-                _log.warning("no heartbeat: the database is out of reach (%s)", type(error).__name__)
+                _log.warning(
+                    "no heartbeat: the database is out of reach (%s)", type(error).__name__
+                )
             except Exception:  # whatever it is, a worker that does not beat is a dead one
                 _log.exception("no heartbeat")
 
@@ -255,7 +257,7 @@ async def open_worker(
     max_rate: float | None,
 ) -> AsyncIterator[Worker]:
     """A worker that beats until the block ends."""
-    client = without_retries(client)  # type: ignore[assignment]
+    client = without_retries(client)
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(3, thread_name_prefix="luma-poll"))
         http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=None))

@@ -10,11 +10,13 @@ import resource
 import signal
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 from dbos import DBOS
 from tenacity import wait_fixed
 
+import luma_poll.dbos
 from luma_poll import LumaClient, LumaError
 from luma_poll._fleet import callbacks
 from luma_poll.dbos import Fleet, fleet_config
@@ -93,8 +95,8 @@ class Member:
         return found
 
     async def usage(self) -> dict[str, float]:
-        with open("/proc/self/status") as status:
-            memory = next(line for line in status if line.startswith("VmRSS"))
+        status = await asyncio.to_thread(Path("/proc/self/status").read_text)
+        memory = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         spent = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "threads": threading.active_count(),
@@ -109,5 +111,6 @@ def run(settings: dict[str, Any], parent: socket.socket) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     logging.basicConfig(format="%(asctime)s %(process)d %(message)s", force=True)
+    luma_poll.dbos.RESULT_INTERVAL = settings.get("result_every", 0.2)
     callbacks.PAUSES = tuple(settings.get("pauses", callbacks.PAUSES))
     asyncio.run(Member(settings, parent).run())

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ class Api:
     @property
     def twice(self) -> dict[str, list[str]]:
         return {prompt: ids for prompt, ids in self.accepted.items() if len(ids) > 1}
+
+    def has_had(self, submissions: int) -> bool:
+        return len(self.submissions) >= submissions
 
     @contextlib.asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
@@ -232,6 +235,14 @@ def postgres_server() -> Iterator[Postgres]:
         yield server
     finally:
         server.remove()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait until something is so."""
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0.01)
 
 
 def tally(outcomes: list[dict[str, Any]]) -> Counter[str]:

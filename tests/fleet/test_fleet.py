@@ -31,6 +31,7 @@ from luma_poll._fleet import callbacks
 from luma_poll.dbos import Fleet, GenerationEnd, fleet_config
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.server import serve_app
+from tests.fleet.processes import until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
 
@@ -61,8 +62,7 @@ class Receiver:
         return events
 
     async def wait_for(self, key: str, count: int) -> list[dict[str, Any]]:
-        while len(self.of(key)) < count:
-            await asyncio.sleep(0.05)
+        await until(lambda: len(self.of(key)) >= count)
         return self.of(key)
 
 
@@ -116,17 +116,20 @@ async def made_world(database: Path) -> AsyncIterator[World]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    made: asyncio.Future[World] = asyncio.get_running_loop().create_future()
+    made: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     over = asyncio.Event()
 
     async def live() -> None:
+        monkeypatch = pytest.MonkeyPatch()
+        monkeypatch.setattr("luma_poll.dbos.RESULT_INTERVAL", 0.05)
         # In a task of its own: a fixture's two halves run in two.
         async with made_world(tmp_path_factory.mktemp("fleet") / "fleet.db") as world:
             made.set_result(world)
             await over.wait()
+        monkeypatch.undo()
 
-    living = asyncio.create_task(live())
-    await asyncio.wait([living, made], return_when=asyncio.FIRST_COMPLETED)
+    living: asyncio.Future[Any] = asyncio.create_task(live())
+    await asyncio.wait([living, asyncio.ensure_future(made)], return_when="FIRST_COMPLETED")
     yield made.result()
     over.set()
     await living
@@ -266,7 +269,7 @@ async def test_a_full_account_is_waited_out(world: World, monkeypatch: pytest.Mo
     """A refusal for the time being is none for good, and an end opens the gate at once."""
     submitter = world.fleet._worker.result().submitter
     create = submitter._create
-    refused = []
+    refused: list[int] = []
 
     async def refuse_once(**request: Any) -> Any:
         if request["prompt"] == "a fox" and not refused:
@@ -276,8 +279,8 @@ async def test_a_full_account_is_waited_out(world: World, monkeypatch: pytest.Mo
         return await create(**request)
 
     running = await world.fleet.submit("sandbox:duration=100", key="running")
-    while world.sandbox.calls["POST /generations"] == 0:
-        await asyncio.sleep(0.01)
+    before = world.sandbox.calls["POST /generations"]
+    await until(lambda: world.sandbox.calls["POST /generations"] > before)
     monkeypatch.setattr(submitter, "_create", refuse_once)
     handle = await world.fleet.submit("a fox", key="full")
     assert (await handle.result()).state == "completed"
@@ -285,9 +288,7 @@ async def test_a_full_account_is_waited_out(world: World, monkeypatch: pytest.Mo
     await running.result()
 
 
-async def test_a_callback_hears_of_the_end(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_callback_hears_of_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Signed, again after a failure, with the same id each time, and without any URL."""
     monkeypatch.setattr(callbacks, "PAUSES", (0, 0.1, 0.1, 0.1))
     world.receiver.statuses = [500, 302, 200]
