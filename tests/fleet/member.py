@@ -10,16 +10,25 @@ import resource
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from dbos import DBOS
+from sqlalchemy import Engine, event
 from tenacity import wait_fixed
 
 import luma_poll.dbos
 from luma_poll import LumaClient, LumaError
 from luma_poll._fleet import callbacks
 from luma_poll.dbos import Fleet, fleet_config
+
+STATEMENTS: list[None] = []
+
+
+@event.listens_for(Engine, "before_cursor_execute")
+def count_statement(*_: Any) -> None:
+    STATEMENTS.append(None)
 
 
 class Member:
@@ -94,6 +103,24 @@ class Member:
             found.setdefault(each.status, []).append(each.workflow_id)
         return found
 
+    async def mine(self) -> list[str]:
+        """The submissions that this process has in hand."""
+        return [
+            each.workflow_id
+            for each in await DBOS.list_workflows_async(
+                name=self.fleet._names.workflows,
+                status="PENDING",
+                executor_id=DBOS.executor_id,
+                load_input=False,
+                load_output=False,
+            )
+        ]
+
+    async def history(self, key: str) -> tuple[int, int]:
+        """How many steps are recorded, and how many characters their outputs have."""
+        steps = await DBOS.list_workflow_steps_async(key)
+        return len(steps), sum(len(json.dumps(each["output"])) for each in steps)
+
     async def usage(self) -> dict[str, float]:
         status = await asyncio.to_thread(Path("/proc/self/status").read_text)
         memory = next(line for line in status.splitlines() if line.startswith("VmRSS"))
@@ -102,6 +129,8 @@ class Member:
             "threads": threading.active_count(),
             "mb": int(memory.split()[1]) / 1024,
             "cpu": spent.ru_utime + spent.ru_stime,
+            "statements": len(STATEMENTS),
+            "now": time.monotonic(),
         }
 
 
