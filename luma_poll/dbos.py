@@ -6,6 +6,7 @@ Needs the extra `luma-poll[dbos]`, and asyncio. For one machine `luma_poll.Journ
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from dbos import (
     PortableWorkflowError,
     SetWorkflowID,
     WorkflowSerializationFormat,
+    WorkflowStatus,
 )
 from dbos import error as dbos_errors
 from dbos._dbos import _get_dbos_instance
@@ -114,10 +116,9 @@ class FleetHandle:
             APIError: The API refused it for good.
             ConfigurationError: Nothing was submitted under this key.
         """
-        try:
-            handle: Any = await DBOS.retrieve_workflow_async(self.key)
-        except dbos_errors.DBOSException:
-            raise ConfigurationError(f"nothing was submitted under the key {self.key!r}") from None
+        if await _status(self.key) is None:
+            raise ConfigurationError(f"nothing was submitted under the key {self.key!r}")
+        handle: Any = await DBOS.retrieve_workflow_async(self.key, existing_workflow=False)
         try:
             return GenerationEnd(**await handle.get_result(polling_interval_sec=RESULT_INTERVAL))
         except PortableWorkflowError as error:
@@ -184,15 +185,20 @@ class Fleet:
         if not 0 < 2 * heartbeat <= patience:
             raise ConfigurationError("patience must be at least two heartbeats")
         self._pace = Pace(heartbeat, patience)
-        generation, callback = f"luma_poll.{queue}.generation", f"luma_poll.{queue}.callback"
-        # What is taken over was submitted before: it does not wait for a turn to submit again.
-        resumed = queue if submissions_per_minute is None else f"{queue}.resumed"
-        self._names = Names([generation, callback], queue, resumed)
+        unlimited = f"{queue}.unlimited"
+        self._names = Names(
+            generation=f"luma_poll.{queue}.generation",
+            callback=f"luma_poll.{queue}.callback",
+            queue=queue,
+            unlimited=unlimited,
+            # It was begun before: it does not wait for its turn in the minute once more.
+            resumed=queue if submissions_per_minute is None else unlimited,
+        )
         self._worker: Future[Worker] = Future()
         self._stack = AsyncExitStack()
-        self._register(generation, callback)
+        self._register()
 
-    def _register(self, generation: str, callback: str) -> None:
+    def _register(self) -> None:
         # Functions, for DBOS takes a bound method for one of a class of its own. Their names and
         # the order of their steps are in the database: see HISTORY.
         @DBOS.step(name="luma_poll.submit")
@@ -224,7 +230,7 @@ class Fleet:
             )
             return outcome
 
-        @_workflow(callback)
+        @_workflow(self._names.callback)
         async def call_back(url: str, message_id: str, event: dict[str, Any]) -> str:
             outcome = ""
             for pause in callbacks.PAUSES:
@@ -235,7 +241,7 @@ class Fleet:
                     return outcome
             raise PortableWorkflowError(f"given up: {outcome}", "CallbackError")
 
-        @_workflow(generation)
+        @_workflow(self._names.generation)
         async def generate(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
             key = DBOS.workflow_id
             assert key is not None
@@ -328,7 +334,7 @@ class Fleet:
                 await DBOS.enqueue_workflow_async(self._names.queue, self._generate, *arguments)
         except dbos_errors.DBOSConflictingWorkflowError:
             return False
-        status = await DBOS.get_workflow_status_async(key)
+        status = await _status(key)
         return status is None or (status.input and list(status.input["args"])) == arguments
 
     def handle(self, key: str) -> FleetHandle:
@@ -355,7 +361,7 @@ class Fleet:
         """
         if (generation_id is not None) == resubmit:
             raise ConfigurationError("either generation_id or resubmit must be given")
-        status = await DBOS.get_workflow_status_async(key)
+        status = await _status(key)
         if status is None or status.status in ("SUCCESS", *ACTIVE):
             raise ConfigurationError(f"the submission {key!r} has not ended with an error")
         ledger = self._ledger()
@@ -402,8 +408,7 @@ class Fleet:
         await register(
             self._names.queue, global_concurrency=concurrency, limiter=limiter, **polling
         )
-        if self._names.resumed != self._names.queue:
-            await register(self._names.resumed, global_concurrency=concurrency, **polling)
+        await register(self._names.unlimited, **polling)
 
     async def __aexit__(
         self,
@@ -437,6 +442,12 @@ def _check_dbos() -> None:
             "changes with every upgrade, which strands what is under way: see "
             "luma_poll.dbos.fleet_config"
         )
+
+
+async def _status(key: str) -> WorkflowStatus | None:
+    """Of the workflow with this id. Not as a step of a workflow that asks: it is no JSON."""
+    asking = DBOS.get_workflow_status_async(key)
+    return await asyncio.create_task(asking, context=contextvars.Context())
 
 
 async def _in_thread(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:

@@ -48,16 +48,20 @@ class Client(SupportsGenerations, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a fleet is called in the database.
+    """What the parts of a fleet are called in the database.
 
     Attributes:
-        workflows: Its workflows.
+        generation: The workflow of a submission.
+        callback: The workflow of a callback.
         queue: Where submissions wait for their turn.
-        resumed: The queue of what is taken over, which has its turn behind it.
+        unlimited: A queue without limits.
+        resumed: The queue of submissions that are taken over: one of the two.
     """
 
-    workflows: list[str]
+    generation: str
+    callback: str
     queue: str
+    unlimited: str
     resumed: str
 
 
@@ -197,15 +201,22 @@ class Worker:
             await self._take_over(executor_id=name)
 
     async def _take_over(self, executor_id: str) -> None:
-        ids = [each.workflow_id for each in await self._pending(executor_id)]
-        for first in range(0, len(ids), MOST_RESUMED_AT_ONCE):
-            some = ids[first : first + MOST_RESUMED_AT_ONCE]
-            await DBOS.resume_workflows_async(some, queue_name=self.names.resumed)
+        names = self.names
+        left = await self._pending(executor_id)
+        # A callback may pause for days, and is not a generation that runs.
+        for workflow, queue in (
+            (names.generation, names.resumed),
+            (names.callback, names.unlimited),
+        ):
+            ids = [each.workflow_id for each in left if each.name == workflow]
+            for first in range(0, len(ids), MOST_RESUMED_AT_ONCE):
+                some = ids[first : first + MOST_RESUMED_AT_ONCE]
+                await DBOS.resume_workflows_async(some, queue_name=queue)
 
     async def _pending(self, executor_id: str | None = None) -> Sequence[Any]:
         return await DBOS.list_workflows_async(
             status="PENDING",
-            name=self.names.workflows,
+            name=[self.names.generation, self.names.callback],
             executor_id=executor_id,
             load_input=False,
             load_output=False,

@@ -19,7 +19,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
@@ -88,7 +88,7 @@ async def kills(database: str, _: Postgres | None) -> None:
         began = time.monotonic()
         await caller.call("submit_many", count=len(keys), prompt="a fox", prefix="k")
         worker = await processes.start()
-        for _ in range(rounds):
+        for _round in range(rounds):
             await until(partial(api.has_had, min(len(api.submissions) + 3, 270)))
             await asyncio.sleep(random.random() * 0.3)
             starting = asyncio.create_task(processes.start())
@@ -245,7 +245,7 @@ def database_of(kind: str) -> Iterator[tuple[str, Postgres | None]]:
             yield server.new_database(), server
 
 
-Campaign = Callable[[str, Postgres | None], Awaitable[None]]
+Campaign = Callable[[str, Postgres | None], Coroutine[Any, Any, None]]
 CAMPAIGNS: dict[str, Campaign] = {
     each.__name__: each for each in (kills, takeover, slow, outage, waits, rates, history)
 }

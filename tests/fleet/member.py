@@ -95,11 +95,9 @@ class Member:
         await self.fleet.resolve(**arguments)
 
     async def states(self) -> dict[str, list[str]]:
-        names = self.fleet._names.workflows
+        name = self.fleet._names.generation
         found: dict[str, list[str]] = {}
-        for each in await DBOS.list_workflows_async(
-            name=names, load_input=False, load_output=False
-        ):
+        for each in await DBOS.list_workflows_async(name=name, load_input=False, load_output=False):
             found.setdefault(each.status, []).append(each.workflow_id)
         return found
 
@@ -108,7 +106,7 @@ class Member:
         return [
             each.workflow_id
             for each in await DBOS.list_workflows_async(
-                name=self.fleet._names.workflows,
+                name=self.fleet._names.generation,
                 status="PENDING",
                 executor_id=DBOS.executor_id,
                 load_input=False,

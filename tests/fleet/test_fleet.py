@@ -94,6 +94,15 @@ async def my_own_workflow(number: int) -> int:
     return await double(await double(number))
 
 
+ORDERING: dict[str, Fleet] = {}
+
+
+@DBOS.workflow()
+async def my_order(key: str) -> str:
+    handle = await ORDERING["fleet"].submit("a fox", key=key)
+    return (await handle.result()).state
+
+
 @asynccontextmanager
 async def launched(config: DBOSConfig) -> AsyncIterator[None]:
     DBOS(config=config)
@@ -338,6 +347,12 @@ async def test_calls_are_given_up(world: World, monkeypatch: pytest.MonkeyPatch)
 async def test_other_workflows_work_beside_it(world: World) -> None:
     """A fleet does not own DBOS."""
     assert await my_own_workflow(3) == 12
+
+
+async def test_a_workflow_may_submit(world: World) -> None:
+    """And wait for the end, as a step of its own."""
+    ORDERING["fleet"] = world.fleet
+    assert await my_order("of a workflow") == "completed"
 
 
 async def test_the_database_has_no_secret_and_no_url(world: World) -> None:

@@ -1,6 +1,7 @@
 """Workers that die, stop for a while, or are deployed: nothing is submitted twice, none is lost."""
 
 import asyncio
+import json
 import random
 import signal
 from functools import partial
@@ -8,9 +9,13 @@ from typing import Any
 
 import anyio
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from luma_poll._fleet.submission import MOST_AT_ONCE
 from luma_poll.sandbox import Sandbox
+from luma_poll.sandbox.server import serve_app
 from tests.fleet.processes import Api, Process, Processes, tally, until
 
 ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -172,3 +177,33 @@ async def test_limits_hold_over_all_workers(database: str) -> None:
     assert {state: len(keys) for state, keys in states.items()} == {"SUCCESS": 9, "ENQUEUED": 3}
     in_a_second = [sum(first <= at < first + 1 for at in api.polls) for first in api.polls]
     assert max(in_a_second) <= 13
+
+
+@ON_POSTGRESQL
+async def test_a_dead_workers_callbacks_are_delivered(database: str) -> None:
+    """Whatever the limits on what runs: a callback that pauses is none of it."""
+    heard: list[bytes] = []
+    is_up = False
+
+    async def receiver(scope: Scope, receive: Receive, send: Send) -> None:
+        heard.append(await Request(scope, receive).body())
+        await Response(status_code=204 if is_up else 503)(scope, receive, send)
+
+    api = Api(Sandbox(speed=50))
+    options = {"max_running": 1, "callback_secrets": ["c2VjcmV0"], "allow_private_callbacks": True}
+    async with (
+        api.serve() as base_url,
+        serve_app(receiver, "127.0.0.1", 0) as hook,
+        Processes(database, base_url, fleet=options, pauses=[0, 0.2, 1, 1, 1, 1]) as processes,
+    ):
+        caller, first = await asyncio.gather(processes.start(worker=False), processes.start())
+        await caller.call("submit_many", count=3, prompt="a fox", prefix="k", callback=hook)
+        await results(caller, "k", 3)
+        await until(lambda: len(heard) >= 3)
+        await first.kill()
+        is_up = True
+        heard.clear()
+        await processes.start()
+        await until(lambda: len({json.loads(body)["data"]["key"] for body in heard}) == 3)
+        await caller.call("submit", key="another", prompt="a fox")
+        assert (await caller.call("result", key="another"))["state"] == "completed"
