@@ -476,7 +476,7 @@ def _failure(end: Mapping[str, Any]) -> GenerationError | None:
 
 
 def _event(key: str, end: Mapping[str, Any], submitted: list[str]) -> dict[str, Any]:
-    """What a callback says: the end, or the error in its place."""
+    """The content of a callback: the end, or the error in its place."""
     if "type" in end:
         unknown = end["type"] == SubmissionUnknownError.__name__
         end = {

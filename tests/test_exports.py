@@ -64,7 +64,7 @@ ABOVE = {
     "fastapi": ["_callers", "_client", "_polling", "_running", "problems"],
     "sync": ["_downloads", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
-    "_cli": ["_client", "_downloads", "_polling", "_running", "sandbox"],
+    "_cli": ["_client", "_downloads", "_polling", "_running", "dbos", "sandbox"],
     "__main__": ["_cli"],
 }
 """What each wing and each public door may import besides."""
@@ -119,6 +119,7 @@ WINGS = {
         "runs",
         "running",
         "journals",
+        "worker",
         "commands",
     ],
     "sandbox": [

@@ -72,7 +72,7 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """What became known of a submission after it had been called unknown.
+    """News of a submission that had been called unknown.
 
     Attributes:
         key: Its key.
@@ -186,7 +186,7 @@ class Ledger:
         )
 
     def late(self) -> list[Late]:
-        """What became known of submissions after they had been called unknown."""
+        """The news of submissions that had been called unknown."""
         columns = _submissions.c.key, _submissions.c.attempt, _submissions.c.generation_id
         where = self._called_unknown(), _submissions.c.generation_id.is_not(None)
         with self._engine.begin() as connection:

@@ -9,7 +9,7 @@ LEFT = 0
 
 
 class Watch:
-    """What one worker has seen of the beats of the others.
+    """The beats of the other workers, as one worker has seen them.
 
     A worker is dead when its beat has not changed for `patience` seconds, by the clock of whoever
     watches: no two clocks are compared. Nor is anybody judged for a time in which the watcher saw

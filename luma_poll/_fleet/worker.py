@@ -48,7 +48,7 @@ class Client(SupportsGenerations, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the parts of a fleet are called in the database.
+    """The names of the parts of a fleet in the database.
 
     Attributes:
         generation: The workflow of a submission.
@@ -80,7 +80,7 @@ class Pace:
 
 @dataclass(eq=False)
 class Worker:
-    """What a process does for its fleet between the beginning of its block and the end.
+    """The part of a fleet that one process is, from the beginning of its block to the end.
 
     Attributes:
         loop: The event loop in which all of it runs.

@@ -132,7 +132,10 @@ async def takeover(database: str, _: Postgres | None) -> None:
         )
 
 
-async def slow(database: str, _: Postgres | None) -> None:
+async def slow(database: str, server: Postgres | None) -> None:
+    if server is None:
+        say("  only with PostgreSQL: a process that is stopped in a write holds up all of SQLite")
+        return
     keys = [f"k-{n}" for n in range(40)]
     api = Api(Sandbox(speed=10), answers_after=1.0)
     async with fleet(database, api) as (processes, caller):

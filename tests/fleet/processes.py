@@ -94,10 +94,13 @@ class Process:
         theirs.close()
         self._numbers = count()
         self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
         self.name = ""
 
     async def start(self) -> None:
-        reader, self._writer = await asyncio.open_connection(sock=self._socket, limit=2**24)
+        reader, writer = await asyncio.open_connection(sock=self._socket, limit=2**24)
+        self._writer = writer
         line = await reader.readline()
         assert line, "the process has died: see FLEET_LOG"
         self.name = json.loads(line)["ready"]
@@ -117,6 +120,7 @@ class Process:
         number = next(self._numbers)
         self._answers[number] = asyncio.get_running_loop().create_future()
         message = {"number": number, "call": call, "arguments": arguments}
+        assert self._writer is not None
         self._writer.write(json.dumps(message).encode() + b"\n")
         answer = await self._answers[number]
         return answer.get("value") if "error" not in answer else answer
@@ -137,10 +141,12 @@ class Process:
 
     async def _end(self) -> None:
         await asyncio.to_thread(self._process.join)
-        await self._reading
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        if self._reading is not None:
+            await self._reading
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(OSError):
+                await self._writer.wait_closed()
 
 
 class Processes:
