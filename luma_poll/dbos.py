@@ -9,13 +9,15 @@ import asyncio
 import contextvars
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import wraps
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, ParamSpec, Self, TypeVar, cast
 from uuid import uuid4
 
 from dbos import (
@@ -33,7 +35,7 @@ from dbos._dbos import _get_dbos_instance
 from luma_poll._arguments import check_count, check_generation_id, check_positive, check_prompt
 from luma_poll._client.client import LumaClient
 from luma_poll._fleet import callbacks, failures
-from luma_poll._fleet.ledger import NOTHING_ACCEPTED, Accepted, Ledger
+from luma_poll._fleet.ledger import NOTHING_ACCEPTED, OUT_OF_REACH, Accepted, Ledger
 from luma_poll._fleet.worker import ACTIVE, Client, Names, Pace, Worker, heal, open_worker
 from luma_poll._polling.poller import MAX_RATE
 from luma_poll._polling.schedules import Schedule
@@ -50,6 +52,7 @@ from luma_poll.models import as_generation
 __all__ = ["Fleet", "FleetHandle", "GenerationEnd", "fleet_config"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 RESULT_INTERVAL = 1.0
 """Seconds between two looks for a result."""
@@ -119,12 +122,18 @@ class FleetHandle:
         if await _status(self.key) is None:
             raise ConfigurationError(f"nothing was submitted under the key {self.key!r}")
         handle: Any = await DBOS.retrieve_workflow_async(self.key, existing_workflow=False)
-        try:
-            return GenerationEnd(**await handle.get_result(polling_interval_sec=RESULT_INTERVAL))
-        except PortableWorkflowError as error:
-            if not isinstance(error.data, Mapping) or "fields" not in error.data:
-                raise
-            failure = failures.from_json(error.data)
+        while True:
+            try:
+                return GenerationEnd(
+                    **await handle.get_result(polling_interval_sec=RESULT_INTERVAL)
+                )
+            except OUT_OF_REACH:
+                await asyncio.sleep(RESULT_INTERVAL)
+            except PortableWorkflowError as error:
+                if not isinstance(error.data, Mapping) or "fields" not in error.data:
+                    raise
+                failure = failures.from_json(error.data)
+                break
         raise failure
 
 
@@ -195,6 +204,7 @@ class Fleet:
             resumed=queue if submissions_per_minute is None else unlimited,
         )
         self._worker: Future[Worker] = Future()
+        self._in_hand = Counter[str]()
         self._stack = AsyncExitStack()
         self._register()
 
@@ -231,6 +241,7 @@ class Fleet:
             return outcome
 
         @_workflow(self._names.callback)
+        @self._held
         async def call_back(url: str, message_id: str, event: dict[str, Any]) -> str:
             outcome = ""
             for pause in callbacks.PAUSES:
@@ -242,6 +253,7 @@ class Fleet:
             raise PortableWorkflowError(f"given up: {outcome}", "CallbackError")
 
         @_workflow(self._names.generation)
+        @self._held
         async def generate(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
             key = DBOS.workflow_id
             assert key is not None
@@ -270,6 +282,28 @@ class Fleet:
             return end | {"submitted": submitted}
 
         self._generate = generate
+
+    def _held(self, workflow: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Any]:
+        """The workflow, known to be in hand while it runs.
+
+        DBOS does not wait for every kind of outage of its database to pass: it would record the
+        error as the outcome. Left alone, the workflow is begun again.
+        """
+
+        @wraps(workflow)
+        async def held(*args: P.args, **kwargs: P.kwargs) -> T:
+            key = DBOS.workflow_id or ""
+            self._in_hand[key] += 1
+            try:
+                return await workflow(*args, **kwargs)
+            except OUT_OF_REACH as error:
+                raise asyncio.CancelledError from error
+            finally:
+                self._in_hand[key] -= 1
+                if not self._in_hand[key]:
+                    del self._in_hand[key]
+
+        return held
 
     async def _serve(self, work: Callable[[Worker], Any]) -> Any:
         """Let this process do some work, as soon as it is a worker."""
@@ -392,7 +426,13 @@ class Fleet:
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(self._open_client())
             working = open_worker(
-                client, ledger, self._names, self._pace, wait=self._wait, max_rate=self._max_rate
+                client,
+                ledger,
+                self._names,
+                self._pace,
+                wait=self._wait,
+                max_rate=self._max_rate,
+                in_hand=self._in_hand,
             )
             worker = await stack.enter_async_context(working)
             self._stack = stack.pop_all()

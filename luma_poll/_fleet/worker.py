@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -13,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import anyio
 import httpx
-from dbos import DBOS
+from dbos import DBOS, WorkflowStatus
 from dbos import error as dbos_errors
 
 from luma_poll._fleet.ledger import OUT_OF_REACH, Accepted, Late, Ledger
@@ -87,6 +88,7 @@ class Worker:
         submitter: Submits.
         poller: Waits.
         http: Sends callbacks.
+        in_hand: The workflows that this process runs.
     """
 
     ledger: Ledger
@@ -96,6 +98,7 @@ class Worker:
     submitter: Submitter
     poller: Poller
     http: httpx.AsyncClient
+    in_hand: Counter[str]
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     _beats: int = 0
@@ -105,6 +108,7 @@ class Worker:
         self._id = DBOS.executor_id
         self._others = Watch(self.pace.patience)
         self._homeless = Watch(self.pace.heartbeat * BEATS_PER_SEARCH * 2.5)
+        self._dropped = Watch(self.pace.heartbeat * BEATS_PER_SEARCH * 2.5)
 
     async def serve(self, work: Coroutine[Any, Any, T]) -> T:
         """Run some work in the worker's event loop; it is cancelled when the worker stops."""
@@ -188,21 +192,30 @@ class Worker:
             if await self._in_thread(self.ledger.bury, name, others[name]):
                 how = "has stopped" if others[name] == LEFT else "is dead"
                 _log.warning("worker %s %s: taking over what it left", name, how)
-                await self._take_over(executor_id=name)
+                await self._take_over(await self._pending(name))
         return len(others) - len(dead)
 
     async def _search(self) -> None:
-        """Take over from processes that died before their first beat, or in the act of this."""
+        """Take over what no worker has in hand.
+
+        That is what is left of processes that died before their first beat, or while they took
+        over; and what DBOS dropped in this one, when the database went out of reach.
+        """
         everybody = (await self._in_thread(self.ledger.beat, self._id)).keys()
         pending = await self._pending()
-        homeless = {each.executor_id: 1 for each in pending if each.executor_id not in everybody}
+        owners = {each.executor_id or "" for each in pending}
+        homeless = {name: 1 for name in owners if name not in everybody}
         for name in self._homeless.look(homeless, self.loop.time()):
             _log.warning("worker %s is unknown: taking over what it left", name)
-            await self._take_over(executor_id=name)
+            await self._take_over(await self._pending(name))
+        mine = [each for each in pending if each.executor_id == self._id]
+        idle = {each.workflow_id: 1 for each in mine if not self.in_hand[each.workflow_id]}
+        if dropped := self._dropped.look(idle, self.loop.time()):
+            _log.warning("%d workflows were dropped: beginning them again", len(dropped))
+            await self._take_over([each for each in mine if each.workflow_id in dropped])
 
-    async def _take_over(self, executor_id: str) -> None:
+    async def _take_over(self, left: Sequence[WorkflowStatus]) -> None:
         names = self.names
-        left = await self._pending(executor_id)
         # A callback may pause for days, and is not a generation that runs.
         for workflow, queue in (
             (names.generation, names.resumed),
@@ -213,7 +226,7 @@ class Worker:
                 some = ids[first : first + MOST_RESUMED_AT_ONCE]
                 await DBOS.resume_workflows_async(some, queue_name=queue)
 
-    async def _pending(self, executor_id: str | None = None) -> Sequence[Any]:
+    async def _pending(self, executor_id: str | None = None) -> Sequence[WorkflowStatus]:
         return await DBOS.list_workflows_async(
             status="PENDING",
             name=[self.names.generation, self.names.callback],
@@ -266,6 +279,7 @@ async def open_worker(
     *,
     wait: Schedule | None,
     max_rate: float | None,
+    in_hand: Counter[str],
 ) -> AsyncIterator[Worker]:
     """A worker that beats until the block ends."""
     client = without_retries(client)
@@ -274,7 +288,7 @@ async def open_worker(
         http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=None))
         submitter = Submitter(client.generations.create, ledger, threads)
         poller = Poller(client, wait=wait, max_rate=max_rate)
-        worker = Worker(ledger, names, pace, max_rate, submitter, poller, http)
+        worker = Worker(ledger, names, pace, max_rate, submitter, poller, http, in_hand)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         await worker.join()
         tasks.start_soon(worker.beat_forever)

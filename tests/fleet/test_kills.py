@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from luma_poll._fleet.submission import MOST_AT_ONCE
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.server import serve_app
-from tests.fleet.processes import Api, Process, Processes, tally, until
+from tests.fleet.processes import Api, Postgres, Process, Processes, tally, until
 
 ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 ON_POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
@@ -208,3 +208,22 @@ async def test_a_dead_workers_callbacks_are_delivered(database: str) -> None:
         await until(lambda: len({json.loads(body)["data"]["key"] for body in heard}) == 3)
         await caller.call("submit", key="another", prompt="a fox")
         assert (await caller.call("result", key="another"))["state"] == "completed"
+
+
+@ON_POSTGRESQL
+async def test_an_outage_of_the_database_loses_nothing(database: str, postgres: Postgres) -> None:
+    """Ids that arrive meanwhile are recorded when it is back, and nobody is taken for dead."""
+    api = Api(Sandbox(speed=10), answers_after=0.3)
+    async with api.serve() as base_url, Processes(database, base_url) as processes:
+        caller, *_ = await asyncio.gather(
+            processes.start(worker=False), *(processes.start() for _ in range(2))
+        )
+        await caller.call("submit_many", count=24, prompt="a fox", prefix="k")
+        await until(partial(api.has_had, 8))
+        await asyncio.to_thread(postgres.stop)
+        await asyncio.sleep(2)
+        await asyncio.to_thread(postgres.start)
+        ends, unknown = await settled(caller, "k", 24)
+    assert unknown == []
+    assert tally(ends) == {"completed": 24}
+    assert api.twice == {}
