@@ -8,22 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
-import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import wraps
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, cast
-from uuid import uuid4
+from typing import Any, ParamSpec, Self, TypeVar
 
 from dbos import (
     DBOS,
-    DBOSConfig,
-    DBOSPortableJSONSerializer,
     PortableWorkflowError,
     SetWorkflowID,
     WorkflowSerializationFormat,
@@ -34,20 +29,15 @@ from dbos._dbos import _get_dbos_instance
 
 from luma_poll._arguments import check_count, check_generation_id, check_positive, check_prompt
 from luma_poll._client.client import LumaClient
-from luma_poll._fleet import callbacks, failures
+from luma_poll._fleet import callbacks
 from luma_poll._fleet.ledger import NOTHING_ACCEPTED, OUT_OF_REACH, Accepted, Ledger
+from luma_poll._fleet.outcomes import as_json, event_of, from_json, why_failed
+from luma_poll._fleet.settings import check_settings, fleet_config
 from luma_poll._fleet.worker import ACTIVE, Client, Names, Pace, Worker, heal, open_worker
 from luma_poll._polling.poller import MAX_RATE
 from luma_poll._polling.schedules import Schedule
 from luma_poll._running.resubmission import may_submit_again, pause_before_next
-from luma_poll.errors import (
-    ConfigurationError,
-    GenerationError,
-    InvalidResponseError,
-    LumaError,
-    SubmissionUnknownError,
-)
-from luma_poll.models import as_generation
+from luma_poll.errors import ConfigurationError
 
 __all__ = ["Fleet", "FleetHandle", "GenerationEnd", "fleet_config"]
 
@@ -56,32 +46,6 @@ P = ParamSpec("P")
 
 RESULT_INTERVAL = 1.0
 """Seconds between two looks for a result."""
-HISTORY = 1
-"""Counts up when a workflow of an earlier release could not be continued by this one."""
-
-
-def fleet_config(database_url: str, *, name: str = "luma-poll", **others: Any) -> DBOSConfig:
-    """A configuration for `DBOS(config=...)` that suits a fleet.
-
-    A pinned version, so that an upgrade continues what the release before it began; a name of its
-    own for each process; JSON in place of pickles; few threads and connections.
-
-    Args:
-        database_url: `postgresql://...`, or `sqlite:///...` for a try on one machine.
-        name: Of the app; the same for all processes of a fleet.
-        others: Further settings of `DBOSConfig`, or others than these.
-    """
-    settings = {
-        "name": name,
-        "system_database_url": database_url,
-        "application_version": f"{name}-{HISTORY}",
-        "executor_id": str(uuid4()),
-        "serializer": DBOSPortableJSONSerializer(),
-        "max_executor_threads": 6,
-        "sys_db_pool_size": 12,
-        "log_level": "WARNING",
-    }
-    return cast(DBOSConfig, settings | others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +96,7 @@ class FleetHandle:
             except PortableWorkflowError as error:
                 if not isinstance(error.data, Mapping) or "fields" not in error.data:
                     raise
-                failure = failures.from_json(error.data)
+                failure = from_json(error.data)
                 break
         raise failure
 
@@ -215,7 +179,7 @@ class Fleet:
         async def submit(
             key: str, attempt: int, request: dict[str, Any], timeout: float
         ) -> dict[str, Any]:
-            return _as_json(
+            return as_json(
                 await self._serve(
                     lambda each: each.submitter.submit(key, attempt, request, timeout)
                 )
@@ -224,7 +188,7 @@ class Fleet:
         @DBOS.step(name="luma_poll.wait")
         async def wait(generation_id: str, at: float, timeout: float) -> dict[str, Any]:
             accepted = Accepted(generation_id, at)
-            return _as_json(await self._serve(lambda each: each.wait(accepted, timeout)))
+            return as_json(await self._serve(lambda each: each.wait(accepted, timeout)))
 
         @DBOS.step(name="luma_poll.deliver")
         async def deliver(url: str, message_id: str, event: dict[str, Any]) -> str:
@@ -265,13 +229,13 @@ class Fleet:
                 if "type" not in end:
                     submitted.append(end["id"])
                     end = await wait(end["id"], end["at"], options["timeout"])
-                failure = _failure(end)
+                failure = why_failed(end)
                 if failure is None or not may_submit_again(failure, attempt, max_attempts):
                     break
                 if pause := pause_before_next(failure, attempt):
                     await DBOS.sleep_async(pause)
             if options["callback"] is not None:
-                event = _event(key, end, submitted)
+                event = event_of(key, end, submitted)
                 message_id = f"{key}:{event['data']['state']}:{event['data']['id'] or ''}"
                 with SetWorkflowID(f"{message_id}:callback"):
                     await DBOS.start_workflow_async(
@@ -419,7 +383,7 @@ class Fleet:
         Raises:
             ConfigurationError: DBOS is configured in a way in which work would be lost.
         """
-        _check_dbos()
+        check_settings()
         ledger = self._ledger()
         await _in_thread(ledger.create_tables)
         await self._register_queues()
@@ -461,27 +425,12 @@ class Fleet:
         return await self._stack.__aexit__(exc_type, exc_value, traceback)
 
 
-def _workflow(name: str) -> Callable[[Callable[..., Awaitable[T]]], Any]:
+def _workflow(name: str) -> Callable[[Callable[..., Any]], Any]:
     return DBOS.workflow(
         name=name,
         max_recovery_attempts=None,  # DBOS would give up a workflow after so many processes died
         serialization_type=WorkflowSerializationFormat.PORTABLE,
     )
-
-
-def _check_dbos() -> None:
-    """Refuse settings of DBOS with which work would be lost, or done twice."""
-    if DBOS.executor_id == "local":
-        raise ConfigurationError(
-            "each process of a fleet needs an executor_id of its own in the configuration of DBOS: "
-            "see luma_poll.dbos.fleet_config"
-        )
-    if re.fullmatch(r"[0-9a-f]{32}|DEFAULT_VERSION.*", DBOS.application_version):
-        raise ConfigurationError(
-            "a fleet needs a pinned application_version in the configuration of DBOS, for its own "
-            "changes with every upgrade, which strands what is under way: see "
-            "luma_poll.dbos.fleet_config"
-        )
 
 
 async def _status(key: str) -> WorkflowStatus | None:
@@ -492,41 +441,3 @@ async def _status(key: str) -> WorkflowStatus | None:
 
 async def _in_thread(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     return await asyncio.to_thread(call, *args, **kwargs)
-
-
-def _as_json(outcome: Any) -> dict[str, Any]:
-    """The outcome of a step. Steps raise nothing: what they raise is not the same when replayed."""
-    if isinstance(outcome, LumaError):
-        return failures.to_json(outcome)
-    if isinstance(outcome, Accepted):
-        return {"id": outcome.generation_id, "at": outcome.at}
-    names = ("id", "state", "failure_code", "failure_reason")
-    return {name: getattr(outcome, name) for name in names}
-
-
-def _failure(end: Mapping[str, Any]) -> GenerationError | None:
-    """Why a generation failed; None where it did not, or where it is not known."""
-    try:
-        as_generation(end).raise_for_failure()
-    except GenerationError as error:
-        return error
-    except InvalidResponseError:  # it is no generation, but an error
-        pass
-    return None
-
-
-def _event(key: str, end: Mapping[str, Any], submitted: list[str]) -> dict[str, Any]:
-    """The content of a callback: the end, or the error in its place."""
-    if "type" in end:
-        unknown = end["type"] == SubmissionUnknownError.__name__
-        end = {
-            "id": submitted[-1] if submitted else None,
-            "state": "unknown" if unknown else "error",
-            "failure_code": end["type"],
-            "failure_reason": end["message"],
-        }
-    return {
-        "type": f"generation.{end['state']}",
-        "timestamp": datetime.now(UTC).isoformat(),
-        "data": {"key": key, **end, "submitted": submitted},
-    }

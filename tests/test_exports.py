@@ -98,7 +98,15 @@ WINGS = {
         "runner",
     ],
     "_sync": ["portal", "call", "poller", "runner"],
-    "_fleet": ["liveness", "failures", "callbacks", "ledger", "submission", "worker"],
+    "_fleet": [
+        "settings",
+        "liveness",
+        "callbacks",
+        "ledger",
+        "outcomes",
+        "submission",
+        "worker",
+    ],
     "_cli": [
         "escaping",
         "exit_codes",
