@@ -254,3 +254,20 @@ async def until(condition: Callable[[], Any]) -> None:
 def tally(outcomes: list[dict[str, Any]]) -> Counter[str]:
     """How many ended how."""
     return Counter(each.get("error") or each["state"] for each in outcomes)
+
+
+async def results(of: Process, prefix: str, count: int) -> list[dict[str, Any]]:
+    ends: list[dict[str, Any]] = await asyncio.gather(
+        *(of.call("result", key=f"{prefix}-{n}") for n in range(count))
+    )
+    return ends
+
+
+async def settled(of: Process, prefix: str, count: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """The results, and the keys that are unknown; an answer may still be late on a busy machine."""
+    while True:
+        ends = await results(of, prefix, count)
+        unknown = await of.call("unknown")
+        if len(unknown) == tally(ends)["SubmissionUnknownError"]:
+            return ends, unknown
+        await asyncio.sleep(0.2)
