@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
@@ -88,8 +88,10 @@ class FleetHandle:
         handle: Any = await DBOS.retrieve_workflow_async(self.key, existing_workflow=False)
         while True:
             try:
+                end = await handle.get_result(polling_interval_sec=RESULT_INTERVAL)
+                # Only what is known here: a later release may say more.
                 return GenerationEnd(
-                    **await handle.get_result(polling_interval_sec=RESULT_INTERVAL)
+                    **{each.name: end[each.name] for each in fields(GenerationEnd)}
                 )
             except OUT_OF_REACH:
                 await asyncio.sleep(RESULT_INTERVAL)
@@ -152,7 +154,7 @@ class Fleet:
         self._max_running = check_count("max_running", max_running)
         self._submissions_per_minute = check_count("submissions_per_minute", submissions_per_minute)
         self._max_rate = check_positive("max_rate", max_rate)
-        self._wait = wait
+        self._schedule = wait
         self._signers = callbacks.check_secrets(callback_secrets)
         self._allow_private = allow_private_callbacks
         if not 0 < 2 * heartbeat <= patience:
@@ -175,35 +177,6 @@ class Fleet:
     def _register(self) -> None:
         # Functions, for DBOS takes a bound method for one of a class of its own. Their names and
         # the order of their steps are in the database: see HISTORY.
-        @DBOS.step(name="luma_poll.submit")
-        async def submit(
-            key: str, attempt: int, request: dict[str, Any], timeout: float
-        ) -> dict[str, Any]:
-            return as_json(
-                await self._serve(
-                    lambda each: each.submitter.submit(key, attempt, request, timeout)
-                )
-            )
-
-        @DBOS.step(name="luma_poll.wait")
-        async def wait(generation_id: str, at: float, timeout: float) -> dict[str, Any]:
-            accepted = Accepted(generation_id, at)
-            return as_json(await self._serve(lambda each: each.wait(accepted, timeout)))
-
-        @DBOS.step(name="luma_poll.deliver")
-        async def deliver(url: str, message_id: str, event: dict[str, Any]) -> str:
-            outcome: str = await self._serve(
-                lambda each: callbacks.deliver(
-                    each.http,
-                    url,
-                    message_id,
-                    event,
-                    self._signers,
-                    allow_private=self._allow_private,
-                )
-            )
-            return outcome
-
         @_workflow(self._names.callback)
         @self._held
         async def call_back(url: str, message_id: str, event: dict[str, Any]) -> str:
@@ -211,9 +184,9 @@ class Fleet:
             for pause in callbacks.PAUSES:
                 if pause:
                     await DBOS.sleep_async(pause)
-                outcome = await deliver(url, message_id, event)
+                outcome = await _step("deliver", self._deliver, url, message_id, event)
                 if outcome in (callbacks.DELIVERED, callbacks.GONE):
-                    return outcome
+                    return str(outcome)
             raise PortableWorkflowError(f"given up: {outcome}", "CallbackError")
 
         @_workflow(self._names.generation)
@@ -223,12 +196,12 @@ class Fleet:
             assert key is not None
             end: dict[str, Any] = {}
             submitted: list[str] = []
-            max_attempts = options["max_attempts"]
+            max_attempts, timeout = options["max_attempts"], options["timeout"]
             for attempt in range(1, max_attempts + 1):
-                end = await submit(key, attempt, request, options["timeout"])
+                end = await _step("submit", self._submit, key, attempt, request, timeout)
                 if "type" not in end:
                     submitted.append(end["id"])
-                    end = await wait(end["id"], end["at"], options["timeout"])
+                    end = await _step("wait", self._wait_for, end["id"], end["at"], timeout)
                 failure = why_failed(end)
                 if failure is None or not may_submit_again(failure, attempt, max_attempts):
                     break
@@ -246,6 +219,29 @@ class Fleet:
             return end | {"submitted": submitted}
 
         self._generate = generate
+
+    async def _submit(
+        self, key: str, attempt: int, request: dict[str, Any], timeout: float
+    ) -> dict[str, Any]:
+        return as_json(
+            await self._serve(lambda each: each.submitter.submit(key, attempt, request, timeout))
+        )
+
+    async def _wait_for(self, generation_id: str, at: float, timeout: float) -> dict[str, Any]:
+        accepted = Accepted(generation_id, at)
+        return as_json(await self._serve(lambda each: each.wait(accepted, timeout)))
+
+    async def _deliver(self, url: str, message_id: str, event: dict[str, Any]) -> Any:
+        return await self._serve(
+            lambda each: callbacks.deliver(
+                each.http,
+                url,
+                message_id,
+                event,
+                self._signers,
+                allow_private=self._allow_private,
+            )
+        )
 
     def _held(self, workflow: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Any]:
         """The workflow, known to be in hand while it runs.
@@ -394,7 +390,7 @@ class Fleet:
                 ledger,
                 self._names,
                 self._pace,
-                wait=self._wait,
+                wait=self._schedule,
                 max_rate=self._max_rate,
                 in_hand=self._in_hand,
             )
@@ -423,6 +419,10 @@ class Fleet:
         """Finish the submissions under way, and leave the waits to the other workers."""
         self._worker = Future()
         return await self._stack.__aexit__(exc_type, exc_value, traceback)
+
+
+async def _step(name: str, work: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
+    return await DBOS.run_step_async({"name": f"luma_poll.{name}"}, work, *args)
 
 
 def _workflow(name: str) -> Callable[[Callable[..., Any]], Any]:
