@@ -163,7 +163,9 @@ class Submitter:
     async def settle(self) -> None:
         """Wait, for `LONGEST_END` at most, until what is under way has an answer on record."""
         if self._under_way:
-            await asyncio.wait(set(self._under_way), timeout=LONGEST_END)
+            _, left = await asyncio.wait(set(self._under_way), timeout=LONGEST_END)
+            if left:
+                _log.error("the worker stops with %d submissions without an answer", len(left))
 
 
 def _unknown(key: str, request: Request) -> SubmissionUnknownError:

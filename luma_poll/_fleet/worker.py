@@ -106,6 +106,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self._id = DBOS.executor_id
+        self._leaving = anyio.Event()
         self._others = Watch(self.pace.patience)
         self._homeless = Watch(self.pace.heartbeat * BEATS_PER_SEARCH * 2.5)
         self._dropped = Watch(self.pace.heartbeat * BEATS_PER_SEARCH * 2.5)
@@ -165,9 +166,11 @@ class Worker:
             await self._beat()
 
     async def beat_forever(self) -> None:
-        """Beat, and do what the others of the fleet need."""
+        """Beat, and do what the others of the fleet need, until the worker leaves."""
         while True:
-            await anyio.sleep(self.pace.heartbeat)
+            with anyio.move_on_after(self.pace.heartbeat):
+                await self._leaving.wait()
+                return
             try:
                 await self._beat()
                 await self.heal()
@@ -243,12 +246,17 @@ class Worker:
         return await self.loop.run_in_executor(self.submitter.threads, call, *args)
 
     async def stop(self) -> None:
-        """Finish the submissions under way, end the waits, and leave the rest to the others."""
+        """Finish the submissions under way, and end the waits."""
         self._stopped = True
         for task in list(self._tasks):
             task.cancel()
         await self.submitter.settle()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def leave(self, beating: asyncio.Task[None]) -> None:
+        """Tell the others, after the last beat: one that came later would contradict it."""
+        self._leaving.set()
+        await beating
         try:
             await self._in_thread(self.ledger.leave, self._id)
         except OUT_OF_REACH:
@@ -289,12 +297,12 @@ async def open_worker(
         submitter = Submitter(client.generations.create, ledger, threads)
         poller = Poller(client, wait=wait, max_rate=max_rate)
         worker = Worker(ledger, names, pace, max_rate, submitter, poller, http, in_hand)
-        tasks = await stack.enter_async_context(anyio.create_task_group())
         await worker.join()
-        tasks.start_soon(worker.beat_forever)
+        # No task group, which would wrap what the user's block raises. It raises nothing itself.
+        beating = asyncio.create_task(worker.beat_forever())
         try:
             yield worker
         finally:
             with anyio.CancelScope(shield=True):
                 await worker.stop()
-            tasks.cancel_scope.cancel()
+                await worker.leave(beating)

@@ -349,6 +349,17 @@ async def test_other_workflows_work_beside_it(world: World) -> None:
     assert await my_own_workflow(3) == 12
 
 
+async def test_the_block_raises_what_it_raised(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a group around it; and the fleet may be entered again."""
+    another = Fleet(lambda: LumaClient(KEY, base_url="http://127.0.0.1:1/v1"), queue="another")
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            async with another:
+                1 / 0  # noqa: B018
+
+
 async def test_a_workflow_may_submit(world: World) -> None:
     """And wait for the end, as a step of its own."""
     ORDERING["fleet"] = world.fleet
