@@ -113,35 +113,17 @@ async def launched(config: DBOSConfig) -> AsyncIterator[None]:
         await asyncio.to_thread(DBOS.destroy)
 
 
-@asynccontextmanager
-async def made_world(database: Path) -> AsyncIterator[World]:
-    sandbox, receiver = Sandbox(speed=50, seed=1), Receiver()
-    async with sandbox.serve() as base_url, serve_app(receiver, "127.0.0.1", 0) as hook:
-        world = World(database, base_url, f"{hook}/hook")
-        world.sandbox, world.receiver = sandbox, receiver
-        async with launched(fleet_config(f"sqlite:///{database}")), world.fleet:
-            yield world
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    made: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    over = asyncio.Event()
-
-    async def live() -> None:
-        monkeypatch = pytest.MonkeyPatch()
+    database = tmp_path_factory.mktemp("fleet") / "fleet.db"
+    sandbox, receiver = Sandbox(speed=50, seed=1), Receiver()
+    with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("luma_poll.dbos.RESULT_INTERVAL", 0.05)
-        # In a task of its own: a fixture's two halves run in two.
-        async with made_world(tmp_path_factory.mktemp("fleet") / "fleet.db") as world:
-            made.set_result(world)
-            await over.wait()
-        monkeypatch.undo()
-
-    living: asyncio.Future[Any] = asyncio.create_task(live())
-    await asyncio.wait([living, asyncio.ensure_future(made)], return_when="FIRST_COMPLETED")
-    yield made.result()
-    over.set()
-    await living
+        async with sandbox.serve() as base_url, serve_app(receiver, "127.0.0.1", 0) as hook:
+            world = World(database, base_url, f"{hook}/hook")
+            world.sandbox, world.receiver = sandbox, receiver
+            async with launched(fleet_config(f"sqlite:///{database}")), world.fleet:
+                yield world
 
 
 async def test_a_submission_ends(world: World) -> None:
