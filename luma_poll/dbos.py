@@ -337,7 +337,7 @@ class Fleet:
 
     async def unknown(self) -> list[str]:
         """The keys of which it is not known whether the API accepted their submission."""
-        return await _in_thread(self._ledger().unknown)
+        return await _in_thread((await self._open_ledger()).unknown)
 
     async def resolve(
         self, key: str, *, generation_id: str | None = None, resubmit: bool = False
@@ -358,7 +358,7 @@ class Fleet:
         status = await _status(key)
         if status is None or status.status in ("SUCCESS", *ACTIVE):
             raise ConfigurationError(f"the submission {key!r} has not ended with an error")
-        ledger = self._ledger()
+        ledger = await self._open_ledger()
         known = NOTHING_ACCEPTED if generation_id is None else check_generation_id(generation_id)
         found = await _in_thread(ledger.resolve, key, known, known=generation_id is not None)
         if not found:
@@ -368,10 +368,12 @@ class Fleet:
             )
         await heal(await _in_thread(ledger.late), ledger, self._names)
 
-    def _ledger(self) -> Ledger:
+    async def _open_ledger(self) -> Ledger:
         # DBOS shows its engine to nobody, and for a second one we would need the URL.
         database = _get_dbos_instance()._sys_db
-        return Ledger(database.engine, database.schema, self._names.queue)
+        ledger = Ledger(database.engine, database.schema, self._names.queue)
+        await _in_thread(ledger.create_tables)
+        return ledger
 
     async def __aenter__(self) -> Self:
         """Make this process a worker.
@@ -380,8 +382,7 @@ class Fleet:
             ConfigurationError: DBOS is configured in a way in which work would be lost.
         """
         check_settings()
-        ledger = self._ledger()
-        await _in_thread(ledger.create_tables)
+        ledger = await self._open_ledger()
         await self._register_queues()
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(self._open_client())
