@@ -25,6 +25,8 @@ from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.server import serve_app
 from tests.fleet import member
 
+PATIENT = {"patience": 10.0}
+"""For tests in which nobody dies: a busy machine delays beats."""
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.fleet.member"])
 

@@ -10,6 +10,7 @@ import pytest
 from luma_poll._fleet.submission import MOST_AT_ONCE
 from luma_poll.sandbox import Sandbox
 from tests.fleet.processes import (
+    PATIENT,
     Api,
     Processes,
     results,
@@ -65,7 +66,7 @@ async def test_a_dead_workers_waits_are_taken_over(database: str) -> None:
 async def test_a_deploy_leaves_nothing_unknown(database: str) -> None:
     """SIGTERM waits for the answers under way; the next worker continues at once."""
     api = Api(Sandbox(speed=20), answers_after=0.2)
-    async with api.serve() as base_url, Processes(database, base_url) as processes:
+    async with api.serve() as base_url, Processes(database, base_url, fleet=PATIENT) as processes:
         caller, first = await asyncio.gather(processes.start(worker=False), processes.start())
         await caller.call("submit_many", count=20, prompt="a fox", prefix="k")
         await until(lambda: len(api.submissions) >= 5)

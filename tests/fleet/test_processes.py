@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.server import serve_app
 from tests.fleet.processes import (
+    PATIENT,
     Api,
     Postgres,
     Processes,
@@ -31,7 +32,7 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 async def test_the_same_key_from_two_processes_is_submitted_once(database: str) -> None:
     """Both have the same end, and other parameters under the key are an error."""
     api = Api(Sandbox(speed=20))
-    async with api.serve() as base_url, Processes(database, base_url) as processes:
+    async with api.serve() as base_url, Processes(database, base_url, fleet=PATIENT) as processes:
         one, other = await asyncio.gather(processes.start(), processes.start())
         await asyncio.gather(
             *(each.call("submit", prompt="a fox", key="order-17") for each in (one, other))
@@ -72,7 +73,7 @@ async def test_an_operator_resolves_an_unknown(database: str) -> None:
 @ON_POSTGRESQL
 async def test_limits_hold_over_all_workers(database: str) -> None:
     """Those on what runs at once, on what begins in a minute, and on polls in a second."""
-    limits = {"max_running": 4, "submissions_per_minute": 9, "max_rate": 10.0}
+    limits = PATIENT | {"max_running": 4, "submissions_per_minute": 9, "max_rate": 10.0}
     sandbox = Sandbox(speed=1, max_concurrent=4)
     api = Api(sandbox)
     async with (
