@@ -46,7 +46,7 @@ def is_blocking(code: str, page: Path) -> bool:
 
 def in_real_time(code: str, page: Path) -> bool:
     """True for what needs sockets or threads."""
-    return is_blocking(code, page) or bool(REAL_TIME.search(code))
+    return page.name == "fleets.md" or is_blocking(code, page) or bool(REAL_TIME.search(code))
 
 
 def with_the_heros_generation(app: ASGIApp, generation_id: str) -> ASGIApp:

@@ -59,10 +59,12 @@ ABOVE = {
     "typing": ["_polling", "_running"],
     "problems": [],
     "_callers": [],
+    "_fleet": ["_polling", "_running"],
+    "dbos": ["_client", "_fleet", "_polling", "_running"],
     "fastapi": ["_callers", "_client", "_polling", "_running", "problems"],
     "sync": ["_downloads", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
-    "_cli": ["_client", "_downloads", "_polling", "_running", "sandbox"],
+    "_cli": ["_client", "_downloads", "_polling", "_running", "dbos", "sandbox"],
     "__main__": ["_cli"],
 }
 """What each wing and each public door may import besides."""
@@ -96,6 +98,15 @@ WINGS = {
         "runner",
     ],
     "_sync": ["portal", "call", "poller", "runner"],
+    "_fleet": [
+        "settings",
+        "liveness",
+        "callbacks",
+        "ledger",
+        "outcomes",
+        "submission",
+        "worker",
+    ],
     "_cli": [
         "escaping",
         "exit_codes",
@@ -116,6 +127,7 @@ WINGS = {
         "runs",
         "running",
         "journals",
+        "worker",
         "commands",
     ],
     "sandbox": [

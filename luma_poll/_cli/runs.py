@@ -17,12 +17,10 @@ from luma_poll._cli.exit_codes import COMPLETED, exit_code
 from luma_poll._cli.requests import Line, ranges
 from luma_poll._cli.results import Result
 from luma_poll._cli.table import LiveTable, Row, seconds_since
+from luma_poll._cli.waiting import FEW
 from luma_poll._polling.events import PollEvent
 from luma_poll._running.events import RunEvent
 from luma_poll.errors import SubmissionUnknownError
-
-FEW = 10
-"""Up to so many ids fit into a command to copy, and need no summary."""
 
 
 @dataclass

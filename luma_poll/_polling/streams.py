@@ -204,6 +204,11 @@ class Streams:
         """How long the API asked for quiet."""
         return self._limits.quiet
 
+    def set_max_rate(self, max_rate: float | None) -> None:
+        """Let so many requests start per second from now on; None for no limit."""
+        self._bounds = self._bounds[0], max_rate
+        self._limits.set_max_rate(max_rate)
+
     @contextmanager
     def join(
         self, generation_id: str, snapshot: Generation | None, timeout: float | None
