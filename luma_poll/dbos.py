@@ -109,8 +109,6 @@ class Fleet:
     Make it before `DBOS.launch()`: it registers its workflows. `async with fleet:` makes a process
     a worker; a process that only submits calls `DBOS.listen_queues([])` before the launch.
 
-    ::
-
         fleet = Fleet()
         DBOS(config=fleet_config("postgresql://localhost/luma"))
         DBOS.launch()

@@ -50,10 +50,10 @@ BENCHMARKS = {
     "makespan": Benchmark(
         "Two hundred prompts on one account",
         "The account runs 10 units at once and takes 30 a minute. Each prompt takes about 30 s; in "
-        "the mixed batch one in five is an edit that weighs three units. *Ideal* is the least possible "
-        "time, for a scheduler that knows all durations beforehand. `gather` starts all at once "
-        "with the official SDK, `semaphore` ten at a time, `endless` is that with endless retries. "
-        "Simulated time, so the figures do not depend on the machine.",
+        "the mixed batch one in five is an edit that weighs three units. *Ideal* is the least "
+        "possible time, for a scheduler that knows all durations beforehand. `gather` starts all "
+        "at once with the official SDK, `semaphore` ten at a time, `endless` is that with endless "
+        "retries. Simulated time, so the figures do not depend on the machine.",
         "-m tests.benchmarks.makespan --account 10/30 --seeds 3 "
         "--solution gather semaphore endless runner",
         {
@@ -175,7 +175,7 @@ def as_shown(name: str, rows: Sequence[Row]) -> list[Row]:
 
 def _means(rows: Sequence[Row]) -> list[Row]:
     """Of the batches with the same weights and solution."""
-    shown = []
+    shown: list[Row] = []
     for weights, solution in dict.fromkeys((row["weights"], row["solution"]) for row in rows):
         same = [r for r in rows if (r["weights"], r["solution"]) == (weights, solution)]
         refused = fmean(row["refused_concurrency"] + row["refused_rate"] for row in same)
@@ -211,7 +211,8 @@ def circumstances(about: Row) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     return (
         f"Measured on {about['date']} with {about['python']} on {about['system']}, "
-        f"{about['cores']} cores ({about['processor']}), load {about['load']} at the start. {versions}."
+        f"{about['cores']} cores ({about['processor']}), load {about['load']} at the start. "
+        f"{versions}."
     )
 
 
