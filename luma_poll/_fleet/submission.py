@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,6 +14,7 @@ from uuid import uuid4
 import anyio
 
 from luma_poll._fleet.ledger import OUT_OF_REACH, Accepted, Ledger, Permit, Unknown
+from luma_poll._logging import fields, logger
 from luma_poll._running.account import is_full
 from luma_poll._running.resubmission import may_try_again
 from luma_poll._translation import translate_error
@@ -38,8 +38,6 @@ LONGEST_END = 60.0
 """Seconds that a worker which stops waits for the submissions under way."""
 LONGEST_DATABASE_PAUSE = 5.0
 """Seconds between two tries to reach the database."""
-
-_log = logging.getLogger("luma_poll")
 
 
 class Gate:
@@ -135,7 +133,13 @@ class Submitter:
             if failure is not None and _was_certainly_not_accepted(failure):
                 await self.reach(self._ledger.release, key, attempt, permit)
                 return failure
-            _log.warning("it is not known whether the API accepted %r: %s", key, failure or error)
+            extra = fields(attempt=attempt, error=failure or error)
+            logger.warning(
+                "it is not known whether the API accepted %r: %s",
+                key,
+                failure or error,
+                extra=extra,
+            )
             await self.reach(self._ledger.give_up, key, attempt, permit)
             return Unknown()
         accepted = Accepted(generation_id, time.time())
@@ -143,7 +147,10 @@ class Submitter:
             self._ledger.accept, key, attempt, permit, accepted, label=f"{key!r} is {generation_id}"
         )
         if not recorded:  # somebody said that it may be submitted again, while it was under way
-            _log.error("generation %s of %r runs, but is not waited for", generation_id, key)
+            extra = fields(generation_id, attempt=attempt)
+            logger.error(
+                "generation %s of %r runs, but is not waited for", generation_id, key, extra=extra
+            )
         return accepted
 
     async def reach(self, call: Callable[..., T], *args: Any, label: str = "") -> T:
@@ -153,7 +160,10 @@ class Submitter:
                 return await self._in_thread(call, *args)
             except OUT_OF_REACH as error:
                 what = label or call.__name__
-                _log.warning("the database is out of reach (%s): %s", what, type(error).__name__)
+                extra = fields(error=error)
+                logger.warning(
+                    "the database is out of reach (%s): %s", what, type(error).__name__, extra=extra
+                )
                 await anyio.sleep(min(0.2 * 2**tries, LONGEST_DATABASE_PAUSE))
         raise AssertionError("unreachable")
 
@@ -165,7 +175,11 @@ class Submitter:
         if self._under_way:
             _, left = await asyncio.wait(set(self._under_way), timeout=LONGEST_END)
             if left:
-                _log.error("the worker stops with %d submissions without an answer", len(left))
+                logger.error(
+                    "the worker stops with %d submissions without an answer",
+                    len(left),
+                    extra=fields(),
+                )
 
 
 def _unknown(key: str, request: Request) -> SubmissionUnknownError:

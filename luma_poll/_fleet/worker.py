@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -20,6 +19,7 @@ from dbos import error as dbos_errors
 from luma_poll._fleet.ledger import OUT_OF_REACH, Accepted, Late, Ledger
 from luma_poll._fleet.liveness import LEFT, Watch
 from luma_poll._fleet.submission import Submitter
+from luma_poll._logging import fields, logger
 from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
 from luma_poll._polling.schedules import Schedule
 from luma_poll.errors import LumaError, OutputNotFoundError
@@ -35,8 +35,6 @@ LAST_LOOK = 10.0
 FRESH = 5.0
 """Seconds after its submission in which a generation is known to exist, and to be unfinished."""
 MOST_RESUMED_AT_ONCE = 1000
-
-_log = logging.getLogger("luma_poll")
 
 
 class Client(SupportsGenerations, Protocol):
@@ -177,11 +175,13 @@ class Worker:
                 if self._beats % BEATS_PER_SEARCH == 0:
                     await self._search()
             except OUT_OF_REACH as error:
-                _log.warning(
-                    "no heartbeat: the database is out of reach (%s)", type(error).__name__
+                logger.warning(
+                    "no heartbeat: the database is out of reach (%s)",
+                    type(error).__name__,
+                    extra=fields(error=error),
                 )
-            except Exception:  # whatever it is, a worker that does not beat is a dead one
-                _log.exception("no heartbeat")
+            except Exception as error:  # whatever: a worker that does not beat is a dead one
+                logger.exception("no heartbeat", extra=fields(error=error))
 
     async def _beat(self) -> int:
         """One beat; returns how many others are alive."""
@@ -194,7 +194,7 @@ class Worker:
         for name in dead:
             if await self._in_thread(self.ledger.bury, name, others[name]):
                 how = "has stopped" if others[name] == LEFT else "is dead"
-                _log.warning("worker %s %s: taking over what it left", name, how)
+                logger.warning("worker %s %s: taking over what it left", name, how, extra=fields())
                 await self._take_over(await self._pending(name))
         return len(others) - len(dead)
 
@@ -209,12 +209,14 @@ class Worker:
         owners = {each.executor_id or "" for each in pending}
         homeless = {name: 1 for name in owners if name not in everybody}
         for name in self._homeless.look(homeless, self.loop.time()):
-            _log.warning("worker %s is unknown: taking over what it left", name)
+            logger.warning("worker %s is unknown: taking over what it left", name, extra=fields())
             await self._take_over(await self._pending(name))
         mine = [each for each in pending if each.executor_id == self._id]
         idle = {each.workflow_id: 1 for each in mine if not self.in_hand[each.workflow_id]}
         if dropped := self._dropped.look(idle, self.loop.time()):
-            _log.warning("%d workflows were dropped: beginning them again", len(dropped))
+            logger.warning(
+                "%d workflows were dropped: beginning them again", len(dropped), extra=fields()
+            )
             await self._take_over([each for each in mine if each.workflow_id in dropped])
 
     async def _take_over(self, left: Sequence[WorkflowStatus]) -> None:
@@ -260,7 +262,10 @@ class Worker:
         try:
             await self._in_thread(self.ledger.leave, self._id)
         except OUT_OF_REACH:
-            _log.warning("the others will take over a little later: the database is out of reach")
+            logger.warning(
+                "the others will take over a little later: the database is out of reach",
+                extra=fields(),
+            )
 
 
 async def heal(late: Sequence[Late], ledger: Ledger, names: Names) -> None:

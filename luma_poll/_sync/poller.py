@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -17,6 +16,7 @@ import anyio
 from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._client.client import LumaClient
 from luma_poll._downloads.job import MAX_BYTES, DownloadProgress
+from luma_poll._logging import fields, logger
 from luma_poll._parameters import CreateParams
 from luma_poll._polling.batch import PollResult
 from luma_poll._polling.events import PollEvent
@@ -25,8 +25,6 @@ from luma_poll._polling.schedules import Schedule
 from luma_poll._sync.call import Call, SyncIterator
 from luma_poll._sync.portal import Portal, refuse_in_event_loop
 from luma_poll.models import Generation, GenerationLike, GenerationOutput
-
-logger = logging.getLogger("luma_poll")
 
 T = TypeVar("T")
 
@@ -265,7 +263,8 @@ class SyncPoller:
             except anyio.get_cancelled_exc_class():
                 logger.warning(
                     "a submission was interrupted: it may be running, and be billed. Look at the "
-                    "usage of the account before you submit it again"
+                    "usage of the account before you submit it again",
+                    extra=fields(),
                 )
                 raise
 
