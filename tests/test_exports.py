@@ -84,6 +84,7 @@ WINGS = {
         "account",
         "queue",
         "requests",
+        "outstanding",
         "results",
         "events",
         "fingerprint",
@@ -91,6 +92,9 @@ WINGS = {
         "resubmission",
         "journal",
         "recorder",
+        "batch",
+        "run",
+        "submission",
         "runner",
     ],
     "_cli": [
