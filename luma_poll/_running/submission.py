@@ -69,7 +69,6 @@ class Submitter:
             give_up_at = min(give_up_at, anyio.current_time() + run.batch.seconds)
             self._reporter.report(run.event("submitting"))
             answer = await self._post(run, attempt)
-            self.queue.wake()
             if isinstance(answer, Generation):
                 return answer
             if is_refusal(answer) and not self._account.cannot_fit(kind):
@@ -96,10 +95,18 @@ class Submitter:
             except Exception as error:  # raised below: the task group would wrap it
                 failures.append(error)
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(post)
-        if failures:
-            raise failures[0]
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(post)
+            if failures:
+                raise failures[0]
+        except BaseException:
+            for answer in answers:
+                if isinstance(answer, Generation):  # nobody will wait for it
+                    self._outstanding.leave(answer.id, run.request.kind, ended=answer.is_terminal)
+            raise
+        finally:
+            self.queue.wake()
         return answers[0]
 
     async def _post_once(
