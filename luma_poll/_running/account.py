@@ -177,10 +177,17 @@ class Account:
         self._running[kind] -= 1
         self._occupy(kind)
 
-    def forget_running(self) -> None:
-        """Begin again with nothing running, and with what was learned of weights."""
+    def begin_loop(self) -> None:
+        """Begin again with nothing running, in an event loop whose clock may be another one.
+
+        The capacity and the weights that were learned remain.
+        """
+        self._submissions_left -= self.in_flight  # they may have been accepted
         self._running.clear()
         self._in_flight.clear()
+        self._stale = 0
+        self._quiet_until = self._probe_at = -math.inf
+        self._window = _Window()
 
     def _settle(self, kind: Kind) -> None:
         self._in_flight[kind] -= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from luma_poll._running.account import Account, Kind
 from luma_poll._running.requests import AnyRequest
 
@@ -9,8 +11,18 @@ LONGEST_RUN = 3600.0
 """Seconds: the API ends every job within an hour (https://docs.agents.lumalabs.ai, FAQ)."""
 
 
+@dataclass(slots=True)
+class _Awaited:
+    """A generation that the account counts as running, and how many runs wait for it."""
+
+    kind: Kind
+    runs: int = 0
+
+
 class Outstanding:
-    """The generations whose end has not been seen, and those that the account counts as running.
+    """The generations whose end has not been seen, and those that runs wait for.
+
+    The account counts each of these once, however many runs wait for it.
 
     Args:
         account: Hears of each that stops counting.
@@ -19,36 +31,46 @@ class Outstanding:
     def __init__(self, account: Account) -> None:
         self._account = account
         self._unfinished: dict[str, tuple[float, AnyRequest]] = {}
-        self._counted: set[str] = set()
+        self._awaited: dict[str, _Awaited] = {}
 
     @property
     def requests(self) -> dict[str, AnyRequest]:
         """The ids whose end has not been seen, with their requests; each for an hour at most."""
         return {generation_id: request for generation_id, (_, request) in self._unfinished.items()}
 
-    def __contains__(self, generation_id: str) -> bool:
-        return generation_id in self._counted
+    def begin_loop(self, now: float) -> None:
+        """Wait for nothing that ran in another event loop, whose clock may have been another."""
+        self._awaited.clear()
+        self._unfinished = {
+            generation_id: (now, request) for generation_id, request in self.requests.items()
+        }
 
-    def begin_loop(self) -> None:
-        """Count nothing that ran in another event loop."""
-        self._counted.clear()
-
-    def add(self, generation_id: str, given: AnyRequest, now: float) -> None:
-        """Note one that the account counts from now on."""
-        self._counted.add(generation_id)
+    def add(self, generation_id: str, given: AnyRequest, kind: Kind, now: float) -> bool:
+        """Note that a run waits for it. False if another one does already."""
+        awaited = self._awaited.setdefault(generation_id, _Awaited(kind))
+        awaited.runs += 1
+        if awaited.runs > 1:
+            return False
         for old, (since, _) in list(self._unfinished.items()):
             if now - since < LONGEST_RUN:
                 break  # those behind it are younger
             del self._unfinished[old]
+        self._unfinished.pop(generation_id, None)
         self._unfinished[generation_id] = now, given
+        return True
 
-    def leave(self, generation_id: str, kind: Kind, *, ended: bool) -> None:
-        """Note that one has ended, or that nobody waits for it any more."""
-        if generation_id in self._counted:
-            self._counted.remove(generation_id)
-            if ended:
-                self._account.end(kind)
-            else:
-                self._account.abandon(kind)
+    def leave(self, generation_id: str, *, ended: bool) -> None:
+        """Note that it has ended, or that a run waits for it no longer."""
         if ended:
             self._unfinished.pop(generation_id, None)
+        awaited = self._awaited.get(generation_id)
+        if awaited is None:
+            return
+        awaited.runs -= 1
+        if not ended and awaited.runs:
+            return
+        del self._awaited[generation_id]
+        if ended:
+            self._account.end(awaited.kind)
+        else:
+            self._account.abandon(awaited.kind)

@@ -288,8 +288,8 @@ class Runner:
 
     def _begin_loop(self) -> None:
         """Begin again in another event loop."""
-        self._account.forget_running()
-        self._outstanding.begin_loop()
+        self._account.begin_loop()
+        self._outstanding.begin_loop(anyio.current_time())
         self._recorder.begin_loop()
         self._submitter.begin_loop()
 
@@ -305,9 +305,9 @@ class Runner:
             raise step.error
         now = anyio.current_time()
         run.begin_timeout(now)
-        if step.running and step.generation_id not in self._outstanding:
-            self._account.adopt(run.request.kind)
-            self._outstanding.add(step.generation_id, run.given, now)
+        kind = run.request.kind
+        if step.running and self._outstanding.add(step.generation_id, run.given, kind, now):
+            self._account.adopt(kind)
         return step.generation_id
 
     async def _wait(self, run: Run, generation: Generation | str) -> Generation:
@@ -327,7 +327,7 @@ class Runner:
             ended, error, run.latest = True, failure, failure.generation
             raise
         finally:
-            self._outstanding.leave(generation_id, run.request.kind, ended=ended)
+            self._outstanding.leave(generation_id, ended=ended)
             self._submitter.queue.wake()
             if ended and run.latest is not None:
                 await self._recorder.end(run.record, run.latest, error)

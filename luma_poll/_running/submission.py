@@ -103,7 +103,7 @@ class Submitter:
         except BaseException:
             for answer in answers:
                 if isinstance(answer, Generation):  # nobody will wait for it
-                    self._outstanding.leave(answer.id, run.request.kind, ended=answer.is_terminal)
+                    self._outstanding.leave(answer.id, ended=answer.is_terminal)
             raise
         finally:
             self.queue.wake()
@@ -132,7 +132,7 @@ class Submitter:
                     await recorder.retract(record, attempt)
             raise
         answer = answers[0]
-        self._count(request, answer)
+        self._count(run, answer)
         saved = await self._note(run, attempt, answer)
         if isinstance(answer, Generation) and not saved:
             await recorder.insist(record, attempt, answer.id)
@@ -149,11 +149,13 @@ class Submitter:
             warn_if_accepted(translated)
             return translated.with_traceback(None)
 
-    def _count(self, request: Request, answer: Generation | APIError) -> None:
+    def _count(self, run: Run, answer: Generation | APIError) -> None:
         """Note what a submission's answer says of the account."""
-        account, kind, now = self._account, request.kind, anyio.current_time()
+        account, kind, now = self._account, run.request.kind, anyio.current_time()
         if isinstance(answer, Generation):
             account.accept(kind, now, snapshot_rate_limit(answer))
+            if not self._outstanding.add(answer.id, run.given, kind, now):
+                account.end(kind)  # the API has answered with an id that it gave before
         elif isinstance(answer, RateLimitError):
             account.refuse(kind, now, answer)
         elif answer.may_have_been_accepted:
@@ -167,11 +169,9 @@ class Submitter:
             if answer.may_have_been_accepted:
                 return await self._recorder.lose(run.record, attempt)
             return await self._recorder.retract(run.record, attempt)
-        now = anyio.current_time()
         run.latest = answer
         run.submitted.append(answer.id)
-        run.begin_timeout(now)
-        self._outstanding.add(answer.id, run.given, now)
+        run.begin_timeout(anyio.current_time())
         saved = await self._recorder.accept(run.record, attempt, answer.id)
         self._reporter.report(run.event("submitted"))
         return saved

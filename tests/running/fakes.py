@@ -69,6 +69,10 @@ class FakeAccount:
         now = self.clock()
         self._jobs[str(uuid.uuid4())] = (now - 60, now + seconds, units, {})
 
+    def forget_all(self) -> None:
+        """Begin anew with nothing running, as the clock does."""
+        self._jobs.clear()
+
     async def create(self, **params: Any) -> Generation:
         await anyio.sleep(self.latency / 2)
         now = self.clock()

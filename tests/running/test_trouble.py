@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+import trio
+from tenacity import wait_fixed
+from trio.testing import MockClock
 
-from luma_poll import Runner
+from luma_poll import Generation, Journal, Poller, RateLimitError, Runner
 from tests.running.fakes import FakeAccount
 from tests.virtual_time import VirtualTimeLoop
 
@@ -70,3 +76,69 @@ def test_asyncios_own_cancellation_at_every_moment_leaves_no_trace() -> None:
     for step in range(60):
         with asyncio.Runner(loop_factory=VirtualTimeLoop) as loop:
             loop.run(asyncio.wait_for(main(step * 0.25), 500))
+
+
+# --- one generation, several runs ----------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_an_id_that_the_api_gives_twice_takes_one_slot() -> None:
+    """And leaves it, although both runs see its end."""
+    api = FakeAccount(duration=10)
+    submit = api.create
+
+    async def create(**params: Any) -> Generation:
+        generation = await submit(**params)
+        return generation.model_copy(update={"id": api.accepted[0][1]})
+
+    api.create = create  # type: ignore[method-assign]
+    runner = Runner(api, max_running=2)
+    with anyio.fail_after(100):
+        results = await runner.run_all([f"prompt {number}" for number in range(5)])
+    assert all(result.ok for result in results)
+    assert repr(runner) == IDLE
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_generation_counts_as_long_as_one_run_waits_for_it(tmp_path: Path, backend: str) -> None:
+    """Two runs with one key: that one of them is cancelled frees no slot; the end does."""
+    api = FakeAccount(duration=0.3, latency=0.0, clock=time.monotonic)
+
+    async def main() -> None:
+        with Journal(tmp_path / "runs.db") as journal:
+            runner = Runner(api, Poller(api, wait=wait_fixed(0.02)), journal=journal)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(runner.run, "a red fox", key="k"))
+                with anyio.move_on_after(0.1):
+                    await runner.run("a red fox", key="k")
+                assert repr(runner) == "Runner(running=1, in_flight=0, waiting=0)"
+                assert list(runner.submitted) == [api.accepted[0][1]]
+            assert repr(runner) == IDLE
+            assert runner.submitted == {}
+
+    anyio.run(main, backend=backend)
+
+
+# --- one event loop after the other --------------------------------------------------------------
+
+
+def test_the_times_of_one_event_loop_mean_nothing_in_the_next() -> None:
+    """Trio's clock begins anew: a pause that a refusal asked for must not last for days."""
+    api = FakeAccount(capacity=3, duration=10)
+    runner = Runner(api)
+
+    async def first(refusal: str) -> None:
+        await anyio.sleep(50_000)
+        await runner.run("a red fox")
+        api.answers = [RateLimitError(refusal, status_code=429, detail=refusal, retry_after=60)]
+        with anyio.move_on_after(3):
+            await runner.run("a grey owl")
+
+    async def second() -> None:
+        api.forget_all()
+        with anyio.fail_after(100):
+            assert all(result.ok for result in await runner.run_all(["a hare", "a hedgehog"]))
+
+    for refusal in ("Rate limit exceeded", "Too many concurrent jobs"):
+        trio.run(first, refusal, clock=MockClock(autojump_threshold=0))
+        trio.run(second, clock=MockClock(autojump_threshold=0))
