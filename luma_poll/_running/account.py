@@ -20,9 +20,12 @@ FIRST_PROBE = 15.0
 LAST_PROBE = 60.0
 """The most that this grows to: the `Retry-After` of a full account."""
 
+SHORTEST_HINT = 1.0
+"""Seconds: no `Retry-After` of the API is shorter."""
+
 # "Concurrent generation capacity reached (limit=10 weight units; this request needs 3)", and
-# "Concurrent generation limit reached (10)", as seen live.
-_LIMIT = re.compile(r"\(\s*(?:limit\s*=\s*)?(\d{1,6})\b", re.IGNORECASE)
+# "Concurrent generation limit reached (10)", as seen live. Other numbers may mean anything.
+_LIMIT = re.compile(r"\blimit(?:\s*=\s*|\s+reached\s*\(\s*)(\d{1,6})\b", re.IGNORECASE)
 _NEEDS = re.compile(r"\bneeds\s+(\d{1,6})\b", re.IGNORECASE)
 
 
@@ -53,7 +56,7 @@ class Account:
         self._in_flight = Counter[Kind]()
         self._weights: dict[Kind, int] = {}
         self._told: set[Kind] = set()  # those whose weight a refusal named
-        self._limit: int | None = None  # of the whole account, as a refusal named it
+        self._limit: int | None = None  # of the whole account, where the last refusal named it
         self._allowed = 0  # units of ours that were seen to run at once
         self._extra = 1  # units beyond that may be in flight
         self._stale = 0  # submissions in flight from before the last refusal: they prove little
@@ -115,7 +118,7 @@ class Account:
         fall = self._window.accept(now, self.weight(kind), rate_limit)
         if fall is not None and alone and kind not in self._told:
             # Others on the account make the window fall by more: the least is the weight.
-            self._weights[kind] = min(fall, self._weights.get(kind, fall))
+            self._weigh(kind, min(fall, self._weights.get(kind, fall)))
         units = self._units(self._running)
         if units > self._allowed:
             self._allowed = units
@@ -125,13 +128,17 @@ class Account:
 
     def refuse(self, kind: Kind, now: float, error: APIStatusError) -> None:
         """Note that it was refused with a 429."""
+        is_stale = self._stale > 0
         self._settle(kind)
         self._failures = 0
         if not is_full(error):
-            self._quiet_until = max(self._quiet_until, now + (error.retry_after or 1.0))
+            pause = max(error.retry_after or 0.0, SHORTEST_HINT)
+            self._quiet_until = max(self._quiet_until, now + pause)
             self._window.refuse(now)
             return
         self._learn(kind, error.detail or "")
+        if is_stale:
+            return  # it was sent together with the one before: no second sign of a full account
         running = self._units(self._running)
         total = running + self._units(self._in_flight) + self.weight(kind)
         if self._limit is not None and total > self._limit:
@@ -142,12 +149,12 @@ class Account:
             self._allowed, interval = running, self._probe_interval
             self._probe_interval = min(2 * self._probe_interval, LAST_PROBE)
         self._extra, self._stale = 1, self.in_flight
-        wanted = LAST_PROBE if error.retry_after is None else error.retry_after
-        self._probe_at = now + min(wanted, interval)
+        wanted = error.retry_after or 0.0
+        self._probe_at = now + (min(wanted, interval) if wanted >= SHORTEST_HINT else interval)
 
     def cannot_fit(self, kind: Kind) -> bool:
-        """True where the account named a limit that is below the weight of such a request."""
-        return self._limit is not None and self.weight(kind) > self._limit
+        """True where the account named both a limit and the weight of such a request above it."""
+        return self._limit is not None and kind in self._told and self.weight(kind) > self._limit
 
     def fail(self, kind: Kind, now: float, *, unreachable: bool = False) -> None:
         """Note that it was not accepted, for another reason; if unreachable, all pause a while."""
@@ -200,11 +207,18 @@ class Account:
         return sum(self.weight(kind) * number for kind, number in generations.items())
 
     def _learn(self, kind: Kind, detail: str) -> None:
-        if limit := _LIMIT.search(detail):
-            self._limit = int(limit[1])
-        if needs := _NEEDS.search(detail):
-            self._weights[kind] = max(1, int(needs[1]))
+        limit, needs = _LIMIT.search(detail), _NEEDS.search(detail)
+        self._limit = int(limit[1]) if limit else None
+        if needs:
+            self._weigh(kind, max(1, int(needs[1])))
             self._told.add(kind)
+
+    def _weigh(self, kind: Kind, weight: int) -> None:
+        is_lighter = weight < self.weight(kind)
+        self._weights[kind] = weight
+        if is_lighter:  # what was proven was counted in units that were too small
+            self._allowed = min(self._allowed, self._units(self._running))
+            self._extra = 1
 
 
 class _Window:
