@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from luma_poll._arguments import check_generation_id
 from luma_poll._running.account import Account
 from luma_poll._running.events import RunReporter
 from luma_poll._running.outstanding import Outstanding
@@ -18,7 +19,7 @@ from luma_poll._running.requests import Request
 from luma_poll._running.resubmission import ends_all, is_refusal, may_try_again
 from luma_poll._running.run import Run
 from luma_poll._translation import translate_error, warn_if_accepted
-from luma_poll.errors import APIError, ConfigurationError, RateLimitError
+from luma_poll.errors import APIError, ConfigurationError, InvalidResponseError, RateLimitError
 from luma_poll.models import Generation, as_generation, snapshot_rate_limit
 
 
@@ -139,11 +140,14 @@ class Submitter:
 
     async def _create(self, request: Request) -> Generation | APIError:
         try:
-            return as_generation(await self._client.generations.create(**request.params))
+            return _checked(as_generation(await self._client.generations.create(**request.params)))
         except Exception as error:
             translated = translate_error(error)
             if translated is None:
                 raise
+            if isinstance(translated, InvalidResponseError) and translated.generation_id:
+                # Accepted, in an answer of which nothing else was readable: polls tell the rest.
+                return _checked(Generation(id=translated.generation_id, state="queued"))
             if translated is not error:
                 translated.__cause__ = error.with_traceback(None)
             warn_if_accepted(translated)
@@ -175,3 +179,14 @@ class Submitter:
         saved = await self._recorder.accept(run.record, attempt, answer.id)
         self._reporter.report(run.event("submitted"))
         return saved
+
+
+def _checked(generation: Generation) -> Generation | APIError:
+    """The generation, if its id is one that can be waited for."""
+    try:
+        check_generation_id(generation.id)
+    except ConfigurationError as error:
+        unusable = InvalidResponseError(f"the answer has an id that cannot be one: {error}")
+        warn_if_accepted(unusable)
+        return unusable
+    return generation

@@ -10,12 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
+import luma_agents
 import pytest
 import trio
 from tenacity import wait_fixed
 from trio.testing import MockClock
 
-from luma_poll import Generation, Journal, Poller, RateLimitError, Runner
+from luma_poll import (
+    Generation,
+    InvalidResponseError,
+    Journal,
+    LumaClient,
+    Poller,
+    RateLimitError,
+    Runner,
+)
+from tests.fakes import ID, OUTPUT
 from tests.running.fakes import FakeAccount
 from tests.virtual_time import VirtualTimeLoop
 
@@ -142,3 +153,71 @@ def test_the_times_of_one_event_loop_mean_nothing_in_the_next() -> None:
     for refusal in ("Rate limit exceeded", "Too many concurrent jobs"):
         trio.run(first, refusal, clock=MockClock(autojump_threshold=0))
         trio.run(second, clock=MockClock(autojump_threshold=0))
+
+
+# --- answers that are hardly readable ------------------------------------------------------------
+
+
+class Unreadable:
+    """The API over HTTP: accepts a submission with this answer, and completes it."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(201, json=self.answer)
+        return httpx.Response(200, json={"id": ID, "state": "completed", "output": OUTPUT})
+
+
+@pytest.mark.parametrize("official", [True, False])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"id": ID},
+        {"id": ID, "state": None},
+        {"id": ID, "state": "completed", "output": [{"url": None}]},
+    ],
+)
+@pytest.mark.asyncio  # in real time: the SDK looks up its headers in a thread
+async def test_the_id_in_an_answer_that_is_otherwise_unreadable_is_not_lost(
+    answer: Any, official: bool
+) -> None:
+    """It was accepted, and is billed: it is waited for."""
+    async with httpx.AsyncClient(transport=httpx.MockTransport(Unreadable(answer))) as http_client:
+        client: Any = (luma_agents.AsyncLuma if official else LumaClient)(
+            auth_token="luma-api-x", http_client=http_client
+        )
+        runner = Runner(client, Poller(client, wait=wait_fixed(0.01)))
+        (result,) = await runner.run_all(["a red fox"])
+    assert result.ok
+    assert result.submitted == [ID]
+
+
+@pytest.mark.anyio
+async def test_a_submission_by_hand_tells_the_id_too() -> None:
+    """In the error, whose note says what to do with it."""
+    transport = httpx.MockTransport(Unreadable({"id": ID}))
+    async with httpx.AsyncClient(transport=transport) as http_client:
+        client = LumaClient(auth_token="luma-api-x", http_client=http_client)
+        with pytest.raises(InvalidResponseError, match=ID) as caught:
+            await client.generations.create("a red fox")
+    assert caught.value.generation_id == ID
+    assert caught.value.may_have_been_accepted
+    assert "do not submit it again" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("unusable", ["", "..", "x" * 2000, None, 7])
+@pytest.mark.anyio
+async def test_an_id_that_cannot_be_one_is_an_unreadable_answer(unusable: Any) -> None:
+    """And not a mistake of the caller's: the generation may be running."""
+    transport = httpx.MockTransport(Unreadable({"id": unusable, "state": "queued"}))
+    async with httpx.AsyncClient(transport=transport) as http_client:
+        client = LumaClient(auth_token="luma-api-x", http_client=http_client)
+        runner = Runner(client)
+        (result,) = await runner.run_all(["a red fox"])
+    assert isinstance(result.error, InvalidResponseError)
+    assert result.error.may_have_been_accepted
+    assert len(str(result.error)) < 500
+    assert "before you submit it again" in result.error.__notes__[0]
+    assert (result.submitted, repr(runner)) == ([], IDLE)
