@@ -295,14 +295,15 @@ class Runner:
 
     async def _start(self, run: Run) -> Generation | str:
         """Submit it, or find that it was; returns its first snapshot, or its id."""
-        attempts = len(run.submitted)
-        step = await self._recorder.next_step(run.record, attempts, self._max_attempts)
+        step = await self._recorder.next_step(run.record, run.submitted, self._max_attempts)
+        run.submitted[:] = step.submitted
         if isinstance(step, Submit):
             return await self._submitter.submit(run, step.attempt)
         run.take_next()
-        run.submitted[:] = step.submitted
         if isinstance(step, Raise):
             raise step.error
+        if run.failure is not None and run.failure.generation.id == step.generation_id:
+            raise run.failure  # its end is not recorded as a failure, so it is not submitted again
         now = anyio.current_time()
         run.begin_timeout(now)
         kind = run.request.kind

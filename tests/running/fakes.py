@@ -73,6 +73,10 @@ class FakeAccount:
         """Begin anew with nothing running, as the clock does."""
         self._jobs.clear()
 
+    def end_otherwise(self, generation_id: str, fields: dict[str, Any]) -> None:
+        """Answer with another end from now on."""
+        self._endings[generation_id] = fields
+
     async def create(self, **params: Any) -> Generation:
         await anyio.sleep(self.latency / 2)
         now = self.clock()
