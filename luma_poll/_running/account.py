@@ -230,14 +230,18 @@ class _Window:
         self._share: int | None = None  # units of ours that were in it when it was full
         self._refused = -math.inf
         self._may_ask = False  # once, when the time comes that a refusal named
-        self._recent = deque[tuple[float, int]]()  # ours: when they leave the window, and weights
+        # Ours that were in it at the last answer: when each leaves it, and its weight.
+        self._recent = deque[tuple[float, int]]()
+        self._used = 0  # units of these
 
     def accept(self, now: float, weight: int, rate_limit: RateLimit | None) -> int | None:
         """Note an accepted submission; returns its weight, if the window's fall shows it."""
-        while self._recent and self._recent[0][0] <= self._answered:
-            self._recent.popleft()
-        before, none_left = self._remaining, self._left_by(now) == 0
+        before, number = self._remaining, len(self._recent)
+        while self._recent and self._recent[0][0] <= now:
+            self._used -= self._recent.popleft()[1]
+        none_left = len(self._recent) == number
         self._recent.append((now + WINDOW, weight))
+        self._used += weight
         self._answered, self._may_ask = now, False
         self._remaining = None if rate_limit is None else rate_limit.remaining
         if before is None or self._remaining is None or not none_left:
@@ -250,11 +254,10 @@ class _Window:
         if self._may_ask and not in_flight:
             return -math.inf
         weight += in_flight
-        in_it = [(leaves, units) for leaves, units in self._recent if leaves > self._answered]
-        room = self._room(sum(units for _, units in in_it))
+        room = self._room()
         if room >= weight:
             return -math.inf
-        for leaves, units in in_it:
+        for leaves, units in self._recent:
             room += units
             if room >= weight:
                 return leaves
@@ -265,14 +268,10 @@ class _Window:
         self._refused, self._may_ask = now, True
         self._share = sum(units for leaves, units in self._recent if leaves > now)
 
-    def _room(self, used: int) -> float:
+    def _room(self) -> float:
         if self._remaining is not None:
             return self._remaining
         if self._share is None:
             return math.inf
         # What is learned from a refusal is forgotten slowly: one more is tried after each minute.
-        return self._share + max(0.0, self._answered - self._refused) // WINDOW - used
-
-    def _left_by(self, now: float) -> int:
-        """Units of ours that have left the window since the last answer."""
-        return sum(units for leaves, units in self._recent if self._answered < leaves <= now)
+        return self._share + max(0.0, self._answered - self._refused) // WINDOW - self._used

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from luma_poll._running.account import Account, Kind
@@ -30,7 +31,8 @@ class Outstanding:
 
     def __init__(self, account: Account) -> None:
         self._account = account
-        self._unfinished: dict[str, tuple[float, AnyRequest]] = {}
+        # Ordered, as those of a plain dict would be slow to take from its front.
+        self._unfinished = OrderedDict[str, tuple[float, AnyRequest]]()
         self._awaited: dict[str, _Awaited] = {}
 
     @property
@@ -41,9 +43,8 @@ class Outstanding:
     def begin_loop(self, now: float) -> None:
         """Wait for nothing that ran in another event loop, whose clock may have been another."""
         self._awaited.clear()
-        self._unfinished = {
-            generation_id: (now, request) for generation_id, request in self.requests.items()
-        }
+        for generation_id, request in self.requests.items():
+            self._unfinished[generation_id] = now, request
 
     def add(self, generation_id: str, given: AnyRequest, kind: Kind, now: float) -> bool:
         """Note that a run waits for it. False if another one does already."""
@@ -51,12 +52,10 @@ class Outstanding:
         awaited.runs += 1
         if awaited.runs > 1:
             return False
-        for old, (since, _) in list(self._unfinished.items()):
-            if now - since < LONGEST_RUN:
-                break  # those behind it are younger
-            del self._unfinished[old]
-        self._unfinished.pop(generation_id, None)
         self._unfinished[generation_id] = now, given
+        self._unfinished.move_to_end(generation_id)
+        while now - next(iter(self._unfinished.values()))[0] >= LONGEST_RUN:
+            self._unfinished.popitem(last=False)
         return True
 
     def leave(self, generation_id: str, *, ended: bool) -> None:
