@@ -312,26 +312,34 @@ class Runner:
         return step.generation_id
 
     async def _wait(self, run: Run, generation: Generation | str) -> Generation:
-        """Wait for its end; returns the completed generation."""
+        """Wait for its end, and record it; returns the completed generation."""
+        generation_id = generation if isinstance(generation, str) else generation.id
+        try:
+            latest = await self._watch(run, generation)
+        except GenerationError as error:
+            self._leave(generation_id, ended=True)
+            run.latest = error.generation
+            await self._recorder.end(run.record, run.latest, error)
+            raise
+        except BaseException:
+            self._leave(generation_id, ended=False)
+            raise
+        self._leave(generation_id, ended=True)
+        await self._recorder.end(run.record, latest, None)
+        return latest
+
+    async def _watch(self, run: Run, generation: Generation | str) -> Generation:
         left = max(run.deadline - anyio.current_time(), 1e-3)
         timeout = None if left == math.inf else left
-        generation_id = generation if isinstance(generation, str) else generation.id
-        ended, error = False, None
-        try:
-            async with aclosing(self._poller.watch(generation, timeout=timeout)) as snapshots:
-                async for snapshot in snapshots:
-                    run.latest = snapshot
-            assert run.latest is not None, "watch ends with a terminal snapshot"
-            ended = True
-            return run.latest.raise_for_failure()
-        except GenerationError as failure:
-            ended, error, run.latest = True, failure, failure.generation
-            raise
-        finally:
-            self._outstanding.leave(generation_id, ended=ended)
-            self._submitter.queue.wake()
-            if ended and run.latest is not None:
-                await self._recorder.end(run.record, run.latest, error)
+        async with aclosing(self._poller.watch(generation, timeout=timeout)) as snapshots:
+            async for snapshot in snapshots:
+                run.latest = snapshot
+        assert run.latest is not None, "watch ends with a terminal snapshot"
+        return run.latest.raise_for_failure()
+
+    def _leave(self, generation_id: str, *, ended: bool) -> None:
+        self._outstanding.leave(generation_id, ended=ended)
+        self._submitter.queue.wake()
 
     def __repr__(self) -> str:
         return (
