@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
 from itertools import count
 from typing import Any
 
@@ -58,6 +59,7 @@ class Submitter:
 
     async def submit(self, run: Run, attempt: int) -> Generation:
         """Submit it in its turn, and where it was refused, in its next one."""
+        self._check(run.request)
         kind, give_up_at = run.request.kind, math.inf
         while True:
             with anyio.CancelScope(deadline=run.deadline) as waiting:
@@ -81,6 +83,13 @@ class Submitter:
                 if ends_all(answer):
                     self.queue.stop(answer)
                 raise answer
+
+    def _check(self, request: Request) -> None:
+        """Find parameters that this client does not take before anything is recorded or sent."""
+        try:
+            signature(self._client.generations.create).bind(**request.params)
+        except TypeError as error:
+            raise ConfigurationError(f"generations.create: {error}; nothing was sent") from None
 
     async def _post(self, run: Run, attempt: int) -> Generation | APIError:
         """Send one submission to its end, whoever cancels it: the answer has an id, or a bill.

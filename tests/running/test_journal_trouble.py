@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import luma_agents
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -271,3 +272,20 @@ def test_a_runner_without_a_journal_takes_any_key() -> None:
             await Runner(api_of()).run("a fox", key="x" * 1001)
 
     anyio.run(main)
+
+
+def test_a_parameter_that_the_client_does_not_take_is_the_callers_mistake(
+    path: Path, run: Run
+) -> None:
+    """Certainly not sent: with the official SDK, whose parameters are fixed, it left an unknown."""
+    client: Any = luma_agents.AsyncLuma(auth_token="luma-api-x", base_url="http://127.0.0.1:9")
+
+    async def main() -> None:
+        with Journal(path) as journal:
+            runner = Runner(client, journal=journal)
+            with pytest.raises(ConfigurationError, match="'aspect'"):
+                await runner.run("a fox", key="k", aspect="16:9")  # type: ignore[call-arg]
+            assert journal.entries() == []
+            assert repr(runner) == "Runner(running=0, in_flight=0, waiting=0)"
+
+    run(main)
