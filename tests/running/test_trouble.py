@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from contextlib import suppress
 from functools import partial
@@ -221,3 +222,22 @@ async def test_an_id_that_cannot_be_one_is_an_unreadable_answer(unusable: Any) -
     assert len(str(result.error)) < 500
     assert "before you submit it again" in result.error.__notes__[0]
     assert (result.submitted, repr(runner)) == ([], IDLE)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("seconds", [1, 5])
+def test_a_loop_that_was_closed_in_the_middle_leaves_nothing(seconds: float) -> None:
+    """Of a submission or a wait: the next loop has all slots, before and after it is collected."""
+    api = FakeAccount(latency=2, duration=10)
+    runner = Runner(api, max_running=1)
+    loop = VirtualTimeLoop()
+    tasks = [loop.create_task(runner.run("a red fox")) for _ in range(2)]
+    loop.run_until_complete(asyncio.sleep(seconds))
+    loop.close()
+    for _ in range(2):
+        with asyncio.Runner(loop_factory=VirtualTimeLoop) as next_loop:
+            next_loop.run(asyncio.wait_for(runner.run("a grey owl"), 100))
+        assert repr(runner) == IDLE
+        tasks.clear()
+        gc.collect()
+    assert repr(runner) == IDLE
