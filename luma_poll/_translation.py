@@ -170,6 +170,11 @@ def _hint(status: int, generation_id: str | None, base_url: str) -> str:
 
 
 def classes(*names: str) -> tuple[type[BaseException], ...]:
+    """The exceptions with these names of httpx, httpx2, the official SDK and aiohttp."""
+    return classes_named(*names)
+
+
+def classes_named(*names: str) -> tuple[type[Any], ...]:
     """The classes with these names in httpx, httpx2, the official SDK and aiohttp, if imported."""
     modules = [sys.modules.get(name) for name in ("httpx", "httpx2", "luma_agents", "aiohttp")]
     return tuple(

@@ -318,6 +318,10 @@ class Poller:
         # open for as long as the caller likes, and a wait that has ended would count as one.
         yield last
 
+    def _set_max_rate(self, max_rate: float | None) -> None:
+        """For a fleet, which divides its rate by the workers that are alive."""
+        self._streams.set_max_rate(max_rate)
+
     def __repr__(self) -> str:
         return f"Poller({self._streams.summary()})"
 

@@ -17,8 +17,10 @@ WINDOW = 60.0
 """Seconds: the API counts the submissions of the last minute (rate-limits guide)."""
 FIRST_PROBE = 15.0
 """Seconds after a refusal until more is tried than the account is known to allow."""
-LAST_PROBE = 60.0
-"""The most that this grows to: the `Retry-After` of a full account."""
+LAST_PROBE = 30.0
+"""The most that this grows to, after refusals of which others on the account may be the reason."""
+FULL_PROBE = 60.0
+"""Seconds until then where ours alone fill the account: the `Retry-After` of a full one."""
 
 SHORTEST_HINT = 1.0
 """Seconds: no `Retry-After` of the API is shorter."""
@@ -143,7 +145,7 @@ class Account:
         total = running + self._units(self._in_flight) + self.weight(kind)
         if self._limit is not None and total > self._limit:
             # Ours alone fill it. To try for more before long would be to doubt its own words.
-            self._allowed, interval = self._limit, LAST_PROBE
+            self._allowed, interval = self._limit, FULL_PROBE
         else:
             # Others share the account, or it named no limit: what runs is what fits.
             self._allowed, interval = running, self._probe_interval

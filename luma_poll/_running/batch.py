@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -12,6 +13,7 @@ from luma_poll._polling.batch import iterate
 from luma_poll._running.requests import AnyRequest
 from luma_poll._running.resubmission import ends_all
 from luma_poll._running.results import RunResult
+from luma_poll.errors import LumaError
 
 
 class Batch:
@@ -20,6 +22,9 @@ class Batch:
     Args:
         run: Runs a request; calls `take_next` once, as soon as the next one may be taken.
         seconds: The timeout of each; None for no limit.
+
+    Attributes:
+        refusal: Of one that every other submission would meet, too; None as long as there is none.
     """
 
     def __init__(
@@ -30,7 +35,7 @@ class Batch:
         self.seconds = math.inf if seconds is None else seconds
         self._run = run
         self._next = Alarm()
-        self._refusal: Exception | None = None
+        self.refusal: LumaError | None = None
         self._digests = Counter[str]()
 
     async def take(self, requests: object) -> AsyncGenerator[AnyRequest]:
@@ -46,13 +51,18 @@ class Batch:
 
     async def run(self, given: AnyRequest) -> RunResult:
         """Run one; it is not sent after a refusal that every submission would meet."""
-        if self._refusal is not None:
+        if self.refusal is not None:
             self.take_next()
-            return RunResult(given, None, self._refusal)
+            return RunResult(given, None, self.refusal)
         result = await self._run(given, self)
-        if ends_all(result.error):
-            self._refusal = result.error
+        if self.refusal is None and ends_all(result.error):  # of another batch of the runner
+            self.refusal = result.error
         return result
+
+    def check(self) -> None:
+        """Raise the refusal that every submission would meet."""
+        if self.refusal is not None:
+            raise copy.copy(self.refusal)
 
     def key_of(self, digest: str) -> str:
         """A key for a request without one; requests that are alike are numbered."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from luma_poll._running.store import JournalEntry
 from luma_poll.errors import (
@@ -24,7 +24,7 @@ from luma_poll.models import Generation
 _OF_THE_ACCOUNT = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError)
 
 
-def ends_all(error: Exception | None) -> bool:
+def ends_all(error: object) -> TypeGuard[APIError]:
     """True for a refusal of a submission that the next one would meet, too."""
     return isinstance(error, _OF_THE_ACCOUNT) and error.generation_id is None
 

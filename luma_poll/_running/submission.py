@@ -62,6 +62,7 @@ class Submitter:
         self._check(run.request)
         kind, give_up_at = run.request.kind, math.inf
         while True:
+            run.batch.check()
             with anyio.CancelScope(deadline=run.deadline) as waiting:
                 await self.queue.acquire(run.place, kind)
             if waiting.cancelled_caught:
@@ -80,8 +81,6 @@ class Submitter:
                 run.place = next(self._numbers)  # behind the others: each of them may as well try
                 self._reporter.report(run.event("unreachable", answer))
             else:
-                if ends_all(answer):
-                    self.queue.stop(answer)
                 raise answer
 
     def _check(self, request: Request) -> None:
@@ -164,6 +163,11 @@ class Submitter:
 
     def _count(self, run: Run, answer: Generation | APIError) -> None:
         """Note what a submission's answer says of the account."""
+        if ends_all(answer):
+            # In one step, so that nobody has a turn between: neither those that wait for one, nor
+            # those of the batch that are about to.
+            self.queue.stop(answer)
+            run.batch.refusal = answer
         account, kind, now = self._account, run.request.kind, anyio.current_time()
         if isinstance(answer, Generation):
             account.accept(kind, now, snapshot_rate_limit(answer))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luma_poll import RateLimitError
-from luma_poll._running.account import LAST_PROBE, Account
+from luma_poll._running.account import FULL_PROBE, Account
 from luma_poll.models import RateLimit
 
 LIGHT = ("uni-1", "image")
@@ -156,7 +156,7 @@ def test_where_others_use_up_the_minute_a_refusal_says_until_when() -> None:
 
 
 def test_what_is_learned_is_forgotten_slowly() -> None:
-    """After a pause that doubles up to a minute, one more is tried; when it succeeds, more."""
+    """After a pause that doubles once, one more is tried; when it succeeds, more."""
     account = Account()
     for _ in range(4):
         submit(account)
@@ -166,7 +166,7 @@ def test_what_is_learned_is_forgotten_slowly() -> None:
         account.refuse(LIGHT, now, full())
         pauses.append(account.may_submit_at(LIGHT) - now)
         now += pauses[-1]
-    assert pauses == [15.0, 30.0, 60.0, 60.0]
+    assert pauses == [15.0, 30.0, 30.0, 30.0]
     submit(account, now)
     assert room(account, now)
 
@@ -178,7 +178,7 @@ def test_a_limit_of_the_whole_account_is_not_doubted_soon() -> None:
         submit(account)
     account.begin(LIGHT)
     account.refuse(LIGHT, 0.0, full(SHORT.format(limit=10)))
-    assert account.may_submit_at(LIGHT) == LAST_PROBE
+    assert account.may_submit_at(LIGHT) == FULL_PROBE
 
 
 def test_a_request_that_can_never_fit_is_known() -> None:
@@ -287,7 +287,7 @@ def test_any_account_is_used_and_never_besieged(
             sum(each[2] for each in running) + taken_by_others + (todo[0][1] if todo else math.inf)
         )
         idle = idle + 1 if fits <= capacity else 0
-        assert idle <= LAST_PROBE
+        assert idle <= FULL_PROBE
         now += 1
         assert now < 20_000, "it never ends"
     ends = len(weights) + len(others)
@@ -313,7 +313,7 @@ def test_other_numbers_are_no_limit(text: str) -> None:
     account.begin(HEAVY)
     account.refuse(HEAVY, 0.0, full(f"{text}; this request needs 3"))
     assert not account.cannot_fit(HEAVY)
-    assert account.may_submit_at(LIGHT) < LAST_PROBE  # as where no limit is named
+    assert account.may_submit_at(LIGHT) < FULL_PROBE  # as where no limit is named
 
 
 def test_a_limit_counts_as_long_as_refusals_name_it() -> None:
