@@ -43,6 +43,7 @@ from luma_poll.sandbox import Sandbox
 PAGE = Path(__file__).with_suffix(".html")
 SANDBOX_KEY = "luma-api-sandbox"  # as `luma-poll sandbox` prints it; Luma's API refuses it
 SANDBOX_SPEED = 4  # times as fast as real generations
+API_KEY = os.environ.get("LUMA_AGENTS_API_KEY", "")
 JOURNAL = os.environ.get("LUMA_JOURNAL", "luma-journal.db")
 
 
@@ -62,6 +63,10 @@ class Submissions:
         self._runner, self._journal, self._tasks = runner, runner.journal, tasks
         self._running: set[str] = set()
         self._failures: dict[str, LumaError] = {}
+        # What the process before this one has begun. The journal cuts prompts of more than 2,000
+        # characters: these are refused as different ones, and only watched by the page.
+        for entry in self._journal.entries("running"):
+            self.start(entry.key, entry.request["prompt"])
 
     def start(self, key: str, prompt: str) -> None:
         """Submit it when there is room, unless it has been."""
@@ -111,10 +116,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[Mapping[str, object]]:
     async with AsyncExitStack() as stack:
         open_client: Callable[[], LumaClient] = LumaClient
         options, journal = PollerOptions(timeout=300), JOURNAL
-        if not os.environ.get("LUMA_AGENTS_API_KEY"):
+        if billing(API_KEY, "") == "sandbox":
+            options["wait"] = wait_fixed(0.5)
+        if not API_KEY:
             base_url = await stack.enter_async_context(Sandbox(speed=SANDBOX_SPEED).serve())
             open_client = partial(LumaClient, SANDBOX_KEY, base_url=base_url)
-            options["wait"] = wait_fixed(0.5)
             # The generations of this sandbox end with it, so their journal does, too.
             journal = f"{stack.enter_context(TemporaryDirectory())}/journal.db"
         opened = luma_lifespan(open_client, journal=journal, **options)(app)
@@ -147,7 +153,7 @@ def billing(key: str, base_url: str) -> str:
 @app.get("/", response_class=HTMLResponse)
 async def page(client: ClientDep) -> str:
     """The page itself."""
-    mode = billing(os.environ.get("LUMA_AGENTS_API_KEY", ""), client.base_url)
+    mode = billing(API_KEY, client.base_url)
     host = urlsplit(client.base_url).hostname or ""
     return (
         PAGE.read_text()
