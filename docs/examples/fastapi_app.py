@@ -216,15 +216,15 @@ class Server(uvicorn.Server):
     """uvicorn does not tell an app that it stops before all requests have ended. This does."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the streams; browsers come back by themselves. Submissions get their answers."""
+        """End the streams; browsers come back by themselves."""
         streams.stop()
         await super().shutdown(sockets)
 
 
 if __name__ == "__main__":
     port = int(os.environ.get("PORT", "8000"))
-    # A submission may take as long as the client lets it: to cancel it would lose its id.
-    config = uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=30)
+    # The limit is for requests only: the lifespan waits for submissions as long as it takes.
+    config = uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5)
     print(f"Open http://127.0.0.1:{port} (Ctrl-C ends it)")  # noqa: T201
     with suppress(KeyboardInterrupt):
         Server(config).run()
