@@ -1,9 +1,9 @@
 """A schedule that learns how long generations take, and polls when they are likely to end.
 
-With the hazard rate h(t) of the end at age t, and c the seconds of delay that one request is worth,
-the best density of polls is about sqrt(h(t) / 2c) (J. B. Keller, "Optimum checking schedules for
-systems subject to random failure", Management Science 21, 1974). The hazard rate comes from a
-histogram of ages at the end, over logarithmic bins: a prior, and what was observed.
+Ages at the end are counted in a histogram over logarithmic bins. With what is known beforehand it
+gives the chance of an end in each bin, and dynamic programming the polls that cost least for it
+(R. E. Barlow, L. C. Hunter and F. Proschan, "Optimum checking procedures", Journal of the Society
+for Industrial and Applied Mathematics 11, 1963).
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import json
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from operator import mul
+from statistics import NormalDist
 from typing import Any, Self
 
 from tenacity import RetryCallState
@@ -23,44 +26,64 @@ from luma_poll._arguments import check_positive
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import LONGEST_AGE, Generation
 
-BINS = 120
-STEP = math.log(LONGEST_AGE) / BINS
-AGES = [0.0, *(math.exp(STEP * number) for number in range(BINS + 1))]
-"""Seconds. Between them lie the bins: one to 1 s, then each 7 % longer."""
-EDGES = [*AGES, math.inf]
-"""A last bin is for whatever is beyond an hour."""
+BINS = 122
+STEP = math.log(LONGEST_AGE) / (BINS - 2)
+LOGS = [-math.inf, *(STEP * number for number in range(BINS - 1)), math.inf]
+EDGES = [math.exp(log) for log in LOGS]
+"""Seconds. Between them lie the bins: one to 1 s, then each 7 % longer, one beyond an hour."""
+FINE = 6
+PLACES = [a + (b - a) * n / FINE for a, b in pairwise(EDGES[:-1]) for n in range(FINE)]
+"""Seconds: where a poll may be planned."""
 
-PRIOR_SCALE = 90.0
-PRIOR_WEIGHT = 3.0
-"""Observations that the prior is worth."""
-OTHERS_WEIGHT = 2.0
-"""Observations that all other kinds together are worth."""
-MEMORY = 150.0
-"""Observations after which one counts 1/e."""
-BANDWIDTH = 0.12
-"""Standard deviation of the logarithm of the age by which an observation is smoothed."""
-JITTER = 0.15
-"""Share of a gap, both ways."""
+# What is known of a model beforehand: seconds that half of its generations take (Luma's quickstart
+# and video guide, resellers' pages), and the standard deviation of their logarithm (a guess).
+PUBLISHED = {"uni-1": (30.0, 0.7), "uni-1-max": (69.0, 0.7), "ray-3.2": (60.0, 0.7)}
+UNKNOWN = (40.0, 0.9)
+
+# How much each thing counts, in ends that were seen.
+PRIOR_WEIGHT = 1.0  # what is known beforehand, when the curve is drawn
+CURVE_WEIGHT = 5.0  # the curve itself: it decides while few ends were seen
+DOUBT_WEIGHT = 0.6  # a heavy tail, for what nothing foretells: early failures and stragglers
+OTHERS_WEIGHT = 2.0  # all other kinds together, for a model of which nothing is known
+DOUBT = [(1 + a / 90) ** -2 - (1 + b / 90) ** -2 for a, b in pairwise(EDGES)]
+
+MEMORY, SHORT_MEMORY = 200.0, 10.0  # ends after which one counts 1/e
+CHANGE = 1 / 300  # chance at each end that generations take another time from now on
+BANDWIDTH = 0.16  # standard deviation of the logarithm of the age by which an end is smoothed
+KERNEL = [NormalDist(0, BANDWIDTH).pdf(STEP * number) * STEP for number in range(-7, 8)]
+JITTER = 0.15  # share of a gap, both ways
 MAX_KINDS = 64
 VERSION = 1
+NOTHING = (0.0,) * BINS
 
 Kind = tuple[str | None, str | None]
-Weights = list[float]
+Weights = Sequence[float]
+Line = tuple[float, float]  # minus its slope, and its height at 0
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The ends of one kind: all of them, those seen lately, and the odds that only these hold."""
+
+    ends: Weights = NOTHING
+    lately: Weights = NOTHING
+    odds: float = CHANGE
 
 
 class AdaptiveWait(wait_base):
     """A schedule that learns from each generation that ends: `Poller(client, wait=AdaptiveWait())`.
 
-    It estimates how long generations take, for each model and type, from a prior that fits the
-    times that Luma has published (images about 30 s, short videos under two minutes). A few ends
-    outweigh the prior, and old ones fade. All memory it needs is a few kilobytes a kind. Share one
-    between pollers, and keep it over a restart with `to_json`.
+    It estimates how long generations take, for each model and type. It begins with what has been
+    published for the model; a few ends outweigh that, old ones fade, and a sudden change is noticed
+    after one or two. All memory it needs is a few kilobytes a kind. Share one between pollers, and
+    keep it over a restart with `to_json`.
 
     It learns as a part of tenacity's sums and chains too. A function of your own that calls it has
     to pass `observe` on.
 
     Args:
-        request_cost: Seconds of delay that one request is worth. Less polls more often.
+        request_cost: Seconds of delay that one request is worth. A quarter of it is twice the
+            polls and half the delay: take less where each second of delay costs money.
         shortest: Seconds between two polls, at least.
         longest: Seconds between two polls, at most.
 
@@ -76,17 +99,18 @@ class AdaptiveWait(wait_base):
         self._longest = _seconds("longest", longest)
         if self._shortest > self._longest:
             raise ConfigurationError(f"shortest ({shortest:g} s) exceeds longest ({longest:g} s)")
-        self._kinds: dict[Kind, Weights] = {}  # the most recently observed last
-        self._all: Weights = [0.0] * len(PRIOR)
+        self._kinds: dict[Kind, _Seen] = {}  # the most recently observed last
+        self._all = NOTHING
         self._plans: dict[Kind | None, Weights] = {}
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """Seconds until the next poll."""
         plan = self._plan(_kind_of(retry_state))
         age = max(0.0, retry_state.seconds_since_start or 0.0)
-        polls = _interpolate(AGES, plan, age) + random.uniform(1 - JITTER, 1 + JITTER)
-        gap = _interpolate(plan, AGES, polls) - age
-        return min(max(gap, self._shortest), self._longest)
+        gap = _gap(plan, age)
+        # After a long gap to where an end is likely, the gaps are short: so is the jitter.
+        jitter = random.uniform(-JITTER, JITTER) * min(gap, 2 * _gap(plan, age + gap))
+        return min(max(gap + jitter, self._shortest), self._longest)
 
     def observe(self, generation: Generation, *, after: float, by: float) -> None:
         """Learn from a generation that has ended. The poller calls it.
@@ -97,21 +121,31 @@ class AdaptiveWait(wait_base):
             by: Seconds: the age at which it was known to have ended.
         """
         kind = (generation.model, generation.type)
-        seen = _smoothed(_between(self._estimate(kind), max(0.0, after), by))
-        own = self._kinds.pop(kind, [0.0] * len(PRIOR))
-        self._kinds[kind] = _faded(own, seen)
-        self._all = _faded(self._all, seen)
+        seen = self._kinds[kind] = self._kinds.pop(kind, _Seen())
+        # Two explanations, and Bayes' rule (A. N. Shiryaev, "On optimum methods in quickest
+        # detection problems", Theory of Probability and Its Applications 8, 1963): all ends tell
+        # how long it takes, or there was a change and only those seen lately do.
+        usual, end = _between(self._chances(kind, seen.ends), after, by)
+        changed, lately = _between(self._chances(kind, seen.lately), after, by)
+        seen.odds = (seen.odds + CHANGE) * changed / usual
+        seen.ends = _faded(seen.ends, end, MEMORY)
+        seen.lately = _faded(seen.lately, lately, SHORT_MEMORY)
+        if seen.odds > 1:
+            seen.ends = seen.lately
+        if not 2 * CHANGE <= seen.odds <= 1:
+            seen.lately, seen.odds = NOTHING, CHANGE
+        self._all = _faded(self._all, end, MEMORY)
         if len(self._kinds) > MAX_KINDS:
             del self._kinds[next(iter(self._kinds))]
         self._plans.clear()
 
     def to_json(self) -> str:
-        """Everything that was learned, as text for `from_json`."""
-        kinds = [
-            {"model": model, "type": type_, "weights": [round(weight, 6) for weight in weights]}
-            for (model, type_), weights in self._kinds.items()
-        ]
+        """Everything that was learned (but not a mere suspicion of a change) for `from_json`."""
         everything = [round(weight, 6) for weight in self._all]
+        kinds = [
+            {"model": model, "type": type_, "weights": [round(weight, 6) for weight in seen.ends]}
+            for (model, type_), seen in self._kinds.items()
+        ]
         return json.dumps({"version": VERSION, "all": everything, "kinds": kinds})
 
     @classmethod
@@ -133,7 +167,7 @@ class AdaptiveWait(wait_base):
                 raise ValueError(f"it has version {learned['version']!r}, not {VERSION}")
             restored._all = _checked(learned["all"])
             restored._kinds = {
-                (entry["model"], entry["type"]): _checked(entry["weights"])
+                (entry["model"], entry["type"]): _Seen(_checked(entry["weights"]))
                 for entry in learned["kinds"][-MAX_KINDS:]
             }
         except (ValueError, LookupError, TypeError) as error:
@@ -143,25 +177,28 @@ class AdaptiveWait(wait_base):
         return restored
 
     def _plan(self, kind: Kind | None) -> Weights:
-        """How many polls there are to be up to each of AGES."""
-        if kind not in self._kinds:
-            kind = None
+        """The time of the next poll after one at each of PLACES."""
+        if kind not in self._kinds and (kind is None or kind[0] not in PUBLISHED):
+            kind = None  # it is taken to be like all others
         if kind not in self._plans:
-            self._plans[kind] = _planned(self._estimate(kind), self._cost)
+            seen = _Seen(self._all) if kind is None else self._kinds.get(kind, _Seen())
+            usual, changed = self._chances(kind, seen.ends), self._chances(kind, seen.lately)
+            share = seen.odds / (1 + seen.odds)
+            chances = [a + share * (b - a) for a, b in zip(usual, changed, strict=True)]
+            self._plans[kind] = _planned(chances, self._cost)
         return self._plans[kind]
 
-    def _estimate(self, kind: Kind | None) -> Weights:
-        """How many of some observations end in each bin."""
-        own = self._kinds.get(kind) if kind is not None else None
-        if own is None:
-            return [
-                PRIOR_WEIGHT * prior + seen for prior, seen in zip(PRIOR, self._all, strict=True)
-            ]
-        share = OTHERS_WEIGHT / max(sum(self._all), OTHERS_WEIGHT)
-        return [
-            PRIOR_WEIGHT * prior + share * others + seen
-            for prior, others, seen in zip(PRIOR, self._all, own, strict=True)
+    def _chances(self, kind: Kind | None, ends: Weights) -> Weights:
+        """How likely an end is in each bin, if `ends` are what was seen."""
+        known = PUBLISHED.get(kind[0] or "") if kind else None
+        curve = _curve(ends, *(known or UNKNOWN))
+        others = 0.0 if known or not kind else OTHERS_WEIGHT / max(sum(self._all), OTHERS_WEIGHT)
+        parts = [
+            seen + CURVE_WEIGHT * drawn + DOUBT_WEIGHT * doubt + others * other
+            for seen, drawn, doubt, other in zip(ends, curve, DOUBT, self._all, strict=True)
         ]
+        total = sum(parts)
+        return [part / total for part in parts]
 
 
 def _seconds(name: str, value: float) -> float:
@@ -178,78 +215,91 @@ def _kind_of(state: RetryCallState) -> Kind | None:
     return (latest.model, latest.type) if isinstance(latest, Generation) else None
 
 
-def _planned(weights: Weights, cost: float) -> Weights:
-    left = sum(weights)
-    polls = [0.0]
-    for weight, (start, end) in zip(weights[:-1], pairwise(AGES), strict=True):
-        hazard = math.log(left / (left - weight))  # over the whole bin
-        polls.append(math.sqrt(hazard * (end - start) / (2 * cost)))
-        left -= weight
-    return list(accumulate(polls))
+def _gap(plan: Weights, age: float) -> float:
+    if age >= LONGEST_AGE:
+        return math.inf
+    place = bisect_right(PLACES, age) - 1
+    return plan[place] - PLACES[place]
 
 
-def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
-    """The height at `x` of the line through the points, continued beyond the last one."""
-    number = min(bisect_right(xs, x), len(xs) - 1)
-    x0, x1, y0, y1 = xs[number - 1], xs[number], ys[number - 1], ys[number]
-    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+def _planned(chances: Weights, cost: float) -> Weights:
+    """The time of the next poll after one at each of PLACES, so that all of them cost least.
+
+    From the last place back. With a share S(t) ended by t, a poll at t leaves to pay: cost for each
+    generation that has not ended, and the least, over all later u, of u (S(u) - S(t)) and what a
+    poll at u leaves. Each u is a straight line in S(t), and the lowest one moves only towards
+    smaller u: so it is enough to keep those that are lowest somewhere, and the time is linear.
+    """
+    ended = [0.0, *accumulate(chance / FINE for chance in chances[:-1] for _ in range(FINE))]
+    lines = [(LONGEST_AGE, LONGEST_AGE * ended.pop())]
+    plan, best = [], 0
+    for time, share in zip(reversed(PLACES), reversed(ended), strict=True):
+        best = min(best, len(lines) - 1)
+        while best + 1 < len(lines) and not _is_lower(lines[best], lines[best + 1], share):
+            best += 1
+        later, height = lines[best]
+        plan.append(later)
+        height += time * share + cost * (1 - share) - later * share
+        while len(lines) > 1 and _is_nowhere_lowest(lines[-1], lines[-2], (time, height)):
+            lines.pop()
+        lines.append((time, height))
+    return plan[::-1]
 
 
-def _between(weights: Weights, after: float, by: float) -> Weights:
-    """One observation that lies in an interval, shared out over its bins as `weights` says."""
+def _is_lower(line: Line, other: Line, x: float) -> bool:
+    return line[1] - line[0] * x < other[1] - other[0] * x
+
+
+def _is_nowhere_lowest(line: Line, left: Line, right: Line) -> bool:
+    return (right[1] - left[1]) * (left[0] - line[0]) <= (line[1] - left[1]) * (left[0] - right[0])
+
+
+def _curve(ends: Weights, median: float, spread: float) -> Weights:
+    """A log-normal through `ends`, and through what is known beforehand.
+
+    By its quartiles: the mean and the variance would follow a few early failures or stragglers.
+    """
+    middle, variance, count = math.log(median), spread**2, sum(ends)
+    if count > 0.01:
+        low, seen, high = _quartiles(ends)
+        width = max(0.0, ((high - low) / 1.349) ** 2 - BANDWIDTH**2)
+        share = count / (PRIOR_WEIGHT + count)
+        variance += share * (width - variance + (1 - share) * (seen - middle) ** 2)
+        middle += share * (seen - middle)
+    scale = math.sqrt(2 * variance)
+    below = [math.erf((log - middle) / scale) / 2 for log in LOGS]
+    return [b - a for a, b in pairwise(below)]
+
+
+def _quartiles(ends: Weights) -> Iterator[float]:
+    """Of the logarithm of the age."""
+    below = [0.0, *accumulate(ends)]
+    for share in (0.25, 0.5, 0.75):
+        target = share * below[-1]
+        number = bisect_right(below, target) - 1
+        yield STEP * max(0.0, number - 1 + (target - below[number]) / ends[number])
+
+
+def _between(chances: Weights, after: float, by: float) -> tuple[float, Weights]:
+    """The chance of an end in an interval, and one end in it: shared out by chance, smoothed."""
+    after = max(0.0, after)
+    by = max(after + 0.01, by)
     parts = [
-        weight * _overlap(start, end, after, by)
-        for weight, (start, end) in zip(weights, pairwise(EDGES), strict=True)
+        chance * max(0.0, min(end, by) - max(start, after)) / (end - start)
+        for chance, (start, end) in zip(chances[:-1], pairwise(EDGES[:-1]), strict=True)
     ]
-    total = sum(parts)
-    return [part / total for part in parts] if total else parts
+    total = sum(parts) + (beyond := chances[-1] * (by > LONGEST_AGE))
+    padded = [*NOTHING[:7], *parts, beyond, *NOTHING[:7]]
+    return total, [sum(map(mul, KERNEL, padded[n : n + 15])) / total for n in range(BINS)]
 
 
-def _overlap(start: float, end: float, after: float, by: float) -> float:
-    """The share of a bin that lies in an interval."""
-    common = min(end, by) - max(start, after)
-    if end == math.inf:
-        return float(by > start)
-    return max(0.0, common) / (end - start)
-
-
-def _smoothed(weights: Weights) -> Weights:
-    smooth = [0.0] * len(weights)
-    for number, weight in enumerate(weights):
-        if weight:
-            for offset, share in enumerate(KERNEL, number - len(KERNEL) // 2):
-                smooth[min(max(offset, 0), len(weights) - 1)] += weight * share
-    return smooth
-
-
-def _faded(old: Weights, seen: Weights) -> Weights:
-    keep = math.exp(-1 / MEMORY)
+def _faded(old: Weights, seen: Weights, memory: float) -> Weights:
+    keep = math.exp(-1 / memory)
     return [keep * before + now for before, now in zip(old, seen, strict=True)]
 
 
 def _checked(weights: Any) -> Weights:
     checked = [float(weight) for weight in weights]
-    if len(checked) != len(PRIOR) or not all(0 <= weight < 1e6 for weight in checked):
-        raise ValueError(f"there must be {len(PRIOR)} weights from 0 up")
+    if len(checked) != BINS or not all(0 <= weight < 1e6 for weight in checked):
+        raise ValueError(f"there must be {BINS} weights from 0 up")
     return checked
-
-
-def _prior() -> Weights:
-    """A heavy tail: the longer a generation has lasted, the longer it is taken to go on.
-
-    The density of polls that follows from it is close to that of DEFAULT_WAIT. Its median of 37 s
-    is between the 30 s of an image and the minute of a short video.
-    https://docs.agents.lumalabs.ai (quickstart; FAQ; video guide)
-    """
-    alive = [(1 + edge / PRIOR_SCALE) ** -2 for edge in EDGES]
-    return [before - after for before, after in pairwise(alive)]
-
-
-def _kernel() -> Weights:
-    reach = math.ceil(3 * BANDWIDTH / STEP)
-    heights = [math.exp(-0.5 * (n * STEP / BANDWIDTH) ** 2) for n in range(-reach, reach + 1)]
-    return [height / sum(heights) for height in heights]
-
-
-PRIOR = _prior()
-KERNEL = _kernel()
