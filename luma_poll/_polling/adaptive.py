@@ -35,30 +35,30 @@ FINE = 6
 PLACES = [a + (b - a) * n / FINE for a, b in pairwise(EDGES[:-1]) for n in range(FINE)]
 """Seconds: where a poll may be planned."""
 
-# What is known of a model beforehand: seconds that half of its generations take (Luma's quickstart
-# and video guide, resellers' pages), and the standard deviation of their logarithm (a guess).
-PUBLISHED = {"uni-1": (30.0, 0.7), "uni-1-max": (69.0, 0.7), "ray-3.2": (60.0, 0.7)}
-UNKNOWN = (40.0, 0.9)
+# Of a model beforehand: seconds that half of its generations take (Luma's quickstart and video
+# guide, resellers' pages); the standard deviation of their logarithm, and how many ends that is
+# worth (guesses: so wide that an error of factor two is no disaster).
+PUBLISHED = {"uni-1": (30.0, 0.7, 1.0), "uni-1-max": (69.0, 0.7, 1.0), "ray-3.2": (60.0, 0.7, 1.0)}
+UNKNOWN = (37.0, 1.5, 0.3)
 
 # How much each thing counts, in ends that were seen.
-PRIOR_WEIGHT = 1.0  # what is known beforehand, when the curve is drawn
-CURVE_WEIGHT = 5.0  # the curve itself: it decides while few ends were seen
+CURVE_WEIGHT = 5.0  # a log-normal curve through them: it decides while they are few
 DOUBT_WEIGHT = 0.6  # a heavy tail, for what nothing foretells: early failures and stragglers
 OTHERS_WEIGHT = 2.0  # all other kinds together, for a model of which nothing is known
 DOUBT = [(1 + a / 90) ** -2 - (1 + b / 90) ** -2 for a, b in pairwise(EDGES)]
 
 MEMORY, SHORT_MEMORY = 200.0, 10.0  # ends after which one counts 1/e
-CHANGE = 1 / 300  # chance at each end that generations take another time from now on
-BANDWIDTH = 0.16  # standard deviation of the logarithm of the age by which an end is smoothed
+CHANGE = 1 / 200  # chance at each end that generations take another time from now on
+BANDWIDTH = 0.12  # standard deviation of the logarithm of the age by which an end is smoothed
 KERNEL = [NormalDist(0, BANDWIDTH).pdf(STEP * number) * STEP for number in range(-7, 8)]
 JITTER = 0.15  # share of a gap, both ways
 MAX_KINDS = 64
 VERSION = 1
-NOTHING = (0.0,) * BINS
 
 Kind = tuple[str | None, str | None]
 Weights = Sequence[float]
 Line = tuple[float, float]  # minus its slope, and its height at 0
+NOTHING: Weights = (0.0,) * BINS
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ class AdaptiveWait(wait_base):
         if self._shortest > self._longest:
             raise ConfigurationError(f"shortest ({shortest:g} s) exceeds longest ({longest:g} s)")
         self._kinds: dict[Kind, _Seen] = {}  # the most recently observed last
-        self._all = NOTHING
+        self._all: Weights = NOTHING
         self._plans: dict[Kind | None, Weights] = {}
 
     def __call__(self, retry_state: RetryCallState) -> float:
@@ -109,7 +109,7 @@ class AdaptiveWait(wait_base):
         age = max(0.0, retry_state.seconds_since_start or 0.0)
         gap = _gap(plan, age)
         # After a long gap to where an end is likely, the gaps are short: so is the jitter.
-        jitter = random.uniform(-JITTER, JITTER) * min(gap, 2 * _gap(plan, age + gap))
+        jitter = random.uniform(-JITTER, JITTER) * min(gap, _gap(plan, age + gap))
         return min(max(gap + jitter, self._shortest), self._longest)
 
     def observe(self, generation: Generation, *, after: float, by: float) -> None:
@@ -121,7 +121,7 @@ class AdaptiveWait(wait_base):
             by: Seconds: the age at which it was known to have ended.
         """
         kind = (generation.model, generation.type)
-        seen = self._kinds[kind] = self._kinds.pop(kind, _Seen())
+        self._kinds[kind] = seen = self._kinds.pop(kind, _Seen())
         # Two explanations, and Bayes' rule (A. N. Shiryaev, "On optimum methods in quickest
         # detection problems", Theory of Probability and Its Applications 8, 1963): all ends tell
         # how long it takes, or there was a change and only those seen lately do.
@@ -254,7 +254,7 @@ def _is_nowhere_lowest(line: Line, left: Line, right: Line) -> bool:
     return (right[1] - left[1]) * (left[0] - line[0]) <= (line[1] - left[1]) * (left[0] - right[0])
 
 
-def _curve(ends: Weights, median: float, spread: float) -> Weights:
+def _curve(ends: Weights, median: float, spread: float, weight: float) -> Weights:
     """A log-normal through `ends`, and through what is known beforehand.
 
     By its quartiles: the mean and the variance would follow a few early failures or stragglers.
@@ -263,7 +263,7 @@ def _curve(ends: Weights, median: float, spread: float) -> Weights:
     if count > 0.01:
         low, seen, high = _quartiles(ends)
         width = max(0.0, ((high - low) / 1.349) ** 2 - BANDWIDTH**2)
-        share = count / (PRIOR_WEIGHT + count)
+        share = count / (weight + count)
         variance += share * (width - variance + (1 - share) * (seen - middle) ** 2)
         middle += share * (seen - middle)
     scale = math.sqrt(2 * variance)
