@@ -43,9 +43,11 @@ UNKNOWN = (37.0, 1.5, 0.3)
 
 # How much each thing counts, in ends that were seen.
 CURVE_WEIGHT = 5.0  # a log-normal curve through them: it decides while they are few
-DOUBT_WEIGHT = 0.6  # a heavy tail, for what nothing foretells: early failures and stragglers
 OTHERS_WEIGHT = 2.0  # all other kinds together, for a model of which nothing is known
-DOUBT = [(1 + a / 90) ** -2 - (1 + b / 90) ** -2 for a, b in pairwise(EDGES)]
+EARLY = NormalDist(math.log(3), 0.5)
+# For what no curve foretells: failures in the first seconds, and a heavy tail of stragglers.
+DOUBTS = [0.1 * EARLY.cdf(log) - 0.4 * (1 + math.exp(log) / 90) ** -2 for log in LOGS]
+DOUBT = [b - a for a, b in pairwise(DOUBTS)]
 
 MEMORY, SHORT_MEMORY = 200.0, 10.0  # ends after which one counts 1/e
 CHANGE = 1 / 200  # chance at each end that generations take another time from now on
@@ -194,7 +196,7 @@ class AdaptiveWait(wait_base):
         curve = _curve(ends, *(known or UNKNOWN))
         others = 0.0 if known or not kind else OTHERS_WEIGHT / max(sum(self._all), OTHERS_WEIGHT)
         parts = [
-            seen + CURVE_WEIGHT * drawn + DOUBT_WEIGHT * doubt + others * other
+            seen + CURVE_WEIGHT * drawn + doubt + others * other
             for seen, drawn, doubt, other in zip(ends, curve, DOUBT, self._all, strict=True)
         ]
         total = sum(parts)
@@ -266,8 +268,7 @@ def _curve(ends: Weights, median: float, spread: float, weight: float) -> Weight
         share = count / (weight + count)
         variance += share * (width - variance + (1 - share) * (seen - middle) ** 2)
         middle += share * (seen - middle)
-    scale = math.sqrt(2 * variance)
-    below = [math.erf((log - middle) / scale) / 2 for log in LOGS]
+    below = map(NormalDist(middle, math.sqrt(variance)).cdf, LOGS)
     return [b - a for a, b in pairwise(below)]
 
 
