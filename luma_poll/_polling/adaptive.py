@@ -14,7 +14,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from operator import mul
 from statistics import NormalDist
 from typing import Any, Self
@@ -159,8 +159,7 @@ class AdaptiveWait(wait_base):
             options: `request_cost`, `shortest` and `longest`, which are not part of the text.
 
         Raises:
-            ConfigurationError: The text is not of this version of `to_json`, or an option is
-                unusable.
+            ConfigurationError: The text is not from this `to_json`, or an option is unusable.
         """
         restored = cls(**options)
         try:
@@ -218,8 +217,6 @@ def _kind_of(state: RetryCallState) -> Kind | None:
 
 
 def _gap(plan: Weights, age: float) -> float:
-    if age >= LONGEST_AGE:
-        return math.inf
     place = bisect_right(PLACES, age) - 1
     return plan[place] - PLACES[place]
 
@@ -237,19 +234,17 @@ def _planned(chances: Weights, cost: float) -> Weights:
     plan, best = [], 0
     for time, share in zip(reversed(PLACES), reversed(ended), strict=True):
         best = min(best, len(lines) - 1)
-        while best + 1 < len(lines) and not _is_lower(lines[best], lines[best + 1], share):
-            best += 1
         later, height = lines[best]
+        for then, other in islice(lines, best + 1, None):
+            if other - then * share > height - later * share:
+                break
+            later, height, best = then, other, best + 1
         plan.append(later)
         height += time * share + cost * (1 - share) - later * share
         while len(lines) > 1 and _is_nowhere_lowest(lines[-1], lines[-2], (time, height)):
             lines.pop()
         lines.append((time, height))
     return plan[::-1]
-
-
-def _is_lower(line: Line, other: Line, x: float) -> bool:
-    return line[1] - line[0] * x < other[1] - other[0] * x
 
 
 def _is_nowhere_lowest(line: Line, left: Line, right: Line) -> bool:

@@ -46,8 +46,8 @@ from tests.benchmarks.default_wait import (
     optimum,
 )
 
-SEEDS = 12
-DRIFT_SEEDS = 48
+SEEDS = 6
+DRIFT_SEEDS = 16
 FRESH_SEED = 17
 JOB = Generation(id="a job", state="processing", model="a model", type="a type")
 PEERS: dict[str, Wait] = {
