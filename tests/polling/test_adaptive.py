@@ -154,6 +154,38 @@ def test_old_observations_fade() -> None:
     assert cost(wait, ends) < 0.8 * before
 
 
+def test_a_sudden_change_is_noticed() -> None:
+    """After hundreds of slow ends, three fast ones are enough to poll as early as they ask for."""
+    wait = taught(*log_normal(150, 0.3, 200))
+    ends = log_normal(30, 0.3, 300, seed=4)
+    before = cost(wait, ends)
+    taught(*ends[:3], wait=wait)
+    assert cost(wait, ends) < 0.4 * before
+    assert delay_at(wait, 0) < 40
+
+
+def test_one_early_failure_is_no_change() -> None:
+    """What was learned outlives a single surprise."""
+    wait = taught(*log_normal(60, 0.3, 100))
+    ends = log_normal(60, 0.3, 300, seed=5)
+    before = cost(wait, ends)
+    taught(3, *ends[:5], wait=wait)
+    assert cost(wait, ends) < 1.2 * before
+
+
+@pytest.mark.parametrize(
+    ("after", "by"),
+    [(math.nan, math.nan), (math.inf, math.inf), (-5, -5), (20, 10), (0, math.inf), (1e9, 2e9)],
+)
+def test_nonsense_is_survived(after: float, by: float) -> None:
+    """Impossible intervals do no lasting harm: the schedule still learns what follows."""
+    wait = taught(*log_normal(30, 0.2, 40))
+    wait.observe(IMAGE, after=after, by=by)
+    ends = log_normal(30, 0.2, 200, seed=6)
+    taught(*ends[:10], wait=wait)
+    assert cost(wait, ends) < cost(DEFAULT_WAIT, ends)
+
+
 def test_a_dearer_request_means_fewer() -> None:
     """`request_cost` is the seconds of delay that one is worth."""
     counts = [len(polls_until(AdaptiveWait(cost), 120)) for cost in (0.05, 0.2, 1.0)]
