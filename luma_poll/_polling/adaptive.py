@@ -77,8 +77,7 @@ class AdaptiveWait(wait_base):
 
     It estimates how long generations take, for each model and type. It begins with what has been
     published for the model; a few ends outweigh that, old ones fade, and a sudden change is noticed
-    after one or two. All memory it needs is a few kilobytes a kind. Share one between pollers, and
-    keep it over a restart with `to_json`.
+    after one or two. Share one between pollers, and keep it over a restart with `to_json`.
 
     It learns as a part of tenacity's sums and chains too. A function of your own that calls it has
     to pass `observe` on.
