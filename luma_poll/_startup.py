@@ -16,10 +16,5 @@ def _is_the_command() -> bool:
     return name == "luma-poll"
 
 
-def quit_quietly(*_: object) -> None:
-    """Handle SIGINT while nothing is open yet that would have to be closed."""
-    os._exit(130)
-
-
-if _is_the_command():
-    signal.signal(signal.SIGINT, quit_quietly)
+if _is_the_command():  # nothing is open yet that would have to be closed
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))

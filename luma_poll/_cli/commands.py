@@ -293,7 +293,7 @@ def journal_command(
     action: Annotated[
         str | None,
         typer.Argument(
-            metavar="[resolve", help="Settle an entry that is unknown.", show_default=False
+            metavar="ACTION", help="resolve: settle KEY.", show_default=False
         ),
     ] = None,
     key: Annotated[

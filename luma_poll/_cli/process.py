@@ -14,7 +14,6 @@ import typer
 
 from luma_poll._cli.exit_codes import INTERRUPTED, OUTPUT_CLOSED, TROUBLE, exit_code
 from luma_poll._cli.terminal import LogHandler, release_stdout, say, say_error, say_lines
-from luma_poll._startup import quit_quietly
 from luma_poll.errors import LumaError
 
 
@@ -23,8 +22,9 @@ def run_app(app: typer.Typer) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where it is closed
             stream.reconfigure(errors="backslashreplace")
-    # Until a command has begun: older Typers would print "Aborted." and exit with 1.
-    signal.signal(signal.SIGINT, quit_quietly)
+    # A shell starts a script's background jobs with SIGINT ignored. asyncio would leave it ignored,
+    # and SIGTERM, which is turned into SIGINT, could not end the command in an orderly way.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
     logging.getLogger("luma_poll").addHandler(LogHandler(logging.WARNING))
@@ -47,9 +47,6 @@ def orderly_exit(hints: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
     Args:
         hints: The lines to print after Ctrl-C.
     """
-    # A shell starts a script's background jobs with SIGINT ignored. asyncio would leave it ignored,
-    # and SIGTERM, which is turned into SIGINT, could not end the command in an orderly way.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except LumaError as error:

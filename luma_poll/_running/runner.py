@@ -402,28 +402,27 @@ class Runner:
         self, run: _Run, request: Request, attempt: int, answers: list[Generation | APIError]
     ) -> None:
         record, recorder = run.record, self._recorder
-        begun = sent = answered = False
+        begun = sent = False
         try:
             with anyio.CancelScope(shield=True):
                 await recorder.begin(record, attempt)
                 begun = True
             await anyio.lowlevel.checkpoint_if_cancelled()  # the last moment not to send it
-            sent = True
             with anyio.CancelScope(shield=True):
-                answer = await self._create(request)
-                answered = True
-                answers.append(answer)
-                self._count(request, answer)
-                saved = await self._note(run, attempt, answer)
+                sent = True
+                answers.append(await self._create(request))
         except BaseException as error:  # not of the API
-            if sent and not answered and not isinstance(error, ConfigurationError):
+            if sent and not isinstance(error, ConfigurationError):
                 self._account.lose(request.kind)
                 await recorder.lose(record, attempt)
-            elif not answered:
+            else:
                 self._account.fail(request.kind, anyio.current_time())
                 if begun:
                     await recorder.retract(record, attempt)
             raise
+        answer = answers[0]
+        self._count(request, answer)
+        saved = await self._note(run, attempt, answer)
         if isinstance(answer, Generation) and not saved:
             await recorder.insist(record, attempt, answer.id)
 

@@ -189,7 +189,7 @@ def test_ctrl_c_among_ids_of_stdin(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_ctrl_c_before_the_command_has_begun_ends_quietly() -> None:
-    """While Typer reads the options; older versions of it would say "Aborted" and exit with 1."""
+    """While Typer reads the options."""
     code = (
         "import signal, typer.core; from luma_poll._cli.commands import run;"
         "typer.core.TyperGroup.parse_args = lambda *_: signal.raise_signal(signal.SIGINT); run()"

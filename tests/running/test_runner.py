@@ -11,6 +11,7 @@ import anyio
 import httpx
 import luma_agents
 import pytest
+from tenacity import wait_fixed
 
 from luma_poll import (
     APIConnectionError,
@@ -435,9 +436,9 @@ async def test_the_deadline_comes_before_a_pause_ends() -> None:
     """A failure that asks for more patience than is left is the result."""
     api = FakeAccount(duration=1)
     api.answers = [THROTTLED] * 5
-    (result,) = await Runner(api, max_attempts=5).run_all(["a red fox"], timeout=10)
+    (result,) = await Runner(api, max_attempts=5).run_all(["a red fox"], timeout=5)
     assert isinstance(result.error, GenerationRateLimitedError)
-    assert len(api.accepted) < 3
+    assert len(api.accepted) == 1
 
 
 # --- refusals that end all -----------------------------------------------------------------------
@@ -633,9 +634,7 @@ class Server:
         self.posts += 1
         if self.posts == 1:
             return httpx.Response(
-                429,
-                json={"detail": "Concurrent generation limit reached (10)"},
-                headers={"Retry-After": "60"},
+                429, json={"detail": "Rate limit exceeded"}, headers={"Retry-After": "1"}
             )
         if self.posts == 3:
             return httpx.Response(503)
@@ -643,7 +642,7 @@ class Server:
 
 
 @pytest.mark.parametrize("official", [True, False])
-@pytest.mark.anyio
+@pytest.mark.asyncio  # in real time: the SDK looks up its headers in a thread
 async def test_the_clients_own_retries_of_a_submission_are_off(official: bool) -> None:
     """Those of the SDK repeat a POST that may have been accepted, and sleep through refusals."""
     server = Server()
@@ -651,7 +650,7 @@ async def test_the_clients_own_retries_of_a_submission_are_off(official: bool) -
     client: Any = (luma_agents.AsyncLuma if official else LumaClient)(
         auth_token="luma-api-x", http_client=http_client
     )
-    runner = Runner(client)
+    runner = Runner(client, Poller(client, wait=wait_fixed(0.01)))
     assert (await runner.run("a red fox")).state == "completed"
     with pytest.raises(ServerError) as caught:
         await runner.run("a grey owl")
