@@ -75,6 +75,10 @@ class Outcome(NamedTuple):
     error: float = 0.0
 
 
+class Failure(float):
+    """The duration of a job that fails."""
+
+
 # --- durations -----------------------------------------------------------------------------------
 
 
@@ -103,7 +107,8 @@ def queued(median: float, sigma: float, share: float, mean: float) -> Durations:
 def early(median: float, sigma: float, share: float, latest: float) -> Durations:
     """Some jobs fail in their first seconds."""
     return mixed(
-        (share, [1 + (latest - 1) * p for p in centres(1000)]), (1 - share, plain(median, sigma))
+        (share, [Failure(1 + (latest - 1) * p) for p in centres(1000)]),
+        (1 - share, plain(median, sigma)),
     )
 
 
@@ -153,7 +158,12 @@ def fresh() -> dict[str, Durations]:
 
 
 FRESH = fresh()
-TUNED = DISTRIBUTIONS | {
+FAILING = {
+    name: [Failure(age) if age <= 5 else age for age in durations]
+    for name, durations in DISTRIBUTIONS.items()
+    if "early failures" in name
+}
+TUNED = DISTRIBUTIONS | FAILING | {
     "Weibull 40 s": weibull(40, 1.6),
     "Weibull 200 s": weibull(200, 4),
     "log-normal 10 s": plain(10, 0.35),
@@ -211,11 +221,16 @@ def poll_times(wait: Wait, until: float, job: Generation = JOB) -> list[float]:
     return times
 
 
+def ended(job: Generation, duration: float) -> Generation:
+    state = "failed" if isinstance(duration, Failure) else "completed"
+    return job.model_copy(update={"state": state})
+
+
 def watch(wait: AdaptiveWait, durations: Sequence[float], job: Generation = JOB) -> None:
     """Let it learn from jobs that it polls itself."""
     for duration in durations:
         *_, after, by = poll_times(wait, duration, job)
-        wait.observe(job, after=after, by=by)
+        wait.observe(ended(job, duration), after=after, by=by)
 
 
 def simulate(make: Callable[[int], Wait], durations: Durations, job: Generation = JOB) -> Outcome:
@@ -266,7 +281,7 @@ def drift(before: Durations, after: Durations) -> list[tuple[float, float]]:
             costs = []
             for duration in draw.choices(after, k=50):
                 *_, last, by = times = poll_times(wait, duration)
-                wait.observe(JOB, after=last, by=by)
+                wait.observe(ended(JOB, duration), after=last, by=by)
                 costs.append(by - duration + REQUEST_COST * len(times))
             part.append(fmean(costs) / least)
     return [(fmean(part), stdev(part) / math.sqrt(DRIFT_SEEDS)) for part in ratios]
