@@ -1,9 +1,7 @@
 """A schedule that learns how long generations take, and polls when they are likely to end.
 
 Ages at the end are counted in a histogram over logarithmic bins. With what is known beforehand it
-gives the chance of an end in each bin, and dynamic programming the polls that cost least for it
-(R. E. Barlow, L. C. Hunter and F. Proschan, "Optimum checking procedures", Journal of the Society
-for Industrial and Applied Mathematics 11, 1963).
+gives the chance of an end in each bin, and those the polls that cost least (inspection.py).
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from tenacity import RetryCallState
 from tenacity.wait import wait_base
 
 from luma_poll._arguments import check_positive
+from luma_poll._polling.inspection import Plan, plan_polls
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import LONGEST_AGE, Generation
 
@@ -31,8 +30,6 @@ STEP = math.log(LONGEST_AGE) / (BINS - 2)
 LOGS = [-math.inf, *(STEP * number for number in range(BINS - 1)), math.inf]
 EDGES = [0.0, *map(math.exp, LOGS[1:-1]), 2 * LONGEST_AGE]
 """Seconds. Between them lie the bins: one to 1 s, then each 7 % longer, one beyond an hour."""
-PER_GAP, COARSE, FINE = 3.0, 0.5, 6.0
-"""Places where a poll may be planned: for each poll that is likely; in a bin at least, at most."""
 
 # Of a model beforehand: seconds that half of its generations take (Luma's quickstart and video
 # guide, resellers' pages); the standard deviation of their logarithm, and how many ends that is
@@ -45,25 +42,22 @@ CURVE_WEIGHT = 5.0  # a log-normal curve through them: it decides while they are
 OTHERS_WEIGHT = 2.0  # all other kinds together, for a model of which nothing is known
 # A heavy tail of stragglers, which no curve foretells.
 DOUBT = [b - a for a, b in pairwise(-0.4 * (1 + math.exp(log) / 90) ** -2 for log in LOGS)]
-# Failures and what has not failed, before any was seen; most fail in their first seconds.
-FAILED_WEIGHT, NOT_FAILED_WEIGHT, EARLY_SHARE = 0.2, 5.0, 0.9
-EARLY = [b - a for a, b in pairwise(map(NormalDist(math.log(3), 0.5).cdf, LOGS))]
-
+# Failures, most of them in the first seconds, and what has not failed.
+EARLY = [0.27 * (b - a) for a, b in pairwise(map(NormalDist(math.log(3), 0.5).cdf, LOGS))]
+LATE_FAILURES, NO_FAILURES = 0.03, 5.0
 MEMORY, SHORT_MEMORY = 200.0, 10.0  # ends after which one counts 1/e
 CHANGE = 1 / 200  # chance at each end that generations take another time from now on
 BANDWIDTH = 0.12  # standard deviation of the logarithm of the age by which an end is smoothed
 KERNEL = [NormalDist(0, BANDWIDTH).pdf(STEP * number) * STEP for number in range(-7, 8)]
 JITTER = 0.15  # share of a gap, both ways
-PATIENCE = 16.0  # an estimate is made again when this share of the ends is new
+PATIENCE = 10.0  # an estimate is made again when this share of the ends is new
 MAX_KINDS = 64
 VERSION = 1
 
 Kind = tuple[str | None, str | None]
 Weights = Sequence[float]
-Plan = tuple[Weights, Weights]  # seconds: places, and the time of the next poll after each
 End = tuple[int, Weights]  # an end that is spread over some bins: the first, and weights from there
 NOTHING: Weights = (0.0,) * BINS
-NO_END: End = (0, ())
 
 
 @dataclass(slots=True)
@@ -75,22 +69,13 @@ class _Seen:
     lately: Weights = NOTHING  # the latest of `ends`
     odds: float = CHANGE  # that only these hold
 
-    def add(self, end: End, failure: End) -> None:
-        self.ends = _faded(self.ends, end, MEMORY)
-        self.failures = _faded(self.failures, failure, MEMORY)
-
     def suspect(self, usual: End, changed: End) -> bool:
-        """Forget what does not hold any more. True if there may have been a change.
-
-        Two explanations, and Bayes' rule (A. N. Shiryaev, "On optimum methods in quickest detection
-        problems", Theory of Probability and Its Applications 8, 1963): all ends tell how long it
-        takes, or there was a change and only those seen lately do.
-        """
+        """Decide whether all ends hold, or only the latest (Shiryaev, 1963). True if in doubt."""
         self.odds = (self.odds + CHANGE) * sum(changed[1]) / sum(usual[1])
         if self.odds < 2 * CHANGE:
             self.lately, self.odds = NOTHING, CHANGE
             return False
-        self.lately = _faded(self.lately, _smoothed(changed), SHORT_MEMORY)
+        self.lately = _faded(self.lately, SHORT_MEMORY, changed)
         if self.odds > 1:
             self.ends, self.lately, self.odds = self.lately, NOTHING, CHANGE
         return True
@@ -143,9 +128,9 @@ class AdaptiveWait(wait_base):
         """Seconds until the next poll."""
         plan = self._estimate(_kind_of(retry_state)).plan
         age = max(0.0, retry_state.seconds_since_start or 0.0)
-        gap = _gap(plan, age)
+        gap = plan.gap(age)
         # After a long gap to where an end is likely, the gaps are short: so is the jitter.
-        jitter = random.uniform(-JITTER, JITTER) * min(gap, _gap(plan, age + gap))
+        jitter = random.uniform(-JITTER, JITTER) * min(gap, plan.gap(age + gap))
         return min(max(gap + jitter, self._shortest), self._longest)
 
     def observe(self, generation: Generation, *, after: float, by: float) -> None:
@@ -159,17 +144,18 @@ class AdaptiveWait(wait_base):
         kind = (generation.model, generation.type)
         self._kinds[kind] = seen = self._kinds.pop(kind, _Seen())
         estimate = self._estimate(kind)
-        suspicious = False
-        if generation.state == "failed":
-            seen.add(NO_END, _smoothed(_between(estimate.failed, after, by)))
-        else:
-            usual = _between(estimate.usual, after, by)
-            end = _smoothed(usual)
-            seen.add(end, NO_END)
-            suspicious = seen.suspect(usual, _between(estimate.changed, after, by))
-            self._all = _faded(self._all, end, MEMORY)
-        for known in (kind, None):
-            self._outdate(known, suspicious=suspicious)
+        estimate.fresh_for -= 1
+        failed = generation.state == "failed"
+        end = _between(estimate.failed if failed else estimate.usual, after, by)
+        seen.ends = _faded(seen.ends, MEMORY, None if failed else end)
+        seen.failures = _faded(seen.failures, MEMORY, end if failed else None)
+        if not failed:
+            self._all = _faded(self._all, MEMORY, end)
+            if seen.suspect(end, _between(estimate.changed, after, by)):
+                estimate.fresh_for = -1
+        if estimate.fresh_for < 0:
+            del self._estimates[kind]
+            self._estimates.pop(None, None)
         if len(self._kinds) > MAX_KINDS:
             oldest = next(iter(self._kinds))
             del self._kinds[oldest]
@@ -177,17 +163,12 @@ class AdaptiveWait(wait_base):
 
     def to_json(self) -> str:
         """Everything that was learned (but not a mere suspicion of a change) for `from_json`."""
-        everything = [round(weight, 6) for weight in self._all]
         kinds = [
-            {
-                "model": model,
-                "type": type_,
-                "weights": [round(weight, 6) for weight in seen.ends],
-                "failures": [round(weight, 6) for weight in seen.failures],
-            }
-            for (model, type_), seen in self._kinds.items()
+            {"model": kind[0], "type": kind[1]}
+            | {"weights": _rounded(seen.ends), "failures": _rounded(seen.failures)}
+            for kind, seen in self._kinds.items()
         ]
-        return json.dumps({"version": VERSION, "all": everything, "kinds": kinds})
+        return json.dumps({"version": VERSION, "all": _rounded(self._all), "kinds": kinds})
 
     @classmethod
     def from_json(cls, text: str | bytes, **options: float) -> Self:
@@ -206,16 +187,13 @@ class AdaptiveWait(wait_base):
             if learned["version"] != VERSION:
                 raise ValueError(f"it has version {learned['version']!r}, not {VERSION}")
             restored._all = _checked(learned["all"])
-            restored._kinds = {
-                (entry["model"], entry["type"]): _Seen(
-                    _checked(entry["weights"]), _checked(entry.get("failures", NOTHING))
-                )
-                for entry in learned["kinds"][-MAX_KINDS:]
-            }
-        except (ValueError, LookupError, TypeError) as error:
-            raise ConfigurationError(
-                f"this text is not from AdaptiveWait.to_json: {error}"
-            ) from None
+            for entry in learned["kinds"][-MAX_KINDS:]:
+                kind = entry["model"], entry["type"]
+                ends, failures = entry["weights"], entry.get("failures", NOTHING)
+                restored._kinds[kind] = _Seen(_checked(ends), _checked(failures))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            message = f"this text is not from AdaptiveWait.to_json: {error}"
+            raise ConfigurationError(message) from None
         return restored
 
     def _estimate(self, kind: Kind | None) -> _Estimate:
@@ -226,24 +204,14 @@ class AdaptiveWait(wait_base):
             usual, changed = self._chances(kind, seen.ends), self._chances(kind, seen.lately)
             share = seen.odds / (1 + seen.odds)
             ends = [a + share * (b - a) for a, b in zip(usual, changed, strict=True)]
-            failed = [
-                failure + FAILED_WEIGHT * (EARLY_SHARE * early + (1 - EARLY_SHARE) * end)
-                for failure, early, end in zip(seen.failures, EARLY, ends, strict=True)
-            ]
-            weight = NOT_FAILED_WEIGHT + sum(seen.ends)
+            failures = zip(seen.failures, EARLY, ends, strict=True)
+            failed = [known + early + LATE_FAILURES * end for known, early, end in failures]
+            weight = NO_FAILURES + sum(seen.ends)
             both = [weight * end + failure for end, failure in zip(ends, failed, strict=True)]
-            plan = _planned(_normalized(both), self._cost)
-            calm = seen.odds == CHANGE
-            fresh_for = calm * (sum(seen.ends) + sum(seen.failures)) / PATIENCE
+            plan = plan_polls(both, EDGES, self._cost)
+            fresh_for = (sum(seen.ends) + sum(seen.failures)) / PATIENCE * (seen.odds == CHANGE)
             self._estimates[kind] = _Estimate(usual, changed, failed, plan, fresh_for)
         return self._estimates[kind]
-
-    def _outdate(self, kind: Kind | None, *, suspicious: bool) -> None:
-        """Count an end, and drop an estimate that it has made worthless."""
-        if kind in self._estimates:
-            self._estimates[kind].fresh_for -= 1
-            if suspicious or self._estimates[kind].fresh_for < 0:
-                del self._estimates[kind]
 
     def _chances(self, kind: Kind | None, ends: Weights) -> Weights:
         """How likely an end is in each bin, if `ends` are what was seen."""
@@ -254,7 +222,8 @@ class AdaptiveWait(wait_base):
             seen + CURVE_WEIGHT * drawn + doubt + others * other
             for seen, drawn, doubt, other in zip(ends, curve, DOUBT, self._all, strict=True)
         ]
-        return _normalized(parts)
+        total = sum(parts)
+        return [part / total for part in parts]
 
 
 def _seconds(name: str, value: float) -> float:
@@ -271,69 +240,8 @@ def _kind_of(state: RetryCallState) -> Kind | None:
     return (latest.model, latest.type) if isinstance(latest, Generation) else None
 
 
-def _gap(plan: Plan, age: float) -> float:
-    """Seconds to the next poll, as planned for the nearest place."""
-    places, polls = plan
-    number = bisect_right(places, min(age, LONGEST_AGE)) - 1
-    if number + 1 < len(places) and places[number + 1] - age < age - places[number]:
-        number += 1
-    return polls[number] - places[number]
-
-
-def _planned(chances: Weights, cost: float) -> Plan:
-    """Some places, and the time of the next poll after each, so that all polls cost least.
-
-    From the last place back. With a share S(t) ended by t, a poll at t leaves to pay: cost for each
-    generation that has not ended, and the least, over all later u, of u (S(u) - S(t)) and what a
-    poll at u leaves. Each u is a straight line in S(t), and the lowest one moves only towards
-    smaller u: so it is enough to keep those that are lowest somewhere, and the time is linear.
-    """
-    places, ended = _places(chances, cost)
-    times, heights = [LONGEST_AGE], [LONGEST_AGE * ended[-1]]  # of the lines
-    plan, best = [LONGEST_AGE + 60], 0
-    for time, share in zip(reversed(places[:-1]), reversed(ended[:-1]), strict=True):
-        best = min(best, len(times) - 1)
-        least = heights[best] - times[best] * share
-        while best + 1 < len(times) and heights[best + 1] - times[best + 1] * share <= least:
-            best += 1
-            least = heights[best] - times[best] * share
-        plan.append(times[best])
-        height = least + time * share + cost * (1 - share)
-        while len(times) > 1 and (  # the last line is nowhere the lowest
-            (height - heights[-2]) * (times[-2] - times[-1])
-            <= (heights[-1] - heights[-2]) * (times[-2] - time)
-        ):
-            times.pop()
-            heights.pop()
-        times.append(time)
-        heights.append(height)
-    return places, plan[::-1]
-
-
-def _places(chances: Weights, cost: float) -> tuple[list[float], list[float]]:
-    """Seconds, from 0 to LONGEST_AGE, and the share ended by then.
-
-    More of them where polls will be close: J. B. Keller, "Optimum checking schedules for systems
-    subject to random failure", Management Science 21, 1974.
-    """
-    places, ended, before, left = [0.0], [0.0], 0.0, 1.0
-    for chance, (start, end) in zip(chances[:-1], pairwise(EDGES[:-1]), strict=True):
-        polls = math.sqrt(chance / left * (end - start) / (2 * cost))
-        after = before + min(max(PER_GAP * polls, COARSE), FINE)
-        count = int(after) - int(before)
-        for number in range(1, count + 1):
-            places.append(start + (end - start) * number / count)
-            ended.append(1 - left + chance * number / count)
-        before, left = after, left - chance
-    places[-1], ended[-1] = LONGEST_AGE, 1 - left
-    return places, ended
-
-
 def _curve(ends: Weights, median: float, spread: float, weight: float) -> Weights:
-    """A log-normal through `ends`, and through what is known beforehand.
-
-    By its quartiles: the mean and the variance would follow a few early failures or stragglers.
-    """
+    """A log-normal through the quartiles of `ends` (a mean would follow a few stragglers)."""
     middle, variance, count = math.log(median), spread**2, sum(ends)
     if count > 0.01:
         low, seen, high = _quartiles(ends)
@@ -366,26 +274,22 @@ def _between(chances: Weights, after: float, by: float) -> End:
     ]
 
 
-def _smoothed(end: End) -> End:
-    """One end in all, which spills over into the bins around."""
-    first, parts = end
-    total = sum(parts)
-    padded = [*NOTHING[:14], *parts, *NOTHING[:14]]
-    spread = [sum(map(mul, KERNEL, padded[n : n + 15])) / total for n in range(len(parts) + 14)]
-    return first - 7, spread
-
-
-def _faded(old: Weights, seen: End, memory: float) -> Weights:
+def _faded(old: Weights, memory: float, end: End | None) -> Weights:
+    """Add one end, which is shared out in proportion, and spills over into the bins around."""
     keep = math.exp(-1 / memory)
     new = [keep * before for before in old]
-    for number, weight in enumerate(seen[1], seen[0]):
-        new[min(max(number, 0), BINS - 1)] += weight
+    if end:
+        first, parts = end
+        total = sum(parts)
+        padded = [*NOTHING[:14], *parts, *NOTHING[:14]]
+        for number in range(len(parts) + 14):
+            place = min(max(first - 7 + number, 0), BINS - 1)
+            new[place] += sum(map(mul, KERNEL, padded[number : number + 15])) / total
     return new
 
 
-def _normalized(parts: Weights) -> Weights:
-    total = sum(parts)
-    return [part / total for part in parts]
+def _rounded(weights: Weights) -> Weights:
+    return [round(weight, 6) for weight in weights]
 
 
 def _checked(weights: Any) -> Weights:

@@ -18,6 +18,7 @@ import math
 import random
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -163,17 +164,21 @@ FAILING = {
     for name, durations in DISTRIBUTIONS.items()
     if "early failures" in name
 }
-TUNED = DISTRIBUTIONS | FAILING | {
-    "Weibull 40 s": weibull(40, 1.6),
-    "Weibull 200 s": weibull(200, 4),
-    "log-normal 10 s": plain(10, 0.35),
-    "log-normal 400 s": plain(400, 0.4),
-    "log-normal 55 s, narrow": plain(55, 0.18),
-    "log-normal 90 s, wide": plain(90, 0.75),
-    "queue, 45 s": queued(45, 0.25, 0.3, 60),
-    "6 % fail early, 140 s": early(140, 0.25, 0.06, 6),
-    "two humps, 25 and 110 s": mixed((0.75, plain(25, 0.25)), (0.25, plain(110, 0.25))),
-}
+TUNED = (
+    DISTRIBUTIONS
+    | FAILING
+    | {
+        "Weibull 40 s": weibull(40, 1.6),
+        "Weibull 200 s": weibull(200, 4),
+        "log-normal 10 s": plain(10, 0.35),
+        "log-normal 400 s": plain(400, 0.4),
+        "log-normal 55 s, narrow": plain(55, 0.18),
+        "log-normal 90 s, wide": plain(90, 0.75),
+        "queue, 45 s": queued(45, 0.25, 0.3, 60),
+        "6 % fail early, 140 s": early(140, 0.25, 0.06, 6),
+        "two humps, 25 and 110 s": mixed((0.75, plain(25, 0.25)), (0.25, plain(110, 0.25))),
+    }
+)
 HELD_OUT = {
     "log-normal 15 s": plain(15, 0.3),
     "log-normal 20 s": plain(20, 0.45),
@@ -233,6 +238,9 @@ def watch(wait: AdaptiveWait, durations: Sequence[float], job: Generation = JOB)
         wait.observe(ended(job, duration), after=after, by=by)
 
 
+least_cost = cache(optimum)
+
+
 def simulate(make: Callable[[int], Wait], durations: Durations, job: Generation = JOB) -> Outcome:
     """The mean over all durations, and over some schedules that `make(seed)` gives."""
     late: list[float] = []
@@ -249,7 +257,7 @@ def simulate(make: Callable[[int], Wait], durations: Durations, job: Generation 
         late += delays
         all_polls += polls
     late.sort()
-    least = optimum(durations)
+    least = least_cost(tuple(durations))
     return Outcome(
         all_polls / len(late),
         fmean(late),
@@ -270,7 +278,7 @@ def after_watching(jobs: int, durations: Durations, job: Generation = JOB) -> Ca
 
 def drift(before: Durations, after: Durations) -> list[tuple[float, float]]:
     """Cost over optimum, and its standard error, in each fifty jobs after a sudden change."""
-    least = optimum(after)
+    least = least_cost(tuple(after))
     ratios: list[list[float]] = [[], [], [], []]
     for seed in range(DRIFT_SEEDS):
         random.seed(seed)
