@@ -29,6 +29,7 @@ from luma_poll import (
 from tests.fakes import ID, OUTPUT, FakeClient, snapshot
 
 IMAGE = snapshot("processing", model="uni-1", type="image")
+MODERATED = snapshot("failed", model="uni-1", type="image")
 VIDEO = snapshot("processing", model="ray-3.2", type="video")
 UNHEARD_OF = snapshot("processing", model="uni-9", type="image")
 Schedule = Callable[[RetryCallState], float]
@@ -173,6 +174,36 @@ def test_one_early_failure_is_no_change() -> None:
     assert cost(wait, ends) < 1.2 * before
 
 
+def test_a_failure_that_is_seen_late_is_taken_to_be_early() -> None:
+    """The first poll after 20 s found them: the next generations are asked within seconds."""
+    wait = taught(*log_normal(30, 0.2, 40))
+    assert sum(poll <= 8 for poll in polls_until(wait, 60)[1:]) == 0
+    for _ in range(4):
+        wait.observe(MODERATED, after=0, by=20)
+    assert sum(poll <= 8 for poll in polls_until(wait, 60)[1:]) >= 1
+
+
+def test_failures_do_not_tell_how_long_the_others_take() -> None:
+    """However many fail at once, the polls for those that do not fail stay where they were."""
+    ends = log_normal(60, 0.2, 300, seed=5)
+    wait = taught(*ends[:60])
+    before = cost(wait, ends)
+    for end in ends[:30]:
+        taught(3, latest=MODERATED, wait=wait)
+        taught(end, wait=wait)
+    late = [poll for poll in polls_until(wait, 90) if poll > 8]
+    assert late[0] > 25
+    assert cost(wait, ends) < 1.3 * before
+
+
+def test_late_failures_are_learned_too() -> None:
+    """Where most fail after two minutes, that is when it asks."""
+    wait = AdaptiveWait()
+    taught(*log_normal(120, 0.1, 40), latest=MODERATED, wait=wait)
+    polls = polls_until(wait, 150)
+    assert sum(90 <= poll <= 150 for poll in polls) > sum(poll < 90 for poll in polls)
+
+
 @pytest.mark.parametrize(
     ("after", "by"),
     [(math.nan, math.nan), (math.inf, math.inf), (-5, -5), (20, 10), (0, math.inf), (1e9, 2e9)],
@@ -256,8 +287,9 @@ def test_a_bad_argument_is_refused_by_name(arguments: dict[str, Any], named: str
 
 def test_what_was_learned_survives_a_restart() -> None:
     """The same document, and the same delays."""
-    wait = taught(*log_normal(30, 0.3, 40))
-    taught(*log_normal(90, 0.3, 10), latest=VIDEO, wait=wait)
+    few = 9  # more are not planned for at each end, but at once after a restart
+    wait = taught(*log_normal(30, 0.3, few))
+    taught(*log_normal(90, 0.3, few), latest=VIDEO, wait=wait)
     again = AdaptiveWait.from_json(wait.to_json(), request_cost=0.2)
     assert again.to_json() == wait.to_json()
     for age in (0.0, 25.0, 90.0):
@@ -274,6 +306,30 @@ def test_it_goes_on_learning_after_a_restart() -> None:
     before = again.to_json()
     again.observe(IMAGE, after=20, by=22)
     assert again.to_json() != before
+
+
+WEIGHTS = (
+    f"{'0.0, ' * 57}"
+    "0.000552, 0.00409, 0.021633, 0.081706, 0.240338, 0.565843, 1.085649, 1.764, 2.559017, "
+    "3.469371, 4.382296, 4.935711, 4.788823, 3.997203, 2.924816, 1.905926, 1.122679, "
+    "0.627828, 0.360689, 0.212117, 0.111903, 0.046961, 0.014745, 0.003441, 0.000581, "
+    f"{', '.join(['0.0'] * 40)}"
+)
+SAVED_BEFORE = (
+    f'{{"version": 1, "all": [{WEIGHTS}], "kinds": [{{"model": "uni-1", "type": "image", '
+    f'"weights": [{WEIGHTS}]}}]}}'
+)
+"""By the first AdaptiveWait, which counted no failures: forty ends around 100 s."""
+
+
+def test_a_text_that_was_saved_before_failures_were_counted_still_loads() -> None:
+    """Nothing that it had learned is lost, and what is saved again is the same and more."""
+    wait = AdaptiveWait.from_json(SAVED_BEFORE)
+    ends = log_normal(100, 0.2, 300)
+    assert cost(wait, ends) < 0.75 * cost(AdaptiveWait(), ends)
+    before, again = json.loads(SAVED_BEFORE), json.loads(wait.to_json())
+    assert again["all"] == before["all"]
+    assert again["kinds"][0].items() >= before["kinds"][0].items()
 
 
 FRESH = json.loads(AdaptiveWait().to_json())
