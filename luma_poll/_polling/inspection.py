@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-PER_GAP = 8  # places where a poll may be planned, for each poll that is likely
-PER_BIN = 6  # at most
+PER_GAP = 10  # places where a poll may be planned, for each poll that is likely
+PER_BIN = 9  # at most
 
 
 class Plan(NamedTuple):
@@ -77,7 +77,7 @@ def _places(
     places, ended, share = [edges[0]], [0.0], 0.0
     for weight, (start, end) in zip(chances[:-1], pairwise(edges[:-1]), strict=True):
         width, chance = end - start, weight / total
-        count = min(int(math.sqrt(weight * width * factor)), PER_BIN)
+        count = min(math.ceil(math.sqrt(weight * width * factor)), PER_BIN)
         for number in range(1, count):
             places.append(start + width * number / count)
             ended.append(share + chance * number / count)
