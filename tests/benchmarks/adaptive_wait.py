@@ -16,11 +16,12 @@ After ± stands the standard error of an average, over SEEDS draws of the jobs t
 import argparse
 import math
 import random
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
 from tenacity import (
@@ -34,8 +35,10 @@ from tenacity import (
 )
 
 from luma_poll import DEFAULT_WAIT, AdaptiveWait, Generation
+from luma_poll._polling.inspection import plan_polls
 from tests.benchmarks.default_wait import (
     DISTRIBUTIONS,
+    GRID,
     REQUEST_COST,
     SAMPLES,
     Durations,
@@ -295,6 +298,48 @@ def drift(before: Durations, after: Durations) -> list[tuple[float, float]]:
     return [(fmean(part), stdev(part) / math.sqrt(DRIFT_SEEDS)) for part in ratios]
 
 
+# --- what cannot be better -----------------------------------------------------------------------
+
+
+def with_gaps_up_to(longest: float, durations: Durations) -> float:
+    """Cost over optimum of the best schedule that knows everything, with such gaps only."""
+    last, most = math.ceil(durations[-1] / GRID), round(longest / GRID)
+    done = [bisect_right(durations, number * GRID) for number in range(last + 1)]
+    cost = [0.0] * (last + 1)
+    for i in reversed(range(last)):
+        later = range(i + 1, min(last, i + most) + 1)
+        least = min((done[j] - done[i]) * j * GRID + cost[j] for j in later)
+        cost[i] = least + REQUEST_COST * (len(durations) - done[i])
+    total = (cost[0] - sum(durations)) / len(durations) + REQUEST_COST
+    return total / least_cost(tuple(durations))
+
+
+def by_the_true_shape(durations: Durations, jobs: int, doubt: float) -> float:
+    """Cost over optimum of one that is told log-normals, and the exact durations of some jobs.
+
+    Args:
+        durations: Those of all jobs.
+        jobs: It is told of so many.
+        doubt: Share that it gives to anything else: a heavy tail.
+    """
+    edges = [number / 2 for number in range(1, 7201)]
+    ratios = []
+    for seed in range(2 * SEEDS):
+        seen = [math.log(age) for age in random.Random(1000 + seed).choices(durations, k=jobs)]
+        curve = NormalDist(fmean(seen), stdev(seen))
+        ended = [
+            (1 - doubt) * curve.cdf(math.log(age)) + doubt * (1 - (1 + age / 90) ** -2)
+            for age in edges
+        ]
+        chances = [b - a for a, b in pairwise([0.0, *ended, 1.0])]
+        plan = plan_polls(chances, [0.0, *edges, 7200.0], REQUEST_COST)
+        times = [0.0]
+        while times[-1] < durations[-1]:
+            times.append(times[-1] + plan.gap(times[-1]))
+        ratios.append(cost_of([times], durations).total / least_cost(tuple(durations)))
+    return fmean(ratios)
+
+
 # --- what it prints ------------------------------------------------------------------------------
 
 
@@ -319,6 +364,17 @@ def show_learning(title: str, distributions: dict[str, Durations]) -> None:
     both = zip(means, errors, strict=True)
     print("| **average** |" + "".join(f" **{mean:.3f}** ± {error:.3f} |" for mean, error in both))
     print("| **worst** |" + "".join(f" **{ratio:.2f}** |" for ratio in worst))
+
+
+def show_limits() -> None:
+    print("\n| a schedule that | cost / optimum |\n|---|---|")
+    for name in ("log-normal 15 s", "log-normal 150 s", "log-normal 300 s, narrow"):
+        for doubt in (0.0, 0.01):
+            ratio = by_the_true_shape(HELD_OUT[name], 50, doubt)
+            print(f"| was told 50 of {name}, {doubt:.0%} doubt | {ratio:.3f} |", flush=True)
+    for name in ("96 s and log-normal 117 s", "queue, 200 s", "log-normal 300 s, narrow"):
+        ratio = with_gaps_up_to(60, (FRESH | HELD_OUT)[name])
+        print(f"| knows all of {name}, but no gap exceeds 60 s | {ratio:.3f} |", flush=True)
 
 
 def compare(distributions: dict[str, Durations]) -> dict[str, Outcome]:
@@ -439,6 +495,7 @@ def main() -> None:
     show_learning("far from the prior", WRONG)
     show_learning("those it was tuned on", TUNED)
     show_peers(compare(HELD_OUT))
+    show_limits()
     print("\n| after 200 jobs the durations change | jobs 1-50 | 51-100 | 101-150 | 151-200 |")
     print("|---|---|---|---|---|")
     for first, then in ((30, 60), (60, 30), (30, 150), (150, 30)):
