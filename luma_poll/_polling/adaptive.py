@@ -44,7 +44,7 @@ OTHERS_WEIGHT = 2.0  # all other kinds together, for a model of which nothing is
 DOUBT = [b - a for a, b in pairwise(-0.4 * (1 + math.exp(log) / 90) ** -2 for log in LOGS)]
 # Failures, most of them in the first seconds, and what has not failed.
 EARLY = [0.27 * (b - a) for a, b in pairwise(map(NormalDist(math.log(3), 0.5).cdf, LOGS))]
-LATE_FAILURES, NO_FAILURES = 0.03, 5.0
+LATE_FAILURES, NO_FAILURES = 0.03, 8.0
 MEMORY, SHORT_MEMORY = 200.0, 10.0  # ends after which one counts 1/e
 CHANGE = 1 / 200  # chance at each end that generations take another time from now on
 BANDWIDTH = 0.12  # standard deviation of the logarithm of the age by which an end is smoothed
