@@ -120,8 +120,8 @@ def test_it_polls_when_the_end_is_near() -> None:
 
 def test_early_failures_and_late_ends_are_both_learned() -> None:
     """Two humps: it polls in both, and seldom between them."""
-    wait = taught(*[2.0 + 0.1 * n for n in range(20)], *log_normal(100, 0.1, 100))
-    polls = polls_until(wait, 150)
+    wait = taught(*[2.0 + 0.1 * n for n in range(20)], latest=MODERATED)
+    polls = polls_until(taught(*log_normal(100, 0.1, 100), wait=wait), 150)
     early = sum(poll <= 6 for poll in polls)
     between = sum(10 < poll < 70 for poll in polls)
     late = sum(80 <= poll <= 120 for poll in polls)
