@@ -74,6 +74,7 @@ WINGS = {
     "_client": ["transport", "http_client", "connections", "session", "generations", "client"],
     "_polling": [
         "schedules",
+        "inspection",
         "adaptive",
         "decisions",
         "heap",
