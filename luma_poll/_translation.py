@@ -87,10 +87,13 @@ def translate_error(
 
 def warn_if_accepted(error: APIError) -> None:
     """Add a note to the error of a submission that the API may have accepted all the same."""
-    note = (
-        "It is not known whether the generation was accepted: it may be running and be billed. "
-        "Look at the usage of the account before you submit it again."
-    )
+    if error.generation_id is None:
+        note = (
+            "It is not known whether the generation was accepted: it may be running and be billed. "
+            "Look at the usage of the account before you submit it again."
+        )
+    else:
+        note = "It was accepted, and may be billed: wait for it by its id, do not submit it again."
     if error.may_have_been_accepted and note not in getattr(error, "__notes__", ()):
         error.add_note(note)
 

@@ -71,7 +71,8 @@ class APIError(LumaError):
     """A request to the API failed.
 
     Attributes:
-        generation_id: The generation that was asked for; None for the submission of a new one.
+        generation_id: The generation that was asked for; None for the submission of a new one,
+            unless an answer that is otherwise unreadable has its id.
         message: The text without the generation's id.
         retryable: True if the same request may succeed later.
     """

@@ -21,6 +21,7 @@ from luma_poll._translation import translate_error
 from luma_poll.errors import (
     APIError,
     ConfigurationError,
+    InvalidResponseError,
     LumaError,
     RateLimitError,
     SubmissionUnknownError,
@@ -113,7 +114,7 @@ class Submitter:
             if not isinstance(outcome, APIError) or not may_try_again(outcome):
                 return outcome
             if isinstance(outcome, RateLimitError):
-                self.gate.close(outcome.retry_after or 5.0, until_an_end=is_full(outcome))
+                self.gate.close(max(outcome.retry_after or 5.0, 1.0), until_an_end=is_full(outcome))
             elif anyio.current_time() - began < timeout:
                 await anyio.sleep(min(2.0**tries, LONGEST_PAUSE))
             else:
@@ -127,7 +128,7 @@ class Submitter:
         if not isinstance(found, Permit):
             return found
         try:
-            generation_id = as_generation(await self._create(**request)).id
+            generation_id = await self._submitted(request)
         except Exception as error:
             failure = error if isinstance(error, LumaError) else translate_error(error)
             if failure is not None and _was_certainly_not_accepted(failure):
@@ -152,6 +153,16 @@ class Submitter:
                 "generation %s of %r runs, but is not waited for", generation_id, key, extra=extra
             )
         return accepted
+
+    async def _submitted(self, request: Request) -> str:
+        """Submit it; returns the id, also from an answer of which nothing else is readable."""
+        try:
+            return as_generation(await self._create(**request)).id
+        except Exception as error:
+            failure = translate_error(error)
+            if isinstance(failure, InvalidResponseError) and failure.generation_id is not None:
+                return failure.generation_id
+            raise
 
     async def reach(self, call: Callable[..., T], *args: Any, label: str = "") -> T:
         """Call the ledger, again and again until the database answers: it never gives up."""

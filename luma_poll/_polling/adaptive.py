@@ -1,9 +1,7 @@
 """A schedule that learns how long generations take, and polls when they are likely to end.
 
-With the hazard rate h(t) of the end at age t, and c the seconds of delay that one request is worth,
-the best density of polls is about sqrt(h(t) / 2c) (J. B. Keller, "Optimum checking schedules for
-systems subject to random failure", Management Science 21, 1974). The hazard rate comes from a
-histogram of ages at the end, over logarithmic bins: a prior, and what was observed.
+Ages at the end are counted in a histogram over logarithmic bins. With what is known beforehand it
+gives the chance of an end in each bin, and those the polls that cost least (inspection.py).
 """
 
 from __future__ import annotations
@@ -11,56 +9,102 @@ from __future__ import annotations
 import json
 import math
 import random
-from bisect import bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from operator import mul
+from statistics import NormalDist
 from typing import Any, Self
 
 from tenacity import RetryCallState
 from tenacity.wait import wait_base
 
 from luma_poll._arguments import check_positive
+from luma_poll._polling.inspection import Plan, plan_polls
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import LONGEST_AGE, Generation
 
-BINS = 120
-STEP = math.log(LONGEST_AGE) / BINS
-AGES = [0.0, *(math.exp(STEP * number) for number in range(BINS + 1))]
-"""Seconds. Between them lie the bins: one to 1 s, then each 7 % longer."""
-EDGES = [*AGES, math.inf]
-"""A last bin is for whatever is beyond an hour."""
+BINS = 122
+STEP = math.log(LONGEST_AGE) / (BINS - 2)
+LOGS = [-math.inf, *(STEP * number for number in range(BINS - 1)), math.inf]
+EDGES = [0.0, *map(math.exp, LOGS[1:-1]), 2 * LONGEST_AGE]
+"""Seconds. Between them lie the bins: one to 1 s, then each 7 % longer, one beyond an hour."""
 
-PRIOR_SCALE = 90.0
-PRIOR_WEIGHT = 3.0
-"""Observations that the prior is worth."""
-OTHERS_WEIGHT = 2.0
-"""Observations that all other kinds together are worth."""
-MEMORY = 150.0
-"""Observations after which one counts 1/e."""
-BANDWIDTH = 0.12
-"""Standard deviation of the logarithm of the age by which an observation is smoothed."""
-JITTER = 0.15
-"""Share of a gap, both ways."""
+# Of a model beforehand: seconds that half of its generations take (Luma's quickstart and video
+# guide, resellers' pages); the standard deviation of their logarithm, and how many ends that is
+# worth (guesses: so wide that an error of factor two is no disaster).
+PUBLISHED = {"uni-1": (30.0, 0.7, 1.0), "uni-1-max": (69.0, 0.7, 1.0), "ray-3.2": (60.0, 0.7, 1.0)}
+UNKNOWN = (37.0, 1.5, 0.3)
+
+# How much each thing counts, in ends that were seen.
+CURVE_WEIGHT = 5.0  # a log-normal curve through them: it decides while they are few
+OTHERS_WEIGHT = 2.0  # all other kinds together, for a model of which nothing is known
+# A heavy tail of stragglers, which no curve foretells.
+DOUBT = [b - a for a, b in pairwise(-0.4 * (1 + math.exp(log) / 90) ** -2 for log in LOGS)]
+# Failures, most of them in the first seconds, and what has not failed.
+EARLY = [0.27 * (b - a) for a, b in pairwise(map(NormalDist(math.log(3), 0.5).cdf, LOGS))]
+LATE_FAILURES, NO_FAILURES = 0.03, 8.0
+MEMORY, SHORT_MEMORY = 200.0, 10.0  # ends after which one counts 1/e
+CHANGE = 1 / 200  # chance at each end that generations take another time from now on
+BANDWIDTH = 0.12  # standard deviation of the logarithm of the age by which an end is smoothed
+KERNEL = [NormalDist(0, BANDWIDTH).pdf(STEP * number) * STEP for number in range(-7, 8)]
+JITTER = 0.15  # share of a gap, both ways
+PATIENCE = 10.0  # an estimate is made again when this share of the ends is new
 MAX_KINDS = 64
 VERSION = 1
 
 Kind = tuple[str | None, str | None]
-Weights = list[float]
+Weights = Sequence[float]
+End = tuple[int, Weights]  # an end that is spread over some bins: the first, and weights from there
+NOTHING: Weights = (0.0,) * BINS
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The ends of one kind. Failures are kept apart: they do not tell how long the others take."""
+
+    ends: Weights = NOTHING
+    failures: Weights = NOTHING
+    lately: Weights = NOTHING  # the latest of `ends`
+    odds: float = CHANGE  # that only these hold
+
+    def suspect(self, usual: End, changed: End) -> bool:
+        """Decide whether all ends hold, or only the latest (Shiryaev, 1963). True if in doubt."""
+        self.odds = (self.odds + CHANGE) * sum(changed[1]) / sum(usual[1])
+        if self.odds < 2 * CHANGE:
+            self.lately, self.odds = NOTHING, CHANGE
+            return False
+        self.lately = _faded(self.lately, SHORT_MEMORY, changed)
+        if self.odds > 1:
+            self.ends, self.lately, self.odds = self.lately, NOTHING, CHANGE
+        return True
+
+
+@dataclass(slots=True)
+class _Estimate:
+    """Chances of an end in each bin, and the polls that follow from them."""
+
+    usual: Weights
+    changed: Weights  # if only the latest ends hold
+    failed: Weights
+    plan: Plan
+    fresh_for: float  # ends
 
 
 class AdaptiveWait(wait_base):
     """A schedule that learns from each generation that ends: `Poller(client, wait=AdaptiveWait())`.
 
-    It estimates how long generations take, for each model and type, from a prior that fits the
-    times that Luma has published (images about 30 s, short videos under two minutes). A few ends
-    outweigh the prior, and old ones fade. All memory it needs is a few kilobytes a kind. Share one
-    between pollers, and keep it over a restart with `to_json`.
+    It estimates how long generations take, for each model and type. It begins with what has been
+    published for the model; a few ends outweigh that, old ones fade, and a sudden change is noticed
+    after one or two. Share one between pollers, and keep it over a restart with `to_json`.
 
     It learns as a part of tenacity's sums and chains too. A function of your own that calls it has
     to pass `observe` on.
 
     Args:
-        request_cost: Seconds of delay that one request is worth. Less polls more often.
+        request_cost: Seconds of delay that one request is worth. A quarter of it is twice the
+            polls and half the delay: take less where each second of delay costs money.
         shortest: Seconds between two polls, at least.
         longest: Seconds between two polls, at most.
 
@@ -76,17 +120,18 @@ class AdaptiveWait(wait_base):
         self._longest = _seconds("longest", longest)
         if self._shortest > self._longest:
             raise ConfigurationError(f"shortest ({shortest:g} s) exceeds longest ({longest:g} s)")
-        self._kinds: dict[Kind, Weights] = {}  # the most recently observed last
-        self._all: Weights = [0.0] * len(PRIOR)
-        self._plans: dict[Kind | None, Weights] = {}
+        self._kinds: dict[Kind, _Seen] = {}  # the most recently observed last
+        self._all: Weights = NOTHING
+        self._estimates: dict[Kind | None, _Estimate] = {}
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """Seconds until the next poll."""
-        plan = self._plan(_kind_of(retry_state))
+        plan = self._estimate(_kind_of(retry_state)).plan
         age = max(0.0, retry_state.seconds_since_start or 0.0)
-        polls = _interpolate(AGES, plan, age) + random.uniform(1 - JITTER, 1 + JITTER)
-        gap = _interpolate(plan, AGES, polls) - age
-        return min(max(gap, self._shortest), self._longest)
+        gap = plan.gap(age)
+        # After a long gap to where an end is likely, the gaps are short: so is the jitter.
+        jitter = random.uniform(-JITTER, JITTER) * min(gap, plan.gap(age + gap))
+        return min(max(gap + jitter, self._shortest), self._longest)
 
     def observe(self, generation: Generation, *, after: float, by: float) -> None:
         """Learn from a generation that has ended. The poller calls it.
@@ -97,22 +142,33 @@ class AdaptiveWait(wait_base):
             by: Seconds: the age at which it was known to have ended.
         """
         kind = (generation.model, generation.type)
-        seen = _smoothed(_between(self._estimate(kind), max(0.0, after), by))
-        own = self._kinds.pop(kind, [0.0] * len(PRIOR))
-        self._kinds[kind] = _faded(own, seen)
-        self._all = _faded(self._all, seen)
+        self._kinds[kind] = seen = self._kinds.pop(kind, _Seen())
+        estimate = self._estimate(kind)
+        estimate.fresh_for -= 1
+        failed = generation.state == "failed"
+        end = _between(estimate.failed if failed else estimate.usual, after, by)
+        seen.ends = _faded(seen.ends, MEMORY, None if failed else end)
+        seen.failures = _faded(seen.failures, MEMORY, end if failed else None)
+        if not failed:
+            self._all = _faded(self._all, MEMORY, end)
+            if seen.suspect(end, _between(estimate.changed, after, by)):
+                estimate.fresh_for = -1
+        if estimate.fresh_for < 0:
+            del self._estimates[kind]
+            self._estimates.pop(None, None)
         if len(self._kinds) > MAX_KINDS:
-            del self._kinds[next(iter(self._kinds))]
-        self._plans.clear()
+            oldest = next(iter(self._kinds))
+            del self._kinds[oldest]
+            self._estimates.pop(oldest, None)
 
     def to_json(self) -> str:
-        """Everything that was learned, as text for `from_json`."""
+        """Everything that was learned (but not a mere suspicion of a change) for `from_json`."""
         kinds = [
-            {"model": model, "type": type_, "weights": [round(weight, 6) for weight in weights]}
-            for (model, type_), weights in self._kinds.items()
+            {"model": kind[0], "type": kind[1]}
+            | {"weights": _rounded(seen.ends), "failures": _rounded(seen.failures)}
+            for kind, seen in self._kinds.items()
         ]
-        everything = [round(weight, 6) for weight in self._all]
-        return json.dumps({"version": VERSION, "all": everything, "kinds": kinds})
+        return json.dumps({"version": VERSION, "all": _rounded(self._all), "kinds": kinds})
 
     @classmethod
     def from_json(cls, text: str | bytes, **options: float) -> Self:
@@ -123,8 +179,7 @@ class AdaptiveWait(wait_base):
             options: `request_cost`, `shortest` and `longest`, which are not part of the text.
 
         Raises:
-            ConfigurationError: The text is not of this version of `to_json`, or an option is
-                unusable.
+            ConfigurationError: The text is not from this `to_json`, or an option is unusable.
         """
         restored = cls(**options)
         try:
@@ -132,36 +187,43 @@ class AdaptiveWait(wait_base):
             if learned["version"] != VERSION:
                 raise ValueError(f"it has version {learned['version']!r}, not {VERSION}")
             restored._all = _checked(learned["all"])
-            restored._kinds = {
-                (entry["model"], entry["type"]): _checked(entry["weights"])
-                for entry in learned["kinds"][-MAX_KINDS:]
-            }
-        except (ValueError, LookupError, TypeError) as error:
-            raise ConfigurationError(
-                f"this text is not from AdaptiveWait.to_json: {error}"
-            ) from None
+            for entry in learned["kinds"][-MAX_KINDS:]:
+                kind = entry["model"], entry["type"]
+                ends, failures = entry["weights"], entry.get("failures", NOTHING)
+                restored._kinds[kind] = _Seen(_checked(ends), _checked(failures))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            message = f"this text is not from AdaptiveWait.to_json: {error}"
+            raise ConfigurationError(message) from None
         return restored
 
-    def _plan(self, kind: Kind | None) -> Weights:
-        """How many polls there are to be up to each of AGES."""
-        if kind not in self._kinds:
-            kind = None
-        if kind not in self._plans:
-            self._plans[kind] = _planned(self._estimate(kind), self._cost)
-        return self._plans[kind]
+    def _estimate(self, kind: Kind | None) -> _Estimate:
+        if kind not in self._kinds:  # it is taken to be like its model, or else like all others
+            kind = (kind[0], None) if kind and kind[0] in PUBLISHED else None
+        if kind not in self._estimates:
+            seen = self._kinds.get(kind, _Seen()) if kind else _Seen(self._all)
+            usual, changed = self._chances(kind, seen.ends), self._chances(kind, seen.lately)
+            share = seen.odds / (1 + seen.odds)
+            ends = [a + share * (b - a) for a, b in zip(usual, changed, strict=True)]
+            failures = zip(seen.failures, EARLY, ends, strict=True)
+            failed = [known + early + LATE_FAILURES * end for known, early, end in failures]
+            weight = NO_FAILURES + sum(seen.ends)
+            both = [weight * end + failure for end, failure in zip(ends, failed, strict=True)]
+            plan = plan_polls(both, EDGES, self._cost)
+            fresh_for = (sum(seen.ends) + sum(seen.failures)) / PATIENCE * (seen.odds == CHANGE)
+            self._estimates[kind] = _Estimate(usual, changed, failed, plan, fresh_for)
+        return self._estimates[kind]
 
-    def _estimate(self, kind: Kind | None) -> Weights:
-        """How many of some observations end in each bin."""
-        own = self._kinds.get(kind) if kind is not None else None
-        if own is None:
-            return [
-                PRIOR_WEIGHT * prior + seen for prior, seen in zip(PRIOR, self._all, strict=True)
-            ]
-        share = OTHERS_WEIGHT / max(sum(self._all), OTHERS_WEIGHT)
-        return [
-            PRIOR_WEIGHT * prior + share * others + seen
-            for prior, others, seen in zip(PRIOR, self._all, own, strict=True)
+    def _chances(self, kind: Kind | None, ends: Weights) -> Weights:
+        """How likely an end is in each bin, if `ends` are what was seen."""
+        known = PUBLISHED.get(kind[0] or "") if kind else None
+        curve = _curve(ends, *(known or UNKNOWN))
+        others = 0.0 if known or not kind else OTHERS_WEIGHT / max(sum(self._all), OTHERS_WEIGHT)
+        parts = [
+            seen + CURVE_WEIGHT * drawn + doubt + others * other
+            for seen, drawn, doubt, other in zip(ends, curve, DOUBT, self._all, strict=True)
         ]
+        total = sum(parts)
+        return [part / total for part in parts]
 
 
 def _seconds(name: str, value: float) -> float:
@@ -178,78 +240,60 @@ def _kind_of(state: RetryCallState) -> Kind | None:
     return (latest.model, latest.type) if isinstance(latest, Generation) else None
 
 
-def _planned(weights: Weights, cost: float) -> Weights:
-    left = sum(weights)
-    polls = [0.0]
-    for weight, (start, end) in zip(weights[:-1], pairwise(AGES), strict=True):
-        hazard = math.log(left / (left - weight))  # over the whole bin
-        polls.append(math.sqrt(hazard * (end - start) / (2 * cost)))
-        left -= weight
-    return list(accumulate(polls))
+def _curve(ends: Weights, median: float, spread: float, weight: float) -> Weights:
+    """A log-normal through the quartiles of `ends` (a mean would follow a few stragglers)."""
+    middle, variance, count = math.log(median), spread**2, sum(ends)
+    if count > 0.01:
+        low, seen, high = _quartiles(ends)
+        width = max(0.0, ((high - low) / 1.349) ** 2 - BANDWIDTH**2)
+        share = count / (weight + count)
+        variance += share * (width - variance + (1 - share) * (seen - middle) ** 2)
+        middle += share * (seen - middle)
+    scale = 1 / math.sqrt(2 * variance)
+    below = [0.5 * math.erfc((middle - log) * scale) for log in LOGS]
+    return [b - a for a, b in pairwise(below)]
 
 
-def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
-    """The height at `x` of the line through the points, continued beyond the last one."""
-    number = min(bisect_right(xs, x), len(xs) - 1)
-    x0, x1, y0, y1 = xs[number - 1], xs[number], ys[number - 1], ys[number]
-    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+def _quartiles(ends: Weights) -> Iterator[float]:
+    """Of the logarithm of the age."""
+    below = [0.0, *accumulate(ends)]
+    for share in (0.25, 0.5, 0.75):
+        target = share * below[-1]
+        number = bisect_right(below, target) - 1
+        yield STEP * max(0.0, number - 1 + (target - below[number]) / ends[number])
 
 
-def _between(weights: Weights, after: float, by: float) -> Weights:
-    """One observation that lies in an interval, shared out over its bins as `weights` says."""
-    parts = [
-        weight * _overlap(start, end, after, by)
-        for weight, (start, end) in zip(weights, pairwise(EDGES), strict=True)
+def _between(chances: Weights, after: float, by: float) -> End:
+    """The chance of an end in each bin of an interval."""
+    after = min(max(0.0, after), LONGEST_AGE)
+    by = min(max(after + 0.01, by), EDGES[-1])
+    first, last = bisect_right(EDGES, after) - 1, bisect_left(EDGES, by)
+    return first, [
+        chances[n] * (min(EDGES[n + 1], by) - max(EDGES[n], after)) / (EDGES[n + 1] - EDGES[n])
+        for n in range(first, last)
     ]
-    total = sum(parts)
-    return [part / total for part in parts] if total else parts
 
 
-def _overlap(start: float, end: float, after: float, by: float) -> float:
-    """The share of a bin that lies in an interval."""
-    common = min(end, by) - max(start, after)
-    if end == math.inf:
-        return float(by > start)
-    return max(0.0, common) / (end - start)
+def _faded(old: Weights, memory: float, end: End | None) -> Weights:
+    """Add one end, which is shared out in proportion, and spills over into the bins around."""
+    keep = math.exp(-1 / memory)
+    new = [keep * before for before in old]
+    if end:
+        first, parts = end
+        total = sum(parts)
+        padded = [*NOTHING[:14], *parts, *NOTHING[:14]]
+        for number in range(len(parts) + 14):
+            place = min(max(first - 7 + number, 0), BINS - 1)
+            new[place] += sum(map(mul, KERNEL, padded[number : number + 15])) / total
+    return new
 
 
-def _smoothed(weights: Weights) -> Weights:
-    smooth = [0.0] * len(weights)
-    for number, weight in enumerate(weights):
-        if weight:
-            for offset, share in enumerate(KERNEL, number - len(KERNEL) // 2):
-                smooth[min(max(offset, 0), len(weights) - 1)] += weight * share
-    return smooth
-
-
-def _faded(old: Weights, seen: Weights) -> Weights:
-    keep = math.exp(-1 / MEMORY)
-    return [keep * before + now for before, now in zip(old, seen, strict=True)]
+def _rounded(weights: Weights) -> Weights:
+    return [round(weight, 6) for weight in weights]
 
 
 def _checked(weights: Any) -> Weights:
     checked = [float(weight) for weight in weights]
-    if len(checked) != len(PRIOR) or not all(0 <= weight < 1e6 for weight in checked):
-        raise ValueError(f"there must be {len(PRIOR)} weights from 0 up")
+    if len(checked) != BINS or not all(0 <= weight < 1e6 for weight in checked):
+        raise ValueError(f"there must be {BINS} weights from 0 up")
     return checked
-
-
-def _prior() -> Weights:
-    """A heavy tail: the longer a generation has lasted, the longer it is taken to go on.
-
-    The density of polls that follows from it is close to that of DEFAULT_WAIT. Its median of 37 s
-    is between the 30 s of an image and the minute of a short video.
-    https://docs.agents.lumalabs.ai (quickstart; FAQ; video guide)
-    """
-    alive = [(1 + edge / PRIOR_SCALE) ** -2 for edge in EDGES]
-    return [before - after for before, after in pairwise(alive)]
-
-
-def _kernel() -> Weights:
-    reach = math.ceil(3 * BANDWIDTH / STEP)
-    heights = [math.exp(-0.5 * (n * STEP / BANDWIDTH) ** 2) for n in range(-reach, reach + 1)]
-    return [height / sum(heights) for height in heights]
-
-
-PRIOR = _prior()
-KERNEL = _kernel()

@@ -19,7 +19,6 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from luma_poll._arguments import (
-    MAX_ID_LENGTH,
     USE_DEFAULT,
     UseDefault,
     check_count,
@@ -39,7 +38,13 @@ from luma_poll.errors import (
     InvalidResponseError,
     PollTimeoutError,
 )
-from luma_poll.models import Generation, GenerationLike, GenerationOutput, as_generation
+from luma_poll.models import (
+    MAX_ID_LENGTH,
+    Generation,
+    GenerationLike,
+    GenerationOutput,
+    as_generation,
+)
 
 AnyGeneration: TypeAlias = str | UUID | GenerationLike
 """An id, or a snapshot of a generation such as the one from `create`, ours or the SDK's."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from statistics import fmean
 
 from luma_poll import AdaptiveWait
-from tests.benchmarks.adaptive_wait import delay, watch
+from tests.benchmarks.adaptive_wait import Failure, delay, watch
 from tests.benchmarks.default_wait import REQUEST_COST, Wait
 
 RATE = 30.0
@@ -31,7 +31,7 @@ def log_normal(median: float, sigma: float) -> Draw:
 
 def early_failures(median: float, sigma: float) -> Draw:
     job = log_normal(median, sigma)
-    return lambda draw: draw.uniform(1, 4) if draw.random() < 0.1 else job(draw)
+    return lambda draw: Failure(draw.uniform(1, 4)) if draw.random() < 0.1 else job(draw)
 
 
 KINDS: dict[str, Draw] = {

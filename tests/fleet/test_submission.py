@@ -13,6 +13,7 @@ from luma_poll import (
     APITimeoutError,
     ConfigurationError,
     InsufficientBalanceError,
+    InvalidResponseError,
     SubmissionUnknownError,
 )
 from luma_poll._fleet import submission
@@ -140,6 +141,16 @@ async def test_anything_else_is_unknown(
         assert isinstance(await submit(api, ledger, threads), SubmissionUnknownError)
     assert len(api.requests) == 1
     assert ledger.unknown() == ["k"]
+
+
+@pytest.mark.asyncio
+async def test_an_id_in_an_unreadable_answer_is_kept(
+    ledger: Ledger, threads: ThreadPoolExecutor
+) -> None:
+    """It was accepted: polls tell the rest."""
+    unreadable = InvalidResponseError("not a generation", generation_id="id-2")
+    assert (await submit(Api(unreadable), ledger, threads)).generation_id == "id-2"
+    assert ledger.unknown() == []
 
 
 @pytest.mark.asyncio
