@@ -19,8 +19,9 @@ try:
     transport = httpx.HTTPTransport(retries=8)  # until it listens: backoff, 64 s in all
     with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}") as browser:
         assert 'data-mode="sandbox"' in browser.get("/").text
-        submitted = browser.post("/generations", json={"prompt": "a fox sandbox:duration=1"})
-        events = browser.get(f"/generations/{submitted.json()['id']}/events", timeout=30).text
+        fox = {"prompt": "a fox sandbox:duration=1"}
+        submitted = browser.put("/generations/order-1", json=fox).raise_for_status()
+        events = browser.get(submitted.json()["events"], timeout=30).text
         assert "completed" in events, events
 finally:
     app.terminate()
