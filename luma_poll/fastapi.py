@@ -133,6 +133,9 @@ def luma_lifespan(
         poller_options: Those of `Poller`: `wait`, `timeout` (seconds), `max_in_flight`,
             `max_rate` (requests per second), `on_poll`.
 
+    Returns:
+        The lifespan, for `FastAPI(lifespan=...)`. Its state is a `LumaState`.
+
     Raises:
         ConfigurationError: At startup: the API key is missing, an option is unusable, or another
             process holds the journal.
@@ -158,6 +161,9 @@ async def get_client(connection: HTTPConnection) -> LumaClient:
 
     Args:
         connection: The request or WebSocket.
+
+    Returns:
+        The client that `luma_lifespan` has opened.
 
     Raises:
         ConfigurationError: The app has no `luma_lifespan`.
@@ -221,6 +227,9 @@ async def get_runner(connection: HTTPConnection) -> Runner:
 
     Args:
         connection: The request or WebSocket.
+
+    Returns:
+        The runner that `luma_lifespan` has made.
 
     Raises:
         ConfigurationError: The app has no `luma_lifespan`.

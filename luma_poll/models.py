@@ -218,6 +218,9 @@ class Generation(_Snapshot):
     def raise_for_failure(self) -> Self:
         """Return self, unless the generation failed.
 
+        Returns:
+            The generation itself, so that calls can be chained.
+
         Raises:
             GenerationError: The subclass for its `failure_code`.
         """

@@ -20,6 +20,7 @@ from tenacity import wait_fixed
 
 import luma_poll
 from luma_poll.sandbox import Sandbox
+from tests.benchmarks import page as benchmarks
 
 ROOT = Path(__file__).parent.parent
 HOME = "https://github.com/luma-poll/luma-poll/blob/main/"
@@ -186,6 +187,19 @@ def test_docstrings_are_markdown() -> None:
     assert [
         str(path) for path in sources if re.search(r"::$", path.read_text(), re.MULTILINE)
     ] == []
+
+
+def test_no_figure_of_the_benchmarks_is_typed_by_hand() -> None:
+    """Their page is what its command writes from the figures that were measured."""
+    figures = json.loads(benchmarks.FIGURES.read_text())
+    assert benchmarks.PAGE.read_text() == benchmarks.page(figures)
+
+
+def test_pictures_load_nothing() -> None:
+    """No font, script or style from elsewhere: the reader's browser asks nobody else."""
+    drawings = [path.read_text() for path in ROOT.glob("docs/*.svg")]
+    assert drawings
+    assert not re.search(r"@font-face|@import|<script|<image|url\(http", "".join(drawings))
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -62,6 +62,9 @@ class Journal:
         Args:
             state: `submitting`, `running`, `completed`, `failed` or `unknown`; None for all.
 
+        Returns:
+            The entries, as they are now.
+
         Raises:
             ConfigurationError: There is no such state, or the journal is closed.
             JournalError: The file cannot be read.
@@ -73,6 +76,9 @@ class Journal:
 
         Args:
             key: A request's.
+
+        Returns:
+            The entry; None if there is none.
 
         Raises:
             ConfigurationError: The journal is closed.

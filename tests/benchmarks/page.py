@@ -54,8 +54,7 @@ BENCHMARKS = {
         "possible time, for a scheduler that knows all durations beforehand. `gather` starts all "
         "at once with the official SDK, `semaphore` ten at a time, `endless` is that with endless "
         "retries. Simulated time, so the figures do not depend on the machine.",
-        "-m tests.benchmarks.makespan --account 10/30 "
-        "--solution gather semaphore endless runner",
+        "-m tests.benchmarks.makespan --account 10/30 --solution gather semaphore endless runner",
         {
             "batch": "{weights}",
             "": "{name}",
