@@ -4,9 +4,11 @@ import ast
 import importlib
 import inspect
 import json
+import logging
 import pkgutil
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,17 @@ async def run(code: str, names: dict[str, Any], page: Path) -> None:
     pending = eval(compiled, names)
     if inspect.isawaitable(pending):
         await pending
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Some pages set up logging; other tests look at what is logged."""
+    loggers = [logging.getLogger(), logging.getLogger("luma_poll")]
+    before = [(logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.mark.anyio
