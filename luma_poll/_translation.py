@@ -87,10 +87,13 @@ def translate_error(
 
 def warn_if_accepted(error: APIError) -> None:
     """Add a note to the error of a submission that the API may have accepted all the same."""
-    note = (
-        "It is not known whether the generation was accepted: it may be running and be billed. "
-        "Look at the usage of the account before you submit it again."
-    )
+    if error.generation_id is None:
+        note = (
+            "It is not known whether the generation was accepted: it may be running and be billed. "
+            "Look at the usage of the account before you submit it again."
+        )
+    else:
+        note = "It was accepted, and may be billed: wait for it by its id, do not submit it again."
     if error.may_have_been_accepted and note not in getattr(error, "__notes__", ()):
         error.add_note(note)
 
@@ -167,6 +170,11 @@ def _hint(status: int, generation_id: str | None, base_url: str) -> str:
 
 
 def classes(*names: str) -> tuple[type[BaseException], ...]:
+    """The exceptions with these names of httpx, httpx2, the official SDK and aiohttp."""
+    return classes_named(*names)
+
+
+def classes_named(*names: str) -> tuple[type[Any], ...]:
     """The classes with these names in httpx, httpx2, the official SDK and aiohttp, if imported."""
     modules = [sys.modules.get(name) for name in ("httpx", "httpx2", "luma_agents", "aiohttp")]
     return tuple(

@@ -71,7 +71,9 @@ class APIError(LumaError):
     """A request to the API failed.
 
     Attributes:
-        generation_id: The generation that was asked for; None for the submission of a new one.
+        generation_id: The generation that was asked for; None for the submission of a new one,
+            unless an answer that is otherwise unreadable has its id.
+        message: The text without the generation's id.
         retryable: True if the same request may succeed later.
     """
 
@@ -81,6 +83,7 @@ class APIError(LumaError):
         subject = "" if generation_id is None else f"generation {generation_id}: "
         super().__init__(subject + message)
         self.generation_id = generation_id
+        self.message = redact(message)
 
     @property
     def may_have_been_accepted(self) -> bool:

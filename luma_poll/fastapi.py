@@ -26,6 +26,7 @@ from starlette.requests import ClientDisconnect
 from starlette.status import WS_1011_INTERNAL_ERROR
 from starlette.websockets import WebSocketState
 
+from luma_poll._arguments import check_prompt
 from luma_poll._callers import Caller
 from luma_poll._client.client import LumaClient
 from luma_poll._polling.events import PollEvent
@@ -241,12 +242,6 @@ def _attended(
     return watch_while_there
 
 
-def _check_prompt(prompt: str) -> str:
-    if not prompt.strip():
-        raise ValueError("a prompt must not be blank")
-    return prompt
-
-
 ClientDep = Annotated[LumaClient, Depends(get_client)]
 """The app's `LumaClient`."""
 PollerDep = Annotated[Poller, Depends(get_poller)]
@@ -254,7 +249,7 @@ PollerDep = Annotated[Poller, Depends(get_poller)]
 RunnerDep = Annotated[Runner, Depends(get_runner)]
 """The app's `Runner`. A run in a handler continues when the client hangs up."""
 
-Prompt = Annotated[str, Field(min_length=1, max_length=6000), AfterValidator(_check_prompt)]
+Prompt = Annotated[str, Field(min_length=1, max_length=6000), AfterValidator(check_prompt)]
 """A prompt as `create` and the API accept it, for models and parameters; others get a 422."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -28,6 +29,8 @@ LONGEST_AGE = 3600.0
 """Seconds: the API ends every job within an hour (https://docs.agents.lumalabs.ai, FAQ)."""
 MAX_CLOCK_ERROR = 60.0
 """Seconds by which a generation may seem to come from the future."""
+MAX_ID_LENGTH = 1000
+"""Characters; a UUID has 36."""
 TERMINAL_STATES = frozenset({"completed", "failed"})
 
 
@@ -285,13 +288,14 @@ def as_generation(value: object, generation_id: str | None = None) -> Generation
     """Convert any object that looks like a generation.
 
     Raises:
-        InvalidResponseError: It has no `id` and `state`, or not the id that is expected.
+        InvalidResponseError: It has no `id` and `state`, or not the id that is expected. An id that
+            could be read is its `generation_id`.
     """
     if isinstance(value, Generation):
         return _checked_id(value, generation_id)
     # Only its own dump includes the unknown fields of another library's model.
     fields = value.model_dump(warnings=False) if isinstance(value, BaseModel) else value
-    return _validated(partial(Generation.model_validate, fields), generation_id)
+    return _validated(partial(Generation.model_validate, fields), generation_id, fields)
 
 
 def read_generation(content: bytes, generation_id: str | None = None) -> Generation:
@@ -299,11 +303,14 @@ def read_generation(content: bytes, generation_id: str | None = None) -> Generat
 
     Raises:
         InvalidResponseError: It is not a generation, or not the one with the id that is expected.
+            An id that could be read is its `generation_id`.
     """
-    return _validated(partial(Generation.model_validate_json, content), generation_id)
+    return _validated(partial(Generation.model_validate_json, content), generation_id, content)
 
 
-def _validated(validate: Callable[[], Generation], generation_id: str | None) -> Generation:
+def _validated(
+    validate: Callable[[], Generation], generation_id: str | None, answer: object
+) -> Generation:
     try:
         return _checked_id(validate(), generation_id)
     except ValidationError as error:
@@ -312,8 +319,17 @@ def _validated(validate: Callable[[], Generation], generation_id: str | None) ->
     place = ".".join(str(part) for part in problem["loc"])
     raise InvalidResponseError(
         f"the answer is not a generation ({place + ': ' if place else ''}{problem['msg']})",
-        generation_id=generation_id,
+        generation_id=generation_id or _id_in(answer),
     )
+
+
+def _id_in(answer: object) -> str | None:
+    """The id in an answer that is otherwise unreadable: that of a submission must not be lost."""
+    try:
+        found = _get(json.loads(answer) if isinstance(answer, bytes) else answer, "id")
+    except Exception:  # an object of another library may raise anything
+        return None
+    return found if isinstance(found, str) and 0 < len(found) <= MAX_ID_LENGTH else None
 
 
 def _checked_id(generation: Generation, generation_id: str | None) -> Generation:

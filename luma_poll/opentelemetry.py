@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from contextvars import Token
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from opentelemetry import context, metrics, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from luma_poll._arguments import shown
 from luma_poll._polling.events import (
     Event,
     PollBegan,
@@ -30,6 +31,8 @@ from luma_poll._polling.events import (
 from luma_poll._polling.poller import Poller
 from luma_poll._running.events import RunEvent, RunReporter
 from luma_poll._running.runner import Runner
+from luma_poll._sync.poller import SyncPoller
+from luma_poll._sync.runner import SyncRunner
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIError,
@@ -56,7 +59,7 @@ GENERATION_BUCKETS = [1, 2.5, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300,
 
 
 def instrument(
-    poller_or_runner: Poller | Runner,
+    poller_or_runner: Poller | Runner | SyncPoller | SyncRunner,
     *,
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: metrics.MeterProvider | None = None,
@@ -69,8 +72,8 @@ def instrument(
         instrument(poller)
 
     Args:
-        poller_or_runner: What to record, from now on. The poller of a runner is recorded with it,
-            unless it is instrumented already.
+        poller_or_runner: What to record, from now on; also those of `luma_poll.sync`. The poller of
+            a runner is recorded with it, unless it is instrumented already.
         tracer_provider: Takes the spans; by default the global one.
         meter_provider: Takes the metrics; by default the global one.
 
@@ -78,18 +81,26 @@ def instrument(
         A function that undoes it. Waits and runs under way are recorded to their ends.
 
     Raises:
-        ConfigurationError: It is instrumented already.
+        ConfigurationError: It is instrumented already, or neither a poller nor a runner.
     """
     tracer = trace.get_tracer("luma_poll", __version__, tracer_provider)
     meter = metrics.get_meter("luma_poll", __version__, meter_provider)
     undo = ExitStack()
+    if isinstance(poller_or_runner, SyncPoller):
+        poller_or_runner = poller_or_runner._poller
+    elif isinstance(poller_or_runner, SyncRunner):
+        poller_or_runner = poller_or_runner._runner
     if isinstance(poller_or_runner, Runner):
         undo.callback(_observe(poller_or_runner._reporter, _Runs(tracer, meter)))
         poller = poller_or_runner._poller
         with suppress(ConfigurationError):
             undo.callback(_observe(poller._streams.reporter, _Waits(tracer, meter)))
-    else:
+    elif isinstance(poller_or_runner, Poller):
         undo.callback(_observe(poller_or_runner._streams.reporter, _Waits(tracer, meter)))
+    else:
+        raise ConfigurationError(
+            f"instrument takes a Poller or a Runner, not {shown(poller_or_runner)}"
+        )
     return undo.close
 
 
@@ -113,7 +124,7 @@ class _Record:
     """A wait under way: its span, and the waits that have asked on its behalf."""
 
     span: Span
-    linked: set[Wait] = field(default_factory=set)
+    linked: tuple[Wait, ...] = ()
     queued: float = 0.0
     outside: Token[context.Context] | None = None  # of the request under way
 
@@ -205,7 +216,7 @@ class _Waits:
         for other in event.others:
             record = self._records.get(other)
             if record is not None and event.wait not in record.linked:
-                record.linked.add(event.wait)
+                record.linked += (event.wait,)
                 record.span.add_link(asked)
 
     def _end(self, event: WaitEnded) -> None:

@@ -28,6 +28,7 @@ from luma_poll.errors import (
     ImageTooLargeError,
     InsufficientBalanceError,
     InvalidRequestError,
+    JournalError,
     LumaError,
     NotFoundError,
     OutputNotFoundError,
@@ -87,6 +88,7 @@ _KINDS: dict[type[LumaError], _Kind] = {
     InsufficientBalanceError: _OPERATORS,
     PermissionDeniedError: _OPERATORS,
     BudgetExhaustedError: _OPERATORS,
+    JournalError: _OPERATORS,
     SubmissionLimitError: _OPERATORS,
     # The caller's faults.
     BadRequestError: _Kind(

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import httpx
 import pytest
 import respx
@@ -30,6 +31,16 @@ def snippets(page: Path, language: str = "python") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
+def is_blocking(code: str, page: Path) -> bool:
+    """True for what must not run in the event loop of the test."""
+    return page.name == "synchronous.md" or "import sync" in code
+
+
+def in_real_time(code: str, page: Path) -> bool:
+    """True for what needs sockets or threads."""
+    return page.name == "fleets.md" or is_blocking(code, page) or bool(REAL_TIME.search(code))
+
+
 def with_the_heros_generation(app: ASGIApp, generation_id: str) -> ASGIApp:
     """The id in the README is nobody's: another one answers for it."""
 
@@ -46,6 +57,9 @@ def with_the_heros_generation(app: ASGIApp, generation_id: str) -> ASGIApp:
 
 
 async def run(code: str, names: dict[str, Any], page: Path) -> None:
+    if is_blocking(code, page):
+        await anyio.to_thread.run_sync(exec, compile(code, str(page), "exec"), names)
+        return
     code = code.replace("asyncio.run(main())", "await main()")  # a loop runs already
     compiled = compile(code, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     pending = eval(compiled, names)
@@ -67,7 +81,7 @@ async def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_pat
     app = with_the_heros_generation(sandbox.app, answer.json()["id"])
     names: dict[str, Any] = {"__name__": "docs"}
     for code in snippets(page):
-        if REAL_TIME.search(code):
+        if in_real_time(code, page):
             continue
         with respx.mock(assert_all_called=False) as router:
             router.route(host="agents.lumalabs.ai").mock(side_effect=ASGIHandler(app))
@@ -83,12 +97,14 @@ async def test_snippets_in_real_time_run(
     names: dict[str, Any] = {}
     await run("import httpx\nfrom luma_poll import *\nfrom luma_poll.sandbox import *", names, page)
     monkeypatch.setattr("luma_poll._polling.poller.DEFAULT_WAIT", wait_fixed(0.05))
+    monkeypatch.setattr("luma_poll._running.runner.AdaptiveWait", lambda **_: wait_fixed(0.05))
     monkeypatch.setenv("LUMA_AGENTS_API_KEY", "luma-api-docs")
     monkeypatch.chdir(tmp_path)
     async with Sandbox(seed=1, speed=1000).serve() as base_url:
         monkeypatch.setenv("LUMA_BASE_URL", base_url)
-        for code in filter(REAL_TIME.search, snippets(page)):
-            await run(code, names, page)
+        for code in snippets(page):
+            if in_real_time(code, page):
+                await run(code, names, page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -105,6 +105,7 @@ ANSWERS = {
     "InvalidRequestError": (422, "invalid_request", False),
     "GenerationRateLimitedError": (503, "generation_rate_limited", True),
     "DownloadError": (502, "download_failed", True),
+    "JournalError": (503, "unavailable", False),
     "SubmissionLimitError": (503, "unavailable", False),
     "SubmissionUnknownError": (502, "submission_unknown", False),
     "PollTimeoutError": (504, "timed_out", True),
@@ -162,7 +163,11 @@ def test_every_error_becomes_a_problem(name: str) -> None:
     assert problem["type"] == f"urn:luma-poll:{code}"
     assert problem["title"]
     assert problem["detail"]
-    knows_id = name not in ("LumaError", "ConfigurationError") and "Submission" not in name
+    knows_id = (
+        name not in ("LumaError", "ConfigurationError")
+        and "Submission" not in name
+        and "Journal" not in name
+    )
     assert problem["generation_id"] == (ID if knows_id else None)
 
 

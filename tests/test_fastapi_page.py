@@ -14,12 +14,18 @@ from pathlib import Path
 
 import httpx
 import pytest
+from anyio.from_thread import start_blocking_portal
 from fastapi.testclient import TestClient
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
+
+from luma_poll import Journal
+from luma_poll.sandbox import Sandbox
+from luma_poll.sandbox.server import serve_app
+from tests.running.kills import Recorded
 
 APP = Path(__file__).parent.parent / "docs/examples/fastapi_app.py"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -42,12 +48,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_app(port: int) -> Iterator["subprocess.Popen[bytes]"]:
+def running_app(port: int, **luma: str) -> Iterator["subprocess.Popen[bytes]"]:
     """The example app in a process of its own, without a key; it ends without a traceback."""
     settings = {name: value for name, value in os.environ.items() if not name.startswith("LUMA_")}
     process = subprocess.Popen(
         [sys.executable, APP],
-        env={**settings, "PORT": str(port)},
+        env={**settings, **luma, "PORT": str(port)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -58,6 +64,28 @@ def running_app(port: int) -> Iterator["subprocess.Popen[bytes]"]:
         process.terminate()
         _, told = process.communicate(timeout=20)
     assert b"Traceback" not in told, told.decode()
+
+
+@contextmanager
+def serving(api: Recorded) -> Iterator[str]:
+    """A sandbox that outlives the app; yields its address for the app."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serve_app(api, "127.0.0.1", 0)) as origin,
+    ):
+        yield f"{origin}/v1"
+
+
+def accepted(api: Recorded) -> set[str]:
+    """The ids of what was submitted."""
+    return {generation_id for ids in api.accepted.values() for generation_id in ids}
+
+
+@pytest.fixture
+def luma(tmp_path: Path) -> dict[str, str]:
+    """The settings of an app with a sandbox elsewhere, except its address."""
+    journal = str(tmp_path / "journal.db")
+    return {"LUMA_AGENTS_API_KEY": "luma-api-sandbox", "LUMA_JOURNAL": journal}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +123,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 @pytest.fixture
 def page(browser: webdriver.Chrome, url: str) -> webdriver.Chrome:
     """The page, as somebody sees it who has not been there before."""
-    browser.get(url)
+    browser.get(f"{url}/openapi.json")  # not the page: it would remember its cards again
     browser.execute_script("sessionStorage.clear()")
     browser.get(url)
     return browser
@@ -255,19 +283,132 @@ def test_a_reload_does_not_turn_the_clock_back(page: webdriver.Chrome) -> None:
 
 
 @in_a_browser
-@pytest.mark.parametrize("answer", ["Promise.reject(new TypeError())", "new Promise(() => {})"])
-def test_a_lost_submission_outlives_a_reload(page: webdriver.Chrome, answer: str) -> None:
-    """Lost with the connection or with the page: it may have been paid for, and that is said."""
-    page.execute_script(f"window.fetch = () => {answer}")
-    submit(page, "a dear fox")
-    WebDriverWait(page, 10, 0.05).until(lambda _: cards(page))
-    page.refresh()
-    (card,) = cards(page)
-    assert card.get_dom_attribute("data-state") == "failed"
-    assert "a dear fox" in text_of(card)
-    assert "May be running" in text_of(card)
-    assert "Look for it before you submit it again" in text_of(card)
-    assert "Try again" not in text_of(card)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Promise.reject(new TypeError())",
+        "new Promise(() => {})",
+        "real(...request).then(() => Promise.reject(new TypeError()))",
+    ],
+)
+def test_a_lost_submission_is_sent_again(
+    browser: webdriver.Chrome, luma: dict[str, str], answer: str
+) -> None:
+    """Lost on the way there, with the page, or on the way back: one generation comes of it."""
+    api, port = Recorded(answers_after=0), free_port()
+    with serving(api) as address, running_app(port, **luma, LUMA_BASE_URL=address):
+        browser.get(f"http://127.0.0.1:{port}")
+        browser.execute_script(
+            f"const real = window.fetch; window.fetch = (...request) => {answer}"
+        )
+        submit(browser, "number 1 sandbox:duration=0.1")
+        WebDriverWait(browser, 10, 0.05).until(lambda _: cards(browser))
+        if "real" in answer:
+            WebDriverWait(browser, 10, 0.05).until(lambda _: accepted(api))
+        browser.refresh()
+        until_all_are(browser, "completed")
+    assert len(accepted(api)) == 1
+
+
+@in_a_browser
+def test_the_cards_survive_a_restart(browser: webdriver.Chrome, luma: dict[str, str]) -> None:
+    """At SIGTERM one runs, two are being submitted, five wait: none of them is submitted twice."""
+    api, port = Recorded(answers_after=0.5), free_port()
+    with serving(api) as address:
+        luma["LUMA_BASE_URL"] = address
+        with running_app(port, **luma):
+            browser.get(f"http://127.0.0.1:{port}")
+            for number in range(2):
+                submit(browser, f"number {number} sandbox:duration=2", count=4)
+            WebDriverWait(browser, 10, 0.01).until(lambda _: len(accepted(api)) > 1)
+        with Journal(luma["LUMA_JOURNAL"]) as journal:
+            known = journal.entries()
+        assert {entry.state for entry in known} <= {"running", "completed"}
+        assert {entry.generation_id for entry in known} == accepted(api)
+        assert 1 < len(known) < 8
+        with running_app(port, **luma):
+            until_all_are(browser, "completed", count=8)
+        with Journal(luma["LUMA_JOURNAL"]) as journal:
+            assert len(journal.entries("completed")) == len(accepted(api)) == 8
+
+
+@in_a_browser
+@pytest.mark.parametrize("was_accepted", [True, False])
+def test_an_unknown_submission_is_explained_until_it_is_settled(
+    browser: webdriver.Chrome, luma: dict[str, str], was_accepted: bool
+) -> None:
+    """A kill before the answer: it may be billed, so only a person has it submitted again."""
+    api, port = Recorded(answers_after=0.5), free_port()
+    luma["LUMA_AGENTS_API_KEY"] = "luma-api-that-pays"
+    with serving(api) as address:
+        luma["LUMA_BASE_URL"] = address
+        with running_app(port, **luma) as app:
+            browser.get(f"http://127.0.0.1:{port}")
+            submit(browser, "number 1 sandbox:duration=0.1")
+            WebDriverWait(browser, 10, 0.01).until(lambda _: accepted(api))
+            app.kill()
+        with running_app(port, **luma):
+            until_all_are(browser, "failed")
+            browser.refresh()
+            until_all_are(browser, "failed")
+            (card,) = cards(browser)
+            said = text_of(card)
+        with Journal(luma["LUMA_JOURNAL"]) as journal:
+            (entry,) = journal.entries("unknown")
+            (generation_id,) = accepted(api)
+            if was_accepted:
+                journal.resolve(entry.key, generation_id=generation_id)
+            else:
+                journal.resolve(entry.key, resubmit=True)
+        assert "May be running" in said
+        assert "Look at the usage of the account" in said
+        assert f"luma-poll journal {luma['LUMA_JOURNAL']} resolve {entry.key} --id ID" in said
+        assert "Try again" not in said
+        with running_app(port, **luma):
+            browser.refresh()
+            if not was_accepted:
+                until_all_are(browser, "failed")
+                assert "There is no such generation" in text_of(cards(browser)[0])
+                assert len(accepted(api)) == 1
+                cards(browser)[0].find_element(By.CSS_SELECTOR, ".actions button").click()
+                WebDriverWait(browser, 10, 0.05).until(lambda _: len(accepted(api)) == 2)
+            else:
+                until_all_are(browser, "completed")
+                assert len(accepted(api)) == 1
+
+
+@in_a_browser
+def test_what_another_journal_knows_is_not_submitted_again(
+    browser: webdriver.Chrome, luma: dict[str, str]
+) -> None:
+    """The page remembers that there was an id, though the app does not."""
+    api, port = Recorded(answers_after=0), free_port()
+    luma["LUMA_AGENTS_API_KEY"] = "luma-api-that-pays"
+    with serving(api) as address:
+        luma["LUMA_BASE_URL"] = address
+        with running_app(port, **luma):
+            browser.get(f"http://127.0.0.1:{port}")
+            submit(browser, "number 1")
+            WebDriverWait(browser, 10, 0.05).until(lambda _: states(browser) != ["submitting"])
+        luma["LUMA_JOURNAL"] += "2"
+        with running_app(port, **luma):
+            until_all_are(browser, "failed")
+            assert "There is no such generation" in text_of(cards(browser)[0])
+            assert "Try again" not in text_of(cards(browser)[0])
+    assert len(accepted(api)) == 1
+
+
+@in_a_browser
+def test_a_full_account_is_waited_for(browser: webdriver.Chrome, luma: dict[str, str]) -> None:
+    """A card says that it waits for room, and is submitted when another one has ended."""
+    api, port = Recorded(answers_after=0), free_port()
+    api.sandbox = Sandbox(max_concurrent=1)
+    with serving(api) as address, running_app(port, **luma, LUMA_BASE_URL=address):
+        browser.get(f"http://127.0.0.1:{port}")
+        submit(browser, "number 1 sandbox:duration=2", count=2)
+        WebDriverWait(browser, 10, 0.05).until(lambda _: "waiting" in states(browser))
+        assert "Waiting for room" in "".join(text_of(card) for card in cards(browser))
+        until_all_are(browser, "completed", count=2)
 
 
 @in_a_browser
@@ -282,7 +423,7 @@ def test_what_a_restart_has_forgotten_can_be_submitted_again(browser: webdriver.
         browser.get(f"http://127.0.0.1:{port}")
         until_all_are(browser, "failed")
         (card,) = cards(browser)
-        assert "The sandbox has been started anew" in text_of(card)
+        assert "The sandbox was restarted" in text_of(card)
         card.find_element(By.CSS_SELECTOR, ".actions button").click()
         until_all_are(browser, "completed")
 
@@ -301,8 +442,8 @@ def test_it_stops_at_once_and_in_silence() -> None:
     """Ctrl-C ends the streams that are open, as streams end."""
     with running_app(port := free_port()) as process, httpx.Client(timeout=20) as http:
         url = f"http://127.0.0.1:{port}"
-        submitted = http.post(f"{url}/generations", json={"prompt": "x sandbox:duration=500"})
-        with http.stream("GET", f"{url}/generations/{submitted.json()['id']}/events") as stream:
+        submitted = http.put(f"{url}/generations/1", json={"prompt": "x sandbox:duration=500"})
+        with http.stream("GET", f"{url}{submitted.json()['events']}") as stream:
             lines = stream.iter_lines()
             assert next(lines) == "event: state"
             process.send_signal(signal.SIGINT)
@@ -321,9 +462,10 @@ def test_it_stops_at_once_and_in_silence() -> None:
     ],
 )
 def test_the_page_says_who_bills(
-    key: str, base_url: str | None, mode: str, monkeypatch: pytest.MonkeyPatch
+    key: str, base_url: str | None, mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Only Luma's own address is called Luma's, and only the sandbox free."""
+    monkeypatch.setenv("LUMA_JOURNAL", str(tmp_path / "journal.db"))
     monkeypatch.setenv("LUMA_AGENTS_API_KEY", key)
     if base_url is not None:
         monkeypatch.setenv("LUMA_BASE_URL", base_url)
@@ -339,7 +481,7 @@ def test_only_this_machine_is_listened_to(url: str) -> None:
         headers = {"Host": host}
         assert httpx.get(url, headers=headers).status_code == 400
         prompt = {"prompt": "a fox"}
-        answer = httpx.post(f"{url}/generations", json=prompt, headers=headers)
+        answer = httpx.put(f"{url}/generations/1", json=prompt, headers=headers)
         assert answer.status_code == 400
     assert httpx.get(url, headers={"Host": "localhost:8000"}).status_code == 200
 
@@ -347,13 +489,23 @@ def test_only_this_machine_is_listened_to(url: str) -> None:
 def test_the_app_answers_without_a_browser(url: str) -> None:
     """Where no browser is installed, at least this much is known of it."""
     assert 'data-mode="sandbox"' in httpx.get(url).text
-    submitted = httpx.post(f"{url}/generations", json={"prompt": "a fox sandbox:duration=2"})
-    assert submitted.status_code == 202
-    events = httpx.get(f"{url}/generations/{submitted.json()['id']}/events", timeout=20).text
-    assert events.count("event: state") >= 2
-    assert '"state":"completed"' in events
+    prompt = {"prompt": "a fox sandbox:duration=2"}
+    for _ in range(2):
+        submitted = httpx.put(f"{url}/generations/order-17", json=prompt)
+        assert submitted.status_code == 202
+        events = httpx.get(f"{url}{submitted.json()['events']}", timeout=20).text
+        assert events.count("event: state") >= 1
+        assert '"state":"completed"' in events
     for blank in (" ", "\x1c", ""):
-        assert httpx.post(f"{url}/generations", json={"prompt": blank}).status_code == 422
-    unknown = httpx.get(f"{url}/generations/182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e/events").text
-    assert "event: problem" in unknown
-    assert '"code":"not_found"' in unknown
+        answer = httpx.put(f"{url}/generations/order-18", json={"prompt": blank})
+        assert answer.status_code == 422
+    unknown = httpx.get(f"{url}/generations/order-18/events").text
+    assert '"state":"missing"' in unknown
+
+
+def test_a_key_belongs_to_one_prompt(url: str) -> None:
+    """Another prompt under it is not submitted."""
+    for prompt in ("a fox sandbox:duration=1", "an owl"):
+        submitted = httpx.put(f"{url}/generations/order-19", json={"prompt": prompt})
+        events = httpx.get(f"{url}{submitted.json()['events']}", timeout=20).text
+        assert '"state":"completed"' in events

@@ -329,6 +329,12 @@ async def test_to_instrument_twice_is_refused(telemetry: Telemetry) -> None:
     assert len(telemetry.spans) == 1
 
 
+async def test_only_pollers_and_runners_can_be_instrumented() -> None:
+    """A client is refused with the name of what was expected."""
+    with pytest.raises(ConfigurationError, match="takes a Poller or a Runner, not"):
+        instrument(FakeClient())  # type: ignore[arg-type]
+
+
 async def test_to_undo_it_in_the_middle_of_a_wait(telemetry: Telemetry) -> None:
     """The wait is recorded to its end."""
     poller = Poller(FakeClient("processing", "completed"))

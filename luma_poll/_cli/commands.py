@@ -25,6 +25,7 @@ from luma_poll._cli.submissions import Prompt, Submissions, read_params, read_su
 from luma_poll._cli.terminal import err, out, put_line, say, say_lines
 from luma_poll._cli.waiting import Batch, wait_for
 from luma_poll._cli.waiting import watch as watch_changes
+from luma_poll._cli.worker import worker
 from luma_poll._parameters import GenerationType, Model
 from luma_poll._polling.poller import MAX_RATE, TIMEOUT
 from luma_poll._running.journal import Journal
@@ -292,9 +293,7 @@ def journal_command(
     path: Annotated[str, typer.Argument(metavar="FILE", help="The journal of luma-poll run.")],
     action: Annotated[
         str | None,
-        typer.Argument(
-            metavar="ACTION", help="resolve: settle KEY.", show_default=False
-        ),
+        typer.Argument(metavar="ACTION", help="resolve: settle KEY.", show_default=False),
     ] = None,
     key: Annotated[
         str | None, typer.Argument(metavar="KEY]", help="Of the entry.", show_default=False)
@@ -463,3 +462,6 @@ def sandbox(
     with orderly_exit():
         simulated = Sandbox(speed=speed, seed=seed, faults=faults, strict_keys=strict_keys)
         anyio.run(serve, simulated, host, port)
+
+
+app.command()(worker)

@@ -17,12 +17,10 @@ from luma_poll._cli.exit_codes import COMPLETED, exit_code
 from luma_poll._cli.requests import Line, ranges
 from luma_poll._cli.results import Result
 from luma_poll._cli.table import LiveTable, Row, seconds_since
+from luma_poll._cli.waiting import FEW
 from luma_poll._polling.events import PollEvent
 from luma_poll._running.events import RunEvent
 from luma_poll.errors import SubmissionUnknownError
-
-FEW = 10
-"""Up to so many ids fit into a command to copy, and need no summary."""
 
 
 @dataclass
@@ -55,6 +53,7 @@ class RunTable(LiveTable):
         self._runs: dict[int, RunRow] = {}
         self._by_id: dict[str, RunRow] = {}
         self._counts = Counter[str]()
+        self._rows_ended = 0
 
     def on_run(self, event: RunEvent) -> None:
         """Show a step of a run."""
@@ -99,13 +98,15 @@ class RunTable(LiveTable):
         if row is not None:  # not sent, after a refusal that ends all
             self._change(row, result.verdict, "")
             row.ended = time.monotonic()
+            self._rows_ended += 1
         if result.error is not None:
             self._failures.append((result.label, type(result.error).__name__))
 
     def _draw(self, rows: list[Row]) -> RenderableType:
         states = self._states.copy()  # the original changes while another thread draws
-        waiting = self._expected - len(self._rows) + states["waiting"] + states["submitting"]
-        running = self._expected - self._ended - waiting
+        begun = states["waiting"] + states["submitting"]
+        running = len(self._rows) - begun - self._rows_ended
+        waiting = self._expected - self._ended - running
         total = (
             f"{self._ended} done, {running} running, {waiting} waiting; "
             f"{self._counts['submissions']} submissions, {self._counts['refusals']} refusals"

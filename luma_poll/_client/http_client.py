@@ -12,7 +12,7 @@ import httpx
 from luma_poll._arguments import is_loopback
 from luma_poll._client.transport import PooledTransport
 from luma_poll._redaction import redact
-from luma_poll._translation import classes
+from luma_poll._translation import classes_named
 from luma_poll.errors import ConfigurationError
 
 KEEPALIVE = 30.0
@@ -74,7 +74,7 @@ def checked_http_client(http_client: object) -> Any:
     Raises:
         ConfigurationError: It is not an async client of httpx or httpx2.
     """
-    if not isinstance(http_client, classes("AsyncClient")):
+    if not isinstance(http_client, classes_named("AsyncClient")):
         raise ConfigurationError(
             f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}"
         )
@@ -88,7 +88,7 @@ async def close_orphans(http: Any) -> None:
     connection open in the pool, where nothing will ever use or close it (encode/httpcore 1099).
     """
     for transport in (http._transport, *http._mounts.values()):
-        if not isinstance(transport, classes("AsyncHTTPTransport")):
+        if not isinstance(transport, classes_named("AsyncHTTPTransport")):
             continue
         with contextlib.suppress(AttributeError):  # in another version of httpcore
             pool = cast(Any, transport)._pool

@@ -286,8 +286,7 @@ def _timed_out(
     progress: Progress, deadline: Deadline, quiet: Quiet, now: float, attempts: int
 ) -> PollTimeoutError:
     cause: APIError | None = progress.trouble
-    said = str(cause).removeprefix(f"generation {progress.generation_id}: ")
-    why = "" if cause is None else f" (the last poll failed: {said})"
+    why = "" if cause is None else f" (the last poll failed: {cause.message})"
     if now < deadline.at:
         cause = quiet.error
         why = f" (the API asks for {quiet.until - now:.0f} s of quiet, past the deadline)"

@@ -34,9 +34,13 @@ class RequestLimits:
         self.quiet = Quiet()
         self._most = math.inf if max_in_flight is None else max_in_flight
         self.in_flight = 0
-        self._interval = 0.0 if max_rate is None else 1.0 / max_rate
+        self.set_max_rate(max_rate)
         self._next_start = -math.inf
         self._queue = Heap[Alarm]()
+
+    def set_max_rate(self, max_rate: float | None) -> None:
+        """Let so many requests start per second from now on; None for no limit."""
+        self._interval = 0.0 if max_rate is None else 1.0 / max_rate
 
     async def acquire(self, due: float) -> float:
         """Wait for a turn; `release` must follow.

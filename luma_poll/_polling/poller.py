@@ -19,7 +19,6 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from luma_poll._arguments import (
-    MAX_ID_LENGTH,
     USE_DEFAULT,
     UseDefault,
     check_count,
@@ -39,7 +38,13 @@ from luma_poll.errors import (
     InvalidResponseError,
     PollTimeoutError,
 )
-from luma_poll.models import Generation, GenerationLike, GenerationOutput, as_generation
+from luma_poll.models import (
+    MAX_ID_LENGTH,
+    Generation,
+    GenerationLike,
+    GenerationOutput,
+    as_generation,
+)
 
 AnyGeneration: TypeAlias = str | UUID | GenerationLike
 """An id, or a snapshot of a generation such as the one from `create`, ours or the SDK's."""
@@ -312,6 +317,10 @@ class Poller:
         # The stream is left before the caller sees the end: a `with` around this `yield` would stay
         # open for as long as the caller likes, and a wait that has ended would count as one.
         yield last
+
+    def _set_max_rate(self, max_rate: float | None) -> None:
+        """For a fleet, which divides its rate by the workers that are alive."""
+        self._streams.set_max_rate(max_rate)
 
     def __repr__(self) -> str:
         return f"Poller({self._streams.summary()})"

@@ -204,6 +204,11 @@ class Streams:
         """How long the API asked for quiet."""
         return self._limits.quiet
 
+    def set_max_rate(self, max_rate: float | None) -> None:
+        """Let so many requests start per second from now on; None for no limit."""
+        self._bounds = self._bounds[0], max_rate
+        self._limits.set_max_rate(max_rate)
+
     @contextmanager
     def join(
         self, generation_id: str, snapshot: Generation | None, timeout: float | None
@@ -278,7 +283,8 @@ class Streams:
             stream.asking = None
             if answer is None:  # cut short: the next one asks, as if this request had not been
                 if waiter.wait is not None:
-                    _tell_poll(waiter, waiter.wait, None, quiet=0.0)
+                    now = _now(progress.last_poll)
+                    _tell_poll(waiter, waiter.wait, None, now, quiet=0.0)
                 progress.abandon_poll()
                 stream.wake_all()
 
@@ -300,7 +306,7 @@ class Streams:
         stream.wake_all()
         is_news = progress.record(answer, now)
         if waiter.wait is not None:  # and before the schedule is asked, which may raise
-            _tell_poll(waiter, waiter.wait, answer, quiet=quiet)
+            _tell_poll(waiter, waiter.wait, answer, now, quiet=quiet)
         if is_news:
             progress.consult(self._schedule, now)
         if progress.result is not None:
@@ -346,16 +352,16 @@ class Streams:
 
 
 def _tell_poll(
-    waiter: Waiter, wait: Wait, answer: Generation | APIError | None, *, quiet: float
+    waiter: Waiter, wait: Wait, answer: Generation | APIError | None, now: float, *, quiet: float
 ) -> None:
     progress = waiter.stream.progress
-    now, unfinished = _now(progress.last_poll), progress.unfinished_at
-    others = (each.wait for each in waiter.stream.waits if each is not waiter)
+    unfinished = progress.unfinished_at
+    others = [each.wait for each in waiter.stream.waits if each is not waiter]
     tell(
         PollEnded(
             wait,
             progress.polls,
-            tuple(other for other in others if other is not None),
+            tuple(filter(None, others)),
             duration=now - progress.last_poll,
             answer=answer,
             quiet=quiet,

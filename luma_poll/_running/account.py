@@ -17,12 +17,17 @@ WINDOW = 60.0
 """Seconds: the API counts the submissions of the last minute (rate-limits guide)."""
 FIRST_PROBE = 15.0
 """Seconds after a refusal until more is tried than the account is known to allow."""
-LAST_PROBE = 60.0
-"""The most that this grows to: the `Retry-After` of a full account."""
+LAST_PROBE = 30.0
+"""The most that this grows to, after refusals of which others on the account may be the reason."""
+FULL_PROBE = 60.0
+"""Seconds until then where ours alone fill the account: the `Retry-After` of a full one."""
+
+SHORTEST_HINT = 1.0
+"""Seconds: no `Retry-After` of the API is shorter."""
 
 # "Concurrent generation capacity reached (limit=10 weight units; this request needs 3)", and
-# "Concurrent generation limit reached (10)", as seen live.
-_LIMIT = re.compile(r"\(\s*(?:limit\s*=\s*)?(\d{1,6})\b", re.IGNORECASE)
+# "Concurrent generation limit reached (10)", as seen live. Other numbers may mean anything.
+_LIMIT = re.compile(r"\blimit(?:\s*=\s*|\s+reached\s*\(\s*)(\d{1,6})\b", re.IGNORECASE)
 _NEEDS = re.compile(r"\bneeds\s+(\d{1,6})\b", re.IGNORECASE)
 
 
@@ -53,7 +58,7 @@ class Account:
         self._in_flight = Counter[Kind]()
         self._weights: dict[Kind, int] = {}
         self._told: set[Kind] = set()  # those whose weight a refusal named
-        self._limit: int | None = None  # of the whole account, as a refusal named it
+        self._limit: int | None = None  # of the whole account, where the last refusal named it
         self._allowed = 0  # units of ours that were seen to run at once
         self._extra = 1  # units beyond that may be in flight
         self._stale = 0  # submissions in flight from before the last refusal: they prove little
@@ -115,7 +120,7 @@ class Account:
         fall = self._window.accept(now, self.weight(kind), rate_limit)
         if fall is not None and alone and kind not in self._told:
             # Others on the account make the window fall by more: the least is the weight.
-            self._weights[kind] = min(fall, self._weights.get(kind, fall))
+            self._weigh(kind, min(fall, self._weights.get(kind, fall)))
         units = self._units(self._running)
         if units > self._allowed:
             self._allowed = units
@@ -125,29 +130,33 @@ class Account:
 
     def refuse(self, kind: Kind, now: float, error: APIStatusError) -> None:
         """Note that it was refused with a 429."""
+        is_stale = self._stale > 0
         self._settle(kind)
         self._failures = 0
         if not is_full(error):
-            self._quiet_until = max(self._quiet_until, now + (error.retry_after or 1.0))
+            pause = max(error.retry_after or 0.0, SHORTEST_HINT)
+            self._quiet_until = max(self._quiet_until, now + pause)
             self._window.refuse(now)
             return
         self._learn(kind, error.detail or "")
+        if is_stale:
+            return  # it was sent together with the one before: no second sign of a full account
         running = self._units(self._running)
         total = running + self._units(self._in_flight) + self.weight(kind)
         if self._limit is not None and total > self._limit:
             # Ours alone fill it. To try for more before long would be to doubt its own words.
-            self._allowed, interval = self._limit, LAST_PROBE
+            self._allowed, interval = self._limit, FULL_PROBE
         else:
             # Others share the account, or it named no limit: what runs is what fits.
             self._allowed, interval = running, self._probe_interval
             self._probe_interval = min(2 * self._probe_interval, LAST_PROBE)
         self._extra, self._stale = 1, self.in_flight
-        wanted = LAST_PROBE if error.retry_after is None else error.retry_after
-        self._probe_at = now + min(wanted, interval)
+        wanted = error.retry_after or 0.0
+        self._probe_at = now + (min(wanted, interval) if wanted >= SHORTEST_HINT else interval)
 
     def cannot_fit(self, kind: Kind) -> bool:
-        """True where the account named a limit that is below the weight of such a request."""
-        return self._limit is not None and self.weight(kind) > self._limit
+        """True where the account named both a limit and the weight of such a request above it."""
+        return self._limit is not None and kind in self._told and self.weight(kind) > self._limit
 
     def fail(self, kind: Kind, now: float, *, unreachable: bool = False) -> None:
         """Note that it was not accepted, for another reason; if unreachable, all pause a while."""
@@ -177,10 +186,17 @@ class Account:
         self._running[kind] -= 1
         self._occupy(kind)
 
-    def forget_running(self) -> None:
-        """Begin again with nothing running, and with what was learned of weights."""
+    def begin_loop(self) -> None:
+        """Begin again with nothing running, in an event loop whose clock may be another one.
+
+        The capacity and the weights that were learned remain.
+        """
+        self._submissions_left -= self.in_flight  # they may have been accepted
         self._running.clear()
         self._in_flight.clear()
+        self._stale = 0
+        self._quiet_until = self._probe_at = -math.inf
+        self._window = _Window()
 
     def _settle(self, kind: Kind) -> None:
         self._in_flight[kind] -= 1
@@ -193,11 +209,18 @@ class Account:
         return sum(self.weight(kind) * number for kind, number in generations.items())
 
     def _learn(self, kind: Kind, detail: str) -> None:
-        if limit := _LIMIT.search(detail):
-            self._limit = int(limit[1])
-        if needs := _NEEDS.search(detail):
-            self._weights[kind] = max(1, int(needs[1]))
+        limit, needs = _LIMIT.search(detail), _NEEDS.search(detail)
+        self._limit = int(limit[1]) if limit else None
+        if needs:
+            self._weigh(kind, max(1, int(needs[1])))
             self._told.add(kind)
+
+    def _weigh(self, kind: Kind, weight: int) -> None:
+        is_lighter = weight < self.weight(kind)
+        self._weights[kind] = weight
+        if is_lighter:  # what was proven was counted in units that were too small
+            self._allowed = min(self._allowed, self._units(self._running))
+            self._extra = 1
 
 
 class _Window:
@@ -209,14 +232,18 @@ class _Window:
         self._share: int | None = None  # units of ours that were in it when it was full
         self._refused = -math.inf
         self._may_ask = False  # once, when the time comes that a refusal named
-        self._recent = deque[tuple[float, int]]()  # ours: when they leave the window, and weights
+        # Ours that were in it at the last answer: when each leaves it, and its weight.
+        self._recent = deque[tuple[float, int]]()
+        self._used = 0  # units of these
 
     def accept(self, now: float, weight: int, rate_limit: RateLimit | None) -> int | None:
         """Note an accepted submission; returns its weight, if the window's fall shows it."""
-        while self._recent and self._recent[0][0] <= self._answered:
-            self._recent.popleft()
-        before, none_left = self._remaining, self._left_by(now) == 0
+        before, number = self._remaining, len(self._recent)
+        while self._recent and self._recent[0][0] <= now:
+            self._used -= self._recent.popleft()[1]
+        none_left = len(self._recent) == number
         self._recent.append((now + WINDOW, weight))
+        self._used += weight
         self._answered, self._may_ask = now, False
         self._remaining = None if rate_limit is None else rate_limit.remaining
         if before is None or self._remaining is None or not none_left:
@@ -229,11 +256,10 @@ class _Window:
         if self._may_ask and not in_flight:
             return -math.inf
         weight += in_flight
-        in_it = [(leaves, units) for leaves, units in self._recent if leaves > self._answered]
-        room = self._room(sum(units for _, units in in_it))
+        room = self._room()
         if room >= weight:
             return -math.inf
-        for leaves, units in in_it:
+        for leaves, units in self._recent:
             room += units
             if room >= weight:
                 return leaves
@@ -244,14 +270,10 @@ class _Window:
         self._refused, self._may_ask = now, True
         self._share = sum(units for leaves, units in self._recent if leaves > now)
 
-    def _room(self, used: int) -> float:
+    def _room(self) -> float:
         if self._remaining is not None:
             return self._remaining
         if self._share is None:
             return math.inf
         # What is learned from a refusal is forgotten slowly: one more is tried after each minute.
-        return self._share + max(0.0, self._answered - self._refused) // WINDOW - used
-
-    def _left_by(self, now: float) -> int:
-        """Units of ours that have left the window since the last answer."""
-        return sum(units for leaves, units in self._recent if self._answered < leaves <= now)
+        return self._share + max(0.0, self._answered - self._refused) // WINDOW - self._used

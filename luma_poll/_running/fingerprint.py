@@ -25,11 +25,21 @@ def fingerprint(params: Mapping[str, Any]) -> str:
         ConfigurationError: They are not JSON.
     """
     try:
-        text = json.dumps(params, sort_keys=True, allow_nan=False, separators=(",", ":"))
+        unsigned = _unsigned(params)
+        text = json.dumps(unsigned, sort_keys=True, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"the parameters are not JSON: {error}") from None
-    unsigned = _SIGNED.sub(r"\1", text)
-    return hashlib.sha256(unsigned.encode("utf-8", "backslashreplace")).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _unsigned(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SIGNED.sub(r"\1", value)
+    if isinstance(value, dict):
+        return {name: _unsigned(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_unsigned(item) for item in value]
+    return value
 
 
 def readable(params: Mapping[str, Any]) -> dict[str, Any]:

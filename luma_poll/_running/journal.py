@@ -94,7 +94,8 @@ class Journal:
         Args:
             key: Of the entry.
             generation_id: It was accepted, with this id: the next run waits for it.
-            resubmit: It was not accepted, or may be billed twice: the next run submits it.
+            resubmit: It was not accepted, or may be billed twice: the next run submits it. Where
+                it was a second attempt, that takes a Runner whose `max_attempts` allows one.
 
         Raises:
             ConfigurationError: The entry is not `unknown`, not exactly one of the two is given, or

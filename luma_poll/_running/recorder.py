@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from luma_poll._logging import fields, logger
 from luma_poll._running.fingerprint import readable
 from luma_poll._running.resubmission import Step, Submit, next_step
 from luma_poll._running.store import Store
-from luma_poll.errors import GenerationError, JournalError
+from luma_poll.errors import ConfigurationError, GenerationError, JournalError
 from luma_poll.models import Generation
 
 T = TypeVar("T")
@@ -63,18 +63,21 @@ class Recorder:
         lock, holders = self._locks.get(record.key, (None, 0))
         lock = lock or anyio.Lock()
         self._locks[record.key] = lock, holders + 1
+        locks = self._locks
         try:
             async with lock:
                 yield
         finally:
-            _, holders = self._locks.pop(record.key)
+            _, holders = locks.pop(record.key)
             if holders > 1:
-                self._locks[record.key] = lock, holders - 1
+                locks[record.key] = lock, holders - 1
 
-    async def next_step(self, record: Record | None, attempts: int, max_attempts: int) -> Step:
-        """Decide how to proceed with a request after so many attempts in this run."""
+    async def next_step(
+        self, record: Record | None, submitted: Sequence[str], max_attempts: int
+    ) -> Step:
+        """Decide how to proceed with a request after these attempts in this run."""
         if self._store is None or record is None:
-            return Submit(attempts + 1)
+            return Submit(len(submitted) + 1, tuple(submitted))
         found = await self._call(self._store.entry, record.key)
         if found is None:
             return next_step(None, max_attempts)
@@ -105,20 +108,23 @@ class Recorder:
         return await self._try("accept", record, attempt, generation_id)
 
     async def insist(self, record: Record | None, attempt: int, generation_id: str) -> None:
-        """Try to record an id until it succeeds: it must not be forgotten."""
+        """Try to record an id until it succeeds, or the journal is closed, which is logged."""
+        recorded = False
         try:
-            while True:
+            while not (recorded or self._store is None or self._store.is_closed):
                 await anyio.sleep(RETRY)
-                if await self.accept(record, attempt, generation_id):
-                    return
-        except BaseException:
-            logger.error(
-                "generation %s was submitted, and its id is not in the journal: settle request %r",
-                generation_id,
-                record and record.key,
-                extra=fields(generation_id, attempt=attempt),
-            )
-            raise
+                recorded = await self.accept(record, attempt, generation_id)
+        finally:
+            if not recorded:
+                self._log_unrecorded(record, attempt, generation_id)
+
+    def _log_unrecorded(self, record: Record | None, attempt: int, generation_id: str) -> None:
+        logger.error(
+            "generation %s was submitted, and its id is not in the journal: settle request %r",
+            generation_id,
+            record and record.key,
+            extra=fields(generation_id, attempt=attempt),
+        )
 
     async def end(
         self, record: Record | None, generation: Generation, error: GenerationError | None
@@ -137,7 +143,7 @@ class Recorder:
         with anyio.CancelScope(shield=True):
             try:
                 await self._call(getattr(self._store, name), record.key, *args)
-            except JournalError as error:
+            except (JournalError, ConfigurationError) as error:  # the latter: it is closed
                 logger.error(
                     "request %r (%s %s): %s",
                     record.key,

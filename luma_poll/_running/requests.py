@@ -10,6 +10,9 @@ from luma_poll._arguments import check_prompt, shown
 from luma_poll._running.account import Kind
 from luma_poll.errors import ConfigurationError
 
+MAX_KEY_LENGTH = 1000
+"""Characters; a key is a name, and messages show it."""
+
 AnyRequest: TypeAlias = str | Mapping[str, Any]
 """A prompt, or a mapping of the parameters of `generations.create`; `key` in it is ours."""
 
@@ -50,7 +53,18 @@ def read_request(given: object) -> Request:
         if not isinstance(name, str):
             raise ConfigurationError(f"a parameter's name is a string, not {shown(name)}")
     key = params.pop("key", None)
-    if key is not None and (not isinstance(key, str) or not key.strip()):
-        raise ConfigurationError(f"a key is a string that is not blank, not {shown(key)}")
+    if key is not None:
+        _check_key(key)
     check_prompt(params.get("prompt"))
     return Request(params, key)
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str) or not key.strip():
+        raise ConfigurationError(f"a key is a string that is not blank, not {shown(key)}")
+    if len(key) > MAX_KEY_LENGTH:
+        raise ConfigurationError(f"a key has at most {MAX_KEY_LENGTH} characters, not {len(key)}")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"a key is text, not {shown(key)}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from luma_poll._running.store import JournalEntry
 from luma_poll.errors import (
@@ -24,7 +24,7 @@ from luma_poll.models import Generation
 _OF_THE_ACCOUNT = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError)
 
 
-def ends_all(error: Exception | None) -> bool:
+def ends_all(error: object) -> TypeGuard[APIError]:
     """True for a refusal of a submission that the next one would meet, too."""
     return isinstance(error, _OF_THE_ACCOUNT) and error.generation_id is None
 
@@ -59,9 +59,15 @@ def pause_before_next(error: GenerationError, attempt: int) -> float:
 
 @dataclass(frozen=True)
 class Submit:
-    """Submit it, as this attempt."""
+    """Submit it.
+
+    Attributes:
+        attempt: Which submission it will be, from 1.
+        submitted: The ids of the attempts before.
+    """
 
     attempt: int
+    submitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,17 @@ class Raise:
 Step: TypeAlias = Submit | WaitFor | Raise
 
 
+_UNKNOWN = (
+    "may have been submitted, and be billed, although its id is not known: no usable answer came, "
+    "or the process died first. Look at the usage of the account, then say with Journal.resolve "
+    "(or luma-poll journal FILE resolve) which id it was, or that it may be submitted."
+)
+_IN_USE = (
+    "is being submitted by another Runner of this process, or could not be recorded when it was: "
+    "nothing was sent. Let runs that share keys share one Runner."
+)
+
+
 def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = True) -> Step:
     """Decide how to proceed with a key, by its entry in the journal.
 
@@ -111,20 +128,16 @@ def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = Tru
         )
         return Raise(error, ())
     if entry.state in ("unknown", "submitting") or entry.generation_id is None:
+        advice = _IN_USE if entry.state == "submitting" else _UNKNOWN
         error = SubmissionUnknownError(
-            f"request {entry.key!r} may have been submitted by a process that died before it knew "
-            "the id, and be billed: look at the usage of the account, then say with "
-            "Journal.resolve (or luma-poll journal FILE resolve) which id it was, or that it may "
-            "be submitted.",
-            key=entry.key,
-            request=entry.request,
+            f"request {entry.key!r} {advice}", key=entry.key, request=entry.request
         )
         return Raise(error, entry.submitted)
     if entry.state != "failed":
         return WaitFor(entry.generation_id, entry.state == "running", entry.submitted)
     failure = _failure(entry)
     if may_submit_again(failure, entry.attempt, max_attempts):
-        return Submit(entry.attempt + 1)
+        return Submit(entry.attempt + 1, entry.submitted)
     return Raise(failure, entry.submitted)
 
 

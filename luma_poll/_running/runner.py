@@ -2,88 +2,38 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Mapping,
-)
+import math
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass, field
 from inspect import iscoroutinefunction
 from itertools import count
 from typing import Any, Unpack
 
 import anyio
-import anyio.lowlevel
 
 from luma_poll._arguments import USE_DEFAULT, UseDefault, check_count, check_timeout, shown
 from luma_poll._event_loops import LoopGuard
 from luma_poll._parameters import CreateParams
 from luma_poll._polling.adaptive import AdaptiveWait
-from luma_poll._polling.alarm import Alarm
-from luma_poll._polling.batch import iterate, run_each, run_in_order
+from luma_poll._polling.batch import run_each, run_in_order
 from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
 from luma_poll._running.account import Account
-from luma_poll._running.events import RunEvent, RunReporter, Step
+from luma_poll._running.batch import Batch
+from luma_poll._running.events import RunReporter
 from luma_poll._running.fingerprint import fingerprint
 from luma_poll._running.journal import Journal
-from luma_poll._running.queue import SubmissionQueue
+from luma_poll._running.outstanding import Outstanding
 from luma_poll._running.recorder import Record, Recorder
-from luma_poll._running.requests import AnyRequest, Request, read_request
-from luma_poll._running.resubmission import (
-    Raise,
-    Submit,
-    ends_all,
-    is_refusal,
-    may_submit_again,
-    may_try_again,
-    pause_before_next,
-)
+from luma_poll._running.requests import AnyRequest, read_request
+from luma_poll._running.resubmission import Raise, Submit, may_submit_again, pause_before_next
 from luma_poll._running.results import RunResult
-from luma_poll._translation import translate_error, warn_if_accepted
-from luma_poll.errors import APIError, ConfigurationError, GenerationError, RateLimitError
-from luma_poll.models import Generation, as_generation, snapshot_rate_limit
+from luma_poll._running.run import Run
+from luma_poll._running.submission import Submitter
+from luma_poll.errors import ConfigurationError, GenerationError
+from luma_poll.models import Generation
 
 REQUEST_COST = 0.05
 """Seconds of delay that a poll may cost: while the account is full, a delay is an idle slot."""
-LONGEST_RUN = 3600.0
-"""Seconds: the API ends every job within an hour (https://docs.agents.lumalabs.ai, FAQ)."""
-
-
-@dataclass(eq=False)
-class _Run:
-    """One request on its way.
-
-    Attributes:
-        number: Of the run, in its runner.
-        given: The request, as it was given.
-        place: In the queue.
-        seconds: The timeout.
-        batch: That it is one of.
-        record: Its identity in the journal.
-        submitted: The ids of its attempts.
-        latest: The latest snapshot.
-        deadline: Of all its attempts, from the first accepted submission on.
-        failure: Of its latest attempt.
-        has_had_turn: False as long as it waits for its first turn.
-    """
-
-    number: int
-    given: AnyRequest
-    place: float
-    seconds: float | None
-    batch: _Batch
-    record: Record | None = None
-    submitted: list[str] = field(default_factory=list)
-    latest: Generation | None = None
-    deadline: float | None = None
-    failure: GenerationError | None = None
-    has_had_turn: bool = False
 
 
 class Runner:
@@ -142,19 +92,24 @@ class Runner:
         if attempts is None:
             raise ConfigurationError("max_attempts must be a whole number from 1, not None")
         self._max_attempts = attempts
-        self._client: Any = without_retries(client)
         self._poller = poller or Poller(client, wait=AdaptiveWait(request_cost=REQUEST_COST))
         self._account = Account(
             check_count("max_running", max_running), check_count("max_submissions", max_submissions)
         )
         self._reporter = RunReporter(on_submit)
         self._loop = LoopGuard("Runner")
-        self._queue = SubmissionQueue(self._account)
         self._journal = journal
         self._recorder = Recorder(None if journal is None else journal.store)
         self._numbers = count()
-        self._unfinished: dict[str, tuple[float, AnyRequest]] = {}
-        self._counted: set[str] = set()  # the generations that the account counts as running
+        self._outstanding = Outstanding(self._account)
+        self._submitter = Submitter(
+            without_retries(client),
+            self._account,
+            self._outstanding,
+            self._recorder,
+            self._reporter,
+            self._numbers,
+        )
 
     @property
     def journal(self) -> Journal | None:
@@ -167,7 +122,7 @@ class Runner:
 
         After an interruption these may still be running, and be billed: wait for them by id.
         """
-        return {generation_id: request for generation_id, (_, request) in self._unfinished.items()}
+        return self._outstanding.requests
 
     async def run(
         self,
@@ -210,7 +165,7 @@ class Runner:
         seconds = check_timeout(timeout, self._poller.timeout)
         extras: dict[str, Any] = {**params} if key is None else {**params, "key": key}
         given: AnyRequest = {"prompt": prompt, **extras} if extras else prompt
-        result = await _Batch(self._result, seconds).run(given)
+        result = await Batch(self._result, seconds).run(given)
         if result.error is not None:
             raise result.error
         assert result.generation is not None, "a run without an error has its generation"
@@ -276,7 +231,7 @@ class Runner:
         batch = self._batch(requests, timeout)
         return await run_in_order(batch.run, batch.take(requests), limit=None)
 
-    def _batch(self, requests: object, timeout: float | UseDefault | None) -> _Batch:
+    def _batch(self, requests: object, timeout: float | UseDefault | None) -> Batch:
         if isinstance(requests, (str, bytes, Mapping)) or not isinstance(
             requests, (Iterable, AsyncIterable)
         ):
@@ -284,290 +239,110 @@ class Runner:
                 f"requests must be an iterable of prompts or mappings, not {shown(requests)}"
             )
         seconds = check_timeout(timeout, self._poller.timeout)
-        return _Batch(self._result, seconds)
+        return Batch(self._result, seconds)
 
-    async def _result(self, given: AnyRequest, batch: _Batch) -> RunResult:
+    async def _result(self, given: AnyRequest, batch: Batch) -> RunResult:
         """Run one; any failure is part of the result."""
         number = next(self._numbers)
-        run = _Run(number, given, number, batch.seconds, batch)
+        run = Run(number, given, batch, place=number)
         error: Exception | None = None
-        self._report(run, "begun")
+        self._reporter.report(run.event("begun"))
         try:
-            run.latest = await self._perform(run, read_request(given))
+            run.latest = await self._perform(run)
         except Exception as raised:
             error = raised
             if isinstance(error, GenerationError):
                 run.latest = error.generation
         except BaseException:
-            self._report(run, "ended", cancelled=True)
+            self._reporter.report(run.event("ended", cancelled=True))
             raise
         finally:
-            batch.take_next(run)
-        self._report(run, "ended", error)
+            run.take_next()
+        self._reporter.report(run.event("ended", error))
         return RunResult(given, run.latest, error, run.submitted)
 
-    async def _perform(self, run: _Run, request: Request) -> Generation:
+    async def _perform(self, run: Run) -> Generation:
         """Submit and wait, again as often as `max_attempts` allows."""
+        run.request = read_request(run.given)
         if self._loop.enter():
-            self._account.forget_running()
-            self._counted.clear()
-            self._queue = SubmissionQueue(self._account)
-            self._recorder.begin_loop()
+            self._begin_loop()
         if self._recorder.is_on:
-            digest = fingerprint(request.params)
-            key = run.batch.key_of(digest) if request.key is None else request.key
-            run.record = Record(key, digest, request.params)
+            params = run.request.params
+            digest = fingerprint(params)
+            key = run.batch.key_of(digest) if run.request.key is None else run.request.key
+            run.record = Record(key, digest, params)
         while True:
             async with self._recorder.hold(run.record):
-                generation = await self._start(run, request)
+                generation = await self._start(run)
             try:
-                return await self._wait(run, request, generation)
+                return await self._wait(run, generation)
             except GenerationError as error:
                 attempt = len(run.submitted)
                 pause = pause_before_next(error, attempt)
-                late = anyio.current_time() + pause >= _or_inf(run.deadline)
+                late = anyio.current_time() + pause >= run.deadline
                 if late or not may_submit_again(error, attempt, self._max_attempts):
                     raise
                 run.failure = error
-            self._report(run, "failed", run.failure)
+            self._reporter.report(run.event("failed", run.failure))
             await anyio.sleep(pause)
 
-    async def _start(self, run: _Run, request: Request) -> Generation | str:
+    def _begin_loop(self) -> None:
+        """Begin again in another event loop."""
+        self._account.begin_loop()
+        self._outstanding.begin_loop(anyio.current_time())
+        self._recorder.begin_loop()
+        self._submitter.begin_loop()
+
+    async def _start(self, run: Run) -> Generation | str:
         """Submit it, or find that it was; returns its first snapshot, or its id."""
-        attempts = len(run.submitted)
-        step = await self._recorder.next_step(run.record, attempts, self._max_attempts)
-        if isinstance(step, Submit):
-            return await self._submit(run, request, step.attempt)
-        run.batch.take_next(run)
+        step = await self._recorder.next_step(run.record, run.submitted, self._max_attempts)
         run.submitted[:] = step.submitted
+        if isinstance(step, Submit):
+            return await self._submitter.submit(run, step.attempt)
+        run.take_next()
         if isinstance(step, Raise):
             raise step.error
+        if run.failure is not None and run.failure.generation.id == step.generation_id:
+            raise run.failure  # its end is not recorded as a failure, so it is not submitted again
         now = anyio.current_time()
-        if run.deadline is None and run.seconds is not None:
-            run.deadline = now + run.seconds
-        if step.running and step.generation_id not in self._counted:
-            self._account.adopt(request.kind)
-            self._note_unfinished(step.generation_id, run.given, now)
+        run.begin_timeout(now)
+        kind = run.request.kind
+        if step.running and self._outstanding.add(step.generation_id, run.given, kind, now):
+            self._account.adopt(kind)
         return step.generation_id
 
-    async def _submit(self, run: _Run, request: Request, attempt: int) -> Generation:
-        """Submit it in its turn, and where it was refused, in its next one."""
-        give_up_at: float | None = None
-        while True:
-            with anyio.CancelScope(deadline=_or_inf(run.deadline)) as waiting:
-                await self._queue.acquire(run.place, request.kind)
-            if waiting.cancelled_caught:
-                # The deadline is over all attempts: the last failure is the result.
-                assert run.failure is not None, "no deadline comes before the first submission"
-                raise run.failure
-            run.batch.take_next(run)
-            if give_up_at is None:
-                give_up_at = anyio.current_time() + _or_inf(run.seconds)
-            self._report(run, "submitting")
-            answer = await self._post(run, request, attempt)
-            self._queue.wake()
-            if isinstance(answer, Generation):
-                return answer
-            if is_refusal(answer) and not self._account.cannot_fit(request.kind):
-                self._report(run, "refused", answer)
-            elif may_try_again(answer) and anyio.current_time() < give_up_at:
-                run.place = next(self._numbers)  # behind the others: each of them may as well try
-                self._report(run, "unreachable", answer)
-            else:
-                if ends_all(answer):
-                    self._queue.stop(answer)
-                raise answer
-
-    async def _post(self, run: _Run, request: Request, attempt: int) -> Generation | APIError:
-        """Send one submission to its end, whoever cancels it: the answer has an id, or a bill.
-
-        In a task of its own, as only that is out of the reach of asyncio's own cancellation.
-        """
-        answers: list[Generation | APIError] = []
-        failures: list[Exception] = []
-
-        async def post() -> None:
-            try:
-                await self._post_once(run, request, attempt, answers)
-            except Exception as error:  # raised below: the task group would wrap it
-                failures.append(error)
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(post)
-        if failures:
-            raise failures[0]
-        return answers[0]
-
-    async def _post_once(
-        self, run: _Run, request: Request, attempt: int, answers: list[Generation | APIError]
-    ) -> None:
-        record, recorder = run.record, self._recorder
-        begun = sent = False
-        try:
-            with anyio.CancelScope(shield=True):
-                await recorder.begin(record, attempt)
-                begun = True
-            await anyio.lowlevel.checkpoint_if_cancelled()  # the last moment not to send it
-            with anyio.CancelScope(shield=True):
-                sent = True
-                answers.append(await self._create(request))
-        except BaseException as error:  # not of the API
-            if sent and not isinstance(error, ConfigurationError):
-                self._account.lose(request.kind)
-                await recorder.lose(record, attempt)
-            else:
-                self._account.fail(request.kind, anyio.current_time())
-                if begun:
-                    await recorder.retract(record, attempt)
-            raise
-        answer = answers[0]
-        self._count(request, answer)
-        saved = await self._note(run, attempt, answer)
-        if isinstance(answer, Generation) and not saved:
-            await recorder.insist(record, attempt, answer.id)
-
-    async def _create(self, request: Request) -> Generation | APIError:
-        try:
-            return as_generation(await self._client.generations.create(**request.params))
-        except Exception as error:
-            translated = translate_error(error)
-            if translated is None:
-                raise
-            if translated is not error:
-                translated.__cause__ = error.with_traceback(None)
-            warn_if_accepted(translated)
-            return translated.with_traceback(None)
-
-    def _count(self, request: Request, answer: Generation | APIError) -> None:
-        """Note what a submission's answer says of the account."""
-        account, kind, now = self._account, request.kind, anyio.current_time()
-        if isinstance(answer, Generation):
-            account.accept(kind, now, snapshot_rate_limit(answer))
-        elif isinstance(answer, RateLimitError):
-            account.refuse(kind, now, answer)
-        elif answer.may_have_been_accepted:
-            account.lose(kind)
-        else:
-            account.fail(kind, now, unreachable=may_try_again(answer))
-
-    async def _note(self, run: _Run, attempt: int, answer: Generation | APIError) -> bool:
-        """Note what became of a submission; False if its id could not be recorded yet."""
-        if not isinstance(answer, Generation):
-            if answer.may_have_been_accepted:
-                return await self._recorder.lose(run.record, attempt)
-            return await self._recorder.retract(run.record, attempt)
-        now = anyio.current_time()
-        run.latest = answer
-        run.submitted.append(answer.id)
-        if run.deadline is None and run.seconds is not None:
-            run.deadline = now + run.seconds
-        self._note_unfinished(answer.id, run.given, now)
-        saved = await self._recorder.accept(run.record, attempt, answer.id)
-        self._report(run, "submitted")
-        return saved
-
-    async def _wait(self, run: _Run, request: Request, generation: Generation | str) -> Generation:
-        """Wait for its end; returns the completed generation."""
-        left = None if run.deadline is None else max(run.deadline - anyio.current_time(), 1e-3)
+    async def _wait(self, run: Run, generation: Generation | str) -> Generation:
+        """Wait for its end, and record it; returns the completed generation."""
         generation_id = generation if isinstance(generation, str) else generation.id
-        ended, error = False, None
         try:
-            async with aclosing(self._poller.watch(generation, timeout=left)) as snapshots:
-                async for snapshot in snapshots:
-                    run.latest = snapshot
-            assert run.latest is not None, "watch ends with a terminal snapshot"
-            ended = True
-            return run.latest.raise_for_failure()
-        except GenerationError as failure:
-            ended, error, run.latest = True, failure, failure.generation
+            latest = await self._watch(run, generation)
+        except GenerationError as error:
+            self._leave(generation_id, ended=True)
+            run.latest = error.generation
+            await self._recorder.end(run.record, run.latest, error)
             raise
-        finally:
-            self._stop_counting(generation_id, request, ended=ended)
-            if ended and run.latest is not None:
-                await self._recorder.end(run.record, run.latest, error)
+        except BaseException:
+            self._leave(generation_id, ended=False)
+            raise
+        self._leave(generation_id, ended=True)
+        await self._recorder.end(run.record, latest, None)
+        return latest
 
-    def _stop_counting(self, generation_id: str, request: Request, *, ended: bool) -> None:
-        if generation_id in self._counted:
-            self._counted.remove(generation_id)
-            if ended:
-                self._account.end(request.kind)
-            else:
-                self._account.abandon(request.kind)
-        if ended:
-            self._unfinished.pop(generation_id, None)
-        self._queue.wake()
+    async def _watch(self, run: Run, generation: Generation | str) -> Generation:
+        left = max(run.deadline - anyio.current_time(), 1e-3)
+        timeout = None if left == math.inf else left
+        async with aclosing(self._poller.watch(generation, timeout=timeout)) as snapshots:
+            async for snapshot in snapshots:
+                run.latest = snapshot
+        assert run.latest is not None, "watch ends with a terminal snapshot"
+        return run.latest.raise_for_failure()
 
-    def _note_unfinished(self, generation_id: str, given: AnyRequest, now: float) -> None:
-        self._counted.add(generation_id)
-        for old, (since, _) in list(self._unfinished.items()):
-            if now - since < LONGEST_RUN:
-                break  # those behind it are younger
-            del self._unfinished[old]
-        self._unfinished[generation_id] = now, given
-
-    def _report(
-        self, run: _Run, step: Step, error: Exception | None = None, *, cancelled: bool = False
-    ) -> None:
-        attempt = len(run.submitted) + (step not in ("submitted", "failed", "ended"))
-        self._reporter.report(
-            RunEvent(run.number, step, run.given, attempt, run.latest, error, cancelled)
-        )
+    def _leave(self, generation_id: str, *, ended: bool) -> None:
+        self._outstanding.leave(generation_id, ended=ended)
+        self._submitter.queue.wake()
 
     def __repr__(self) -> str:
         return (
             f"Runner(running={self._account.running}, in_flight={self._account.in_flight}, "
-            f"waiting={len(self._queue)})"
+            f"waiting={len(self._submitter.queue)})"
         )
-
-
-class _Batch:
-    """The requests of one `as_completed`: taken as there is room, and ended by one refusal.
-
-    Args:
-        run: Runs a request.
-        seconds: The timeout of each.
-    """
-
-    def __init__(
-        self,
-        run: Callable[[AnyRequest, _Batch], Awaitable[RunResult]],
-        seconds: float | None,
-    ) -> None:
-        self.seconds = seconds
-        self._run = run
-        self._next = Alarm()
-        self._refusal: Exception | None = None
-        self._digests = Counter[str]()
-
-    async def take(self, requests: object) -> AsyncGenerator[AnyRequest]:
-        """The requests, each when the one before has had its turn."""
-        async with aclosing(iterate(requests)) as iterator:
-            async for request in iterator:
-                yield request
-                await self._next.sleep(float("inf"))
-
-    def take_next(self, run: _Run) -> None:
-        """Take the next request, when a run has its first turn."""
-        if not run.has_had_turn:
-            run.has_had_turn = True
-            self._next.wake()
-
-    async def run(self, given: AnyRequest) -> RunResult:
-        """Run one; it is not sent after a refusal that every submission would meet."""
-        if self._refusal is not None:
-            self._next.wake()
-            return RunResult(given, None, self._refusal)
-        result = await self._run(given, self)
-        if ends_all(result.error):
-            self._refusal = result.error
-        return result
-
-    def key_of(self, digest: str) -> str:
-        """A key for a request without one; requests that are alike are numbered."""
-        self._digests[digest] += 1
-        number = self._digests[digest]
-        return digest[:32] if number == 1 else f"{digest[:32]}-{number}"
-
-
-def _or_inf(seconds: float | None) -> float:
-    return float("inf") if seconds is None else seconds

@@ -83,7 +83,9 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._pid = os.getpid()
         self._lock = threading.Lock()
+        self.is_closed = False
         self._connection = self._open()
 
     def _open(self) -> sqlite3.Connection:
@@ -93,9 +95,12 @@ class Store:
             with suppress(FileExistsError):
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             connection = sqlite3.connect(
-                self._path, timeout=0, isolation_level=None, check_same_thread=False
+                self._path.absolute(),  # ":memory:" is a file here, too
+                timeout=0,
+                isolation_level=None,
+                check_same_thread=False,
             )
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, ValueError, sqlite3.Error) as error:
             raise ConfigurationError(f"journal {self._path}: {error}") from None
         try:
             # The lock is the operating system's: it ends with the process, however that ends.
@@ -135,6 +140,7 @@ class Store:
     def close(self) -> None:
         """Let another process have it. To close it a second time does nothing."""
         with self._lock:
+            self.is_closed = True
             self._connection.close()
 
     def entry(self, key: str) -> tuple[JournalEntry, str] | None:
@@ -161,20 +167,13 @@ class Store:
                 (key, fingerprint, json.dumps(request), attempt, _now()),
             )
             if cursor.rowcount != 1:
-                raise JournalError(f"request {key!r} is not to be submitted: nothing was sent")
+                raise JournalError(
+                    f"request {key!r} is in use by another Runner of this process: nothing was sent"
+                )
 
     def retract(self, key: str, attempt: int) -> None:
         """Take back an intent: the API has certainly not accepted it."""
-        where = "WHERE key = ? AND state = 'submitting' AND attempt = ?"
-        with self._cursor() as cursor:
-            if attempt == 1:
-                cursor.execute(f"DELETE FROM entries {where}", (key, attempt))
-            else:
-                cursor.execute(
-                    "UPDATE entries SET state = 'failed', attempt = attempt - 1, "
-                    f"generation_id = json_extract(submitted, '$[#-1]'), updated_at = ? {where}",
-                    (_now(), key, attempt),
-                )
+        self._take_back(key, attempt, "submitting")
 
     def accept(self, key: str, attempt: int, generation_id: str) -> None:
         """Note the id: of a submission that is under way, or of one that was thought lost."""
@@ -201,11 +200,9 @@ class Store:
             )
 
     def resolve(self, key: str, generation_id: str | None) -> bool:
-        """Settle an unknown entry: by its id, or (None) by forgetting it. False: there is none."""
-        with self._cursor() as cursor:
-            if generation_id is None:
-                cursor.execute("DELETE FROM entries WHERE key = ? AND state = 'unknown'", (key,))
-                return cursor.rowcount == 1
+        """Settle an unknown entry: by its id, or (None) by taking it back. False: there is none."""
+        if generation_id is None:
+            return self._take_back(key, None, "unknown")
         return self._settle(key, None, "running", generation_id, ("unknown",))
 
     def _settle(
@@ -220,16 +217,33 @@ class Store:
         with self._cursor() as cursor:
             cursor.execute(
                 "UPDATE entries SET state = ?, generation_id = ?, updated_at = ?, "
-                "failure_code = NULL, failure_reason = NULL, submitted = CASE WHEN ? IS NULL "
+                "submitted = CASE WHEN ? IS NULL "
                 "THEN submitted ELSE json_insert(submitted, '$[#]', ?) END "
                 f"WHERE key = ? AND attempt = ifnull(?, attempt) AND state IN ({marks})",
                 (state, generation_id, _now(), generation_id, generation_id, key, attempt, *before),
             )
             return cursor.rowcount == 1
 
+    def _take_back(self, key: str, attempt: int | None, state: State) -> bool:
+        """Let the attempt before be the last one, or the entry be gone, if this is the first."""
+        where = "WHERE key = ? AND state = ? AND attempt = ifnull(?, attempt)"
+        with self._cursor() as cursor:
+            cursor.execute(f"DELETE FROM entries {where} AND attempt = 1", (key, state, attempt))
+            if cursor.rowcount == 0:
+                cursor.execute(
+                    "UPDATE entries SET state = 'failed', attempt = attempt - 1, updated_at = ?, "
+                    f"generation_id = json_extract(submitted, '$[#-1]') {where}",
+                    (_now(), key, state, attempt),
+                )
+            return cursor.rowcount == 1
+
     @contextmanager
     def _cursor(self) -> Iterator[sqlite3.Cursor]:
         """A transaction of its own, on disk when the block ends."""
+        if self._pid != os.getpid():  # locks and connections do not survive a fork
+            raise ConfigurationError(
+                f"journal {self._path} was opened by the parent process: open it in its own process"
+            )
         with self._lock:
             try:
                 with closing(self._connection.cursor()) as cursor:
@@ -248,16 +262,17 @@ _COLUMNS = (
 
 
 def _entry(row: sqlite3.Row) -> JournalEntry:
+    failed = row["state"] == "failed"  # otherwise why the attempt before failed
     return JournalEntry(
         key=row["key"],
         request=json.loads(row["request"]),
         state=row["state"],
         attempt=row["attempt"],
         generation_id=row["generation_id"],
-        failure_code=row["failure_code"],
+        failure_code=row["failure_code"] if failed else None,
         updated_at=datetime.fromisoformat(row["updated_at"]),
         submitted=tuple(json.loads(row["submitted"])),
-        failure_reason=row["failure_reason"],
+        failure_reason=row["failure_reason"] if failed else None,
     )
 
 

@@ -219,9 +219,8 @@ def test_the_journal_is_listed(cli: Cli) -> None:
     assert (rows["fox"][0], rows["fox"][3:]) == ("completed", ["", FOX])
     assert (rows["bad"][0], rows["bad"][3:]) == ("failed", ["content_moderated", BAD])
     assert cli("journal", "runs.db", "--state", "failed").out.count("\n") == 1
-    (entry,) = map(
-        json.loads, cli("journal", "runs.db", "--state", "completed", "--json").out.splitlines()
-    )
+    (line,) = cli("journal", "runs.db", "--state", "completed", "--json").out.splitlines()
+    entry = json.loads(line)
     assert entry["key"] == "fox"
     assert entry["submitted"] == [entry["generation_id"]]
 

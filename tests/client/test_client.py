@@ -537,7 +537,7 @@ AMBIGUOUS: list[httpx.Response | Exception] = [
     httpx.DecodingError("no gzip"),
     ConnectionResetError("reset"),
     httpx.Response(201, text="<html>busy</html>"),
-    httpx.Response(201, json={"id": ID}),
+    httpx.Response(201, json={"state": "queued"}),
 ]
 
 

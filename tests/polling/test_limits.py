@@ -64,3 +64,11 @@ async def test_a_request_that_leaves_passes_its_turn_on() -> None:
         tasks.start_soon(limits.acquire, 4.0)
         await anyio.sleep(6)
         limits.release()
+
+
+async def test_the_rate_may_change() -> None:
+    """From the next start on; one that is planned keeps its time."""
+    limits = RequestLimits(None, 1.0)
+    assert await order_of(limits, 1, 2) == [(1, 0), (2, 1)]
+    limits.set_max_rate(10.0)
+    assert await order_of(limits, 3, 4, 5) == [(3, 1), (4, 1.1), (5, 1.2)]

@@ -69,6 +69,14 @@ class FakeAccount:
         now = self.clock()
         self._jobs[str(uuid.uuid4())] = (now - 60, now + seconds, units, {})
 
+    def forget_all(self) -> None:
+        """Begin anew with nothing running, as the clock does."""
+        self._jobs.clear()
+
+    def end_otherwise(self, generation_id: str, fields: dict[str, Any]) -> None:
+        """Answer with another end from now on."""
+        self._endings[generation_id] = fields
+
     async def create(self, **params: Any) -> Generation:
         await anyio.sleep(self.latency / 2)
         now = self.clock()

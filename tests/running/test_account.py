@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luma_poll import RateLimitError
-from luma_poll._running.account import LAST_PROBE, Account
+from luma_poll._running.account import FULL_PROBE, Account
 from luma_poll.models import RateLimit
 
 LIGHT = ("uni-1", "image")
@@ -156,7 +156,7 @@ def test_where_others_use_up_the_minute_a_refusal_says_until_when() -> None:
 
 
 def test_what_is_learned_is_forgotten_slowly() -> None:
-    """After a pause that doubles up to a minute, one more is tried; when it succeeds, more."""
+    """After a pause that doubles once, one more is tried; when it succeeds, more."""
     account = Account()
     for _ in range(4):
         submit(account)
@@ -166,7 +166,7 @@ def test_what_is_learned_is_forgotten_slowly() -> None:
         account.refuse(LIGHT, now, full())
         pauses.append(account.may_submit_at(LIGHT) - now)
         now += pauses[-1]
-    assert pauses == [15.0, 30.0, 60.0, 60.0]
+    assert pauses == [15.0, 30.0, 30.0, 30.0]
     submit(account, now)
     assert room(account, now)
 
@@ -178,7 +178,7 @@ def test_a_limit_of_the_whole_account_is_not_doubted_soon() -> None:
         submit(account)
     account.begin(LIGHT)
     account.refuse(LIGHT, 0.0, full(SHORT.format(limit=10)))
-    assert account.may_submit_at(LIGHT) == LAST_PROBE
+    assert account.may_submit_at(LIGHT) == FULL_PROBE
 
 
 def test_a_request_that_can_never_fit_is_known() -> None:
@@ -287,8 +287,92 @@ def test_any_account_is_used_and_never_besieged(
             sum(each[2] for each in running) + taken_by_others + (todo[0][1] if todo else math.inf)
         )
         idle = idle + 1 if fits <= capacity else 0
-        assert idle <= LAST_PROBE
+        assert idle <= FULL_PROBE
         now += 1
         assert now < 20_000, "it never ends"
     ends = len(weights) + len(others)
     assert len(refused) <= 2 * ends + now / 15 + 8
+
+
+# --- answers that mislead ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Too many concurrent jobs (1 minute)",
+        "Too many concurrent jobs (3 running, 10 allowed)",
+        "Concurrent generations (0) are not available (2 left)",
+    ],
+)
+def test_other_numbers_are_no_limit(text: str) -> None:
+    """A limit is learned where the text names one; a heavy request is not given up for a number."""
+    account = Account()
+    for _ in range(5):
+        submit(account)
+    account.begin(HEAVY)
+    account.refuse(HEAVY, 0.0, full(f"{text}; this request needs 3"))
+    assert not account.cannot_fit(HEAVY)
+    assert account.may_submit_at(LIGHT) < FULL_PROBE  # as where no limit is named
+
+
+def test_a_limit_counts_as_long_as_refusals_name_it() -> None:
+    """The plan may be another one by now."""
+    account = Account()
+    account.begin(HEAVY)
+    account.refuse(HEAVY, 0.0, full(LIVE.format(limit=2, w=3)))
+    assert account.cannot_fit(HEAVY)
+    account.begin(HEAVY)
+    account.refuse(HEAVY, 60.0, full(DOCUMENTED))
+    assert not account.cannot_fit(HEAVY)
+
+
+def test_a_weight_that_was_only_guessed_gives_up_no_request() -> None:
+    """The window fell by the submissions of others, too."""
+    account = Account()
+    for now, left in ((0.0, 40), (1.0, 28)):
+        account.begin(LIGHT)
+        account.accept(LIGHT, now, RateLimit(60, left))
+    assert account.weight(LIGHT) == 12
+    account.begin(LIGHT)
+    account.refuse(LIGHT, 2.0, full(SHORT.format(limit=10)))
+    assert not account.cannot_fit(LIGHT)
+
+
+def test_a_weight_that_was_too_high_leaves_no_room_that_was_never_seen() -> None:
+    """Two that were thought to weigh 12 each prove that two run, and not that 24 do."""
+    account = Account()
+    for now, left in ((0.0, 60), (1.0, 48), (2.0, 47)):
+        account.begin(LIGHT)
+        account.accept(LIGHT, now, RateLimit(60, left))
+    assert account.weight(LIGHT) == 1
+    number = 0
+    while room(account, 3.0):
+        account.begin(LIGHT)
+        number += 1
+    assert number <= 4
+
+
+@pytest.mark.parametrize("text", [DOCUMENTED, "Rate limit exceeded"])
+@pytest.mark.parametrize("retry_after", [0.0, 0.001])
+def test_no_hint_makes_it_ask_all_the_time(text: str, retry_after: float) -> None:
+    """The API's own is at least a second; less is a mistake of something in between."""
+    account = Account()
+    account.begin(LIGHT)
+    account.refuse(LIGHT, 0.0, full(text, retry_after))
+    assert account.may_submit_at(LIGHT) >= 1.0
+
+
+def test_refusals_of_submissions_that_were_sent_together_count_once() -> None:
+    """Ten at a time are refused for one reason: the pause is not that after ten refusals."""
+    account = Account()
+    for _ in range(4):
+        submit(account)
+    for _ in range(5):
+        account.begin(LIGHT)
+    for _ in range(4):
+        account.refuse(LIGHT, 0.0, full())
+    account.accept(LIGHT, 0.0)
+    assert account.may_submit_at(LIGHT) == 15.0
+    account.end(LIGHT)
+    assert room(account, 0.0)

@@ -707,7 +707,9 @@ class Transitions(RuleBasedStateMachine):
         if settled and by_id:
             self.model[key] = ("running", attempt, [*ids, "id-by-hand"])
         elif settled:
-            del self.model[key]
+            self.model[key] = ("failed", attempt - 1, ids)
+            if attempt == 1:
+                del self.model[key]
 
     @invariant()
     def agrees(self) -> None:

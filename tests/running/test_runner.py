@@ -201,7 +201,7 @@ async def test_a_full_account_is_used_to_its_limit(text: str) -> None:
     assert len(api.accepted) == 40
     assert api.most_running == 5
     assert anyio.current_time() - began < 1.06 * 40 / 5 * 30
-    assert len(api.refusals) < 20
+    assert len(api.refusals) < 30
 
 
 @pytest.mark.anyio
@@ -259,7 +259,7 @@ async def test_a_minute_that_nobody_tells_of_is_waited_out() -> None:
     api = FakeAccount(capacity=100, per_minute=6, duration=5, headers=False)
     results = await Runner(api).run_all(prompts(20))
     assert all(result.ok for result in results)
-    assert len(api.refusals) < 20
+    assert len(api.refusals) < 30
 
 
 @pytest.mark.anyio

@@ -1,0 +1,1 @@
+"""The parts behind `luma_poll.dbos`."""

@@ -1,0 +1,147 @@
+"""Callbacks as Standard Webhooks asks: signed, at least once, to public addresses alone.
+
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from socket import SOCK_STREAM
+from typing import Any
+
+import anyio
+import httpx
+from standardwebhooks import Webhook
+from standardwebhooks.webhooks import EmptyWebhookSecretError
+
+from luma_poll._version import __version__
+from luma_poll.errors import ConfigurationError
+
+PAUSES = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+"""Seconds before each try, as the specification proposes: three days in all."""
+TIMEOUT = 15.0
+"""Seconds for one try, from the look-up of the name to the status of the answer."""
+DELIVERED = "delivered"
+GONE = "gone"
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+
+def check_secrets(secrets: Sequence[str]) -> list[Webhook]:
+    """The secrets as signers.
+
+    Raises:
+        ConfigurationError: One of them cannot be one.
+    """
+    if isinstance(secrets, str):
+        raise ConfigurationError("callback_secrets must be a sequence of secrets, not one string")
+    try:
+        return [Webhook(secret) for secret in secrets]
+    except (EmptyWebhookSecretError, RuntimeError, TypeError, binascii.Error, ValueError):
+        problem = "each of callback_secrets must be base64, with or without whsec_ before it"
+    raise ConfigurationError(problem)  # outside the `except`, whose error may hold a secret
+
+
+def check_url(url: str, *, allow_private: bool) -> None:
+    """Refuse a URL that no callback is sent to.
+
+    Raises:
+        ConfigurationError: It is none, is not https, has a user name, or is of a private address.
+    """
+    try:
+        parts = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError):
+        raise ConfigurationError("callback is not a valid URL") from None
+    if not parts.host or parts.scheme not in (("http", "https") if allow_private else ("https",)):
+        raise ConfigurationError("callback must begin with https:// and a host")
+    if parts.userinfo:
+        raise ConfigurationError("callback must not have a user name or password")
+    try:
+        address = ip_address(parts.host)
+    except ValueError:
+        return  # a name, which is looked up when it is called
+    if not (allow_private or is_public(address)):
+        raise ConfigurationError(f"callback must not have the private address {address}")
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """False for what is inside a network: private, loopback, link-local, reserved, multicast."""
+    if isinstance(address, IPv6Address):
+        inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        if address in _NAT64:
+            inner.append(IPv4Address(int(address) & 0xFFFF_FFFF))
+        if any(each is not None and not is_public(each) for each in inner):
+            return False
+        if address.ipv4_mapped or address in _NAT64:
+            return True
+    return address.is_global and not address.is_multicast
+
+
+def sign(
+    signers: Sequence[Webhook], message_id: str, body: str, now: datetime | None = None
+) -> dict[str, str]:
+    """The headers that prove where a message comes from, signed with each of the secrets."""
+    now = (now or datetime.now(UTC)).astimezone(UTC)  # `sign` takes any other zone for UTC
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": " ".join(each.sign(message_id, now, body) for each in signers),
+    }
+
+
+async def deliver(
+    http: httpx.AsyncClient,
+    url: str,
+    message_id: str,
+    event: Mapping[str, Any],
+    signers: Sequence[Webhook],
+    *,
+    allow_private: bool,
+) -> str:
+    """Send one message once.
+
+    Returns:
+        `DELIVERED`, `GONE` (nobody wants to hear any more), or why it has to be tried again.
+    """
+    if not signers:
+        return "this worker has no callback_secrets"
+    body = json.dumps(event, separators=(",", ":"))
+    headers = sign(signers, message_id, body) | {
+        "Content-Type": "application/json",
+        "User-Agent": f"luma-poll/{__version__}",
+    }
+    status = None
+    try:
+        with anyio.move_on_after(TIMEOUT):
+            status = await _post(http, httpx.URL(url), headers, body.encode(), allow_private)
+    except (httpx.HTTPError, OSError, ConfigurationError) as error:
+        return f"{type(error).__name__}: {error}"[:200]
+    if status is None:
+        return f"no answer within {TIMEOUT:g} s"
+    if status == 410:
+        return GONE
+    return DELIVERED if 200 <= status < 300 else f"HTTP {status}"
+
+
+async def _post(
+    http: httpx.AsyncClient, url: httpx.URL, headers: dict[str, str], body: bytes, private: bool
+) -> int:
+    port = url.port or (443 if url.scheme == "https" else 80)
+    found = await anyio.getaddrinfo(url.host, port, type=SOCK_STREAM)
+    addresses = [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
+    if not private and not all(map(is_public, addresses)):
+        raise ConfigurationError(f"{url.host} has a private address, to which no callback is sent")
+    # To the address that was checked: another look-up of the name could give another one.
+    request = http.build_request(
+        "POST",
+        url.copy_with(host=str(addresses[0])),
+        headers={**headers, "Host": url.netloc.decode("ascii")},
+        content=body,
+        extensions={"sni_hostname": url.raw_host.decode("ascii")},
+    )
+    answer = await http.send(request, stream=True, follow_redirects=False)
+    await answer.aclose()  # nobody reads its body, which may be without end
+    return answer.status_code

@@ -1,0 +1,75 @@
+"""The generations whose end has not been seen."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from luma_poll._running.account import Account, Kind
+from luma_poll._running.requests import AnyRequest
+
+LONGEST_RUN = 3600.0
+"""Seconds: the API ends every job within an hour (https://docs.agents.lumalabs.ai, FAQ)."""
+
+
+@dataclass(slots=True)
+class _Awaited:
+    """A generation that the account counts as running, and how many runs wait for it."""
+
+    kind: Kind
+    runs: int = 0
+
+
+class Outstanding:
+    """The generations whose end has not been seen, and those that runs wait for.
+
+    The account counts each of these once, however many runs wait for it.
+
+    Args:
+        account: Hears of each that stops counting.
+    """
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        # Ordered, as those of a plain dict would be slow to take from its front.
+        self._unfinished = OrderedDict[str, tuple[float, AnyRequest]]()
+        self._awaited: dict[str, _Awaited] = {}
+
+    @property
+    def requests(self) -> dict[str, AnyRequest]:
+        """The ids whose end has not been seen, with their requests; each for an hour at most."""
+        return {generation_id: request for generation_id, (_, request) in self._unfinished.items()}
+
+    def begin_loop(self, now: float) -> None:
+        """Wait for nothing that ran in another event loop, whose clock may have been another."""
+        self._awaited.clear()
+        for generation_id, request in self.requests.items():
+            self._unfinished[generation_id] = now, request
+
+    def add(self, generation_id: str, given: AnyRequest, kind: Kind, now: float) -> bool:
+        """Note that a run waits for it. False if another one does already."""
+        awaited = self._awaited.setdefault(generation_id, _Awaited(kind))
+        awaited.runs += 1
+        if awaited.runs > 1:
+            return False
+        self._unfinished[generation_id] = now, given
+        self._unfinished.move_to_end(generation_id)
+        while now - next(iter(self._unfinished.values()))[0] >= LONGEST_RUN:
+            self._unfinished.popitem(last=False)
+        return True
+
+    def leave(self, generation_id: str, *, ended: bool) -> None:
+        """Note that it has ended, or that a run waits for it no longer."""
+        if ended:
+            self._unfinished.pop(generation_id, None)
+        awaited = self._awaited.get(generation_id)
+        if awaited is None:
+            return
+        awaited.runs -= 1
+        if not ended and awaited.runs:
+            return
+        del self._awaited[generation_id]
+        if ended:
+            self._account.end(awaited.kind)
+        else:
+            self._account.abandon(awaited.kind)

@@ -1,0 +1,177 @@
+"""An event loop in a thread of its own, and the way into it from other threads."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import Context
+from typing import TypeVar
+
+import anyio
+from anyio.from_thread import BlockingPortal
+from anyio.lowlevel import current_token
+
+from luma_poll.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+def refuse_in_event_loop(instead: str) -> None:
+    """Refuse to block an event loop.
+
+    Args:
+        instead: What to write there, such as `await poller.wait(...)`.
+
+    Raises:
+        ConfigurationError: One runs in this thread.
+    """
+    try:
+        current_token()
+    except RuntimeError:  # anyio's and sniffio's errors for "there is none" are both this
+        return
+    raise ConfigurationError(
+        f"an event loop runs in this thread, and this call would block it: write `{instead}`, "
+        "with the Poller, Runner and LumaClient of luma_poll"
+    )
+
+
+class Portal:
+    """An event loop in a thread of its own. It starts with the first call.
+
+    anyio's `start_blocking_portal` is a generator, which would wait for ever for a loop that is
+    gone where the collector closes it: in a forked process, and while the interpreter exits.
+
+    Args:
+        owner: Whose it is, for messages: a class of ours.
+        context: Held open in the loop, such as a client.
+    """
+
+    def __init__(self, owner: str, context: AbstractAsyncContextManager[object]) -> None:
+        self.owner = owner
+        self._context = context
+        # Whoever holds it knows that the loop runs. A signal handler may close what its own thread
+        # is using, so it can be taken twice.
+        self._lock = threading.RLock()
+        self._started: Future[BlockingPortal] = Future()
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._closed = self._is_exiting = False
+
+    def check(self) -> None:
+        """Refuse what cannot work any more.
+
+        Raises:
+            ConfigurationError: It is closed, or this process was forked from the one it runs in.
+        """
+        if self._is_elsewhere():
+            raise ConfigurationError(
+                f"this {self.owner} was in use before the process was forked, and its thread runs "
+                f"in the parent alone: make a {self.owner} in each process, after the fork "
+                "(with Celery, at the signal worker_process_init)"
+            )
+        if self._closed:
+            raise ConfigurationError(f"this {self.owner} is closed: make another one")
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Run a function in the loop.
+
+        Raises:
+            ConfigurationError: As `check`.
+        """
+        self.check()
+        with self._lock:
+            self.check()
+            try:
+                return self._running().call(function)
+            except RuntimeError as error:  # it has ended by itself: a callback raised SystemExit
+                raise ConfigurationError(f"the event loop of this {self.owner} ended") from error
+
+    def read(self, function: Callable[[], T]) -> T:
+        """Run a function in the loop if it runs, else here: to read what only the loop changes."""
+        if self._thread is not None and not self.is_here():
+            with suppress(ConfigurationError):
+                return self.run(function)
+        return function()
+
+    def start(self, function: Callable[[], Awaitable[object]]) -> None:
+        """Start a task in the loop, in the context of this thread.
+
+        Raises:
+            ConfigurationError: As `check`.
+        """
+        self.check()
+        with self._lock:
+            self.check()
+            try:
+                self._running().start_task_soon(function)
+            except RuntimeError as error:
+                raise ConfigurationError(f"the event loop of this {self.owner} ended") from error
+
+    def is_here(self) -> bool:
+        """True in the thread of the loop."""
+        return threading.current_thread() is self._thread
+
+    def close(self) -> None:
+        """Cancel the tasks in the loop, and end it with its thread. Harmless if it is closed.
+
+        Raises:
+            ConfigurationError: This is the thread of the loop.
+        """
+        if self.is_here():
+            raise ConfigurationError(f"this {self.owner} cannot be closed by its own callback")
+        if self._is_exiting or self._is_elsewhere():
+            return
+        atexit.unregister(self._leave_at_exit)
+        with self._lock:
+            self._closed = True
+            if self._thread is None:
+                return
+            portal = self._started.result()
+            with suppress(RuntimeError):  # it has ended by itself
+                portal.call(portal.stop, True)
+        self._thread.join()
+
+    def close_soon(self) -> None:
+        """Close it in another thread, from whatever thread the collector runs in."""
+        if self._thread is not None and not self._closed and not self._is_elsewhere():
+            threading.Thread(target=self.close, daemon=True).start()
+
+    def _is_elsewhere(self) -> bool:
+        return self._thread is not None and self._pid != os.getpid()
+
+    def _running(self) -> BlockingPortal:
+        if self._thread is None:
+            atexit.register(self._leave_at_exit)
+            self._pid = os.getpid()
+            # A daemon: nobody who forgets to close it waits for it at exit. Kept before it starts:
+            # if Ctrl-C comes meanwhile, it has started all the same.
+            self._thread = threading.Thread(
+                target=self._run, name=f"luma-poll {self.owner}", daemon=True
+            )
+            try:
+                self._thread.start()
+            except RuntimeError:  # no more threads
+                self._thread = None
+                raise
+        return self._started.result()
+
+    def _leave_at_exit(self) -> None:
+        # From now on the thread may stand still, while the collector closes iterators.
+        self._closed = self._is_exiting = True
+
+    def _run(self) -> None:
+        try:
+            Context().run(anyio.run, self._main)  # Python 3.14 may hand a thread its parent's
+        except BaseException as error:
+            if self._started.done():
+                raise
+            self._started.set_exception(error)
+
+    async def _main(self) -> None:
+        async with self._context, BlockingPortal() as portal:
+            self._started.set_result(portal)
+            await portal.sleep_until_stopped()

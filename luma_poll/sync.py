@@ -1,0 +1,285 @@
+"""luma-poll in programs without an event loop: scripts, threads, Celery, Django, Flask.
+
+The functions are for one call; `SyncPoller` and `SyncRunner` are for a process that makes many, and
+shares their limits over all its threads::
+
+    from luma_poll import sync
+
+    outputs = sync.wait("182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e", timeout=300)
+
+It is the same code, with its event loop in a thread of its own, and it raises the same errors as
+`Poller`, `Runner` and `LumaClient`. Where an event loop runs, each call refuses: use those three.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Unpack
+from uuid import UUID
+
+from luma_poll._downloads.job import MAX_BYTES, DownloadProgress
+from luma_poll._parameters import CreateParams
+from luma_poll._polling.batch import PollResult
+from luma_poll._polling.events import PollEvent
+from luma_poll._polling.poller import TIMEOUT, AnyGeneration
+from luma_poll._polling.schedules import Schedule
+from luma_poll._running.requests import AnyRequest
+from luma_poll._running.results import RunResult
+from luma_poll._sync.call import SyncIterator
+from luma_poll._sync.poller import SyncPoller
+from luma_poll._sync.portal import refuse_in_event_loop
+from luma_poll._sync.runner import SyncRunner
+from luma_poll.errors import LumaError
+from luma_poll.models import Generation, GenerationLike, GenerationOutput
+
+__all__ = [
+    "SyncIterator",
+    "SyncPoller",
+    "SyncRunner",
+    "download",
+    "run",
+    "run_all",
+    "wait",
+    "wait_all",
+]
+
+
+def wait(
+    generation: AnyGeneration,
+    *,
+    timeout: float | None = TIMEOUT,
+    wait: Schedule | None = None,
+    on_poll: Callable[[PollEvent], None] | None = None,
+    auth_token: str | None = None,
+    base_url: str | None = None,
+) -> list[GenerationOutput]:
+    """Poll until the generation has ended, and return its outputs.
+
+    ::
+
+        outputs = sync.wait("182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e", timeout=300)
+
+    Args:
+        generation: Its id, or a snapshot of it, such as the official SDK's.
+        timeout: Seconds; None for no limit.
+        wait: The schedule: a tenacity wait strategy; by default `DEFAULT_WAIT`.
+        on_poll: Called with a `PollEvent` after every poll, in another thread.
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+
+    Returns:
+        The outputs, at least one. Their URLs work for an hour.
+
+    Raises:
+        GenerationError: It failed; the class says why.
+        PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+        APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
+        ConfigurationError: An argument is unusable, or an event loop runs in this thread.
+    """
+    refuse_in_event_loop("await poller.wait(...)")
+    with SyncPoller(auth_token, base_url=base_url, wait=wait, on_poll=on_poll) as poller:
+        return poller.wait(generation, timeout=timeout)
+
+
+def wait_all(
+    generations: Iterable[AnyGeneration],
+    *,
+    timeout: float | None = TIMEOUT,
+    limit: int | None = 1000,
+    wait: Schedule | None = None,
+    on_poll: Callable[[PollEvent], None] | None = None,
+    auth_token: str | None = None,
+    base_url: str | None = None,
+) -> list[PollResult]:
+    """Wait for many generations, and return a result for each, in the order given.
+
+    ::
+
+        for result in sync.wait_all(ids):
+            print(result.generation_id, result.error or result.outputs[0].url)
+
+    Args:
+        generations: Ids or snapshots: any iterable.
+        timeout: Seconds for each wait; None for no limit.
+        limit: Waits that are under way at the same time; None for no limit.
+        wait: The schedule: a tenacity wait strategy; by default `DEFAULT_WAIT`.
+        on_poll: Called with a `PollEvent` after every poll, in another thread.
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+
+    Returns:
+        The results. A failure is the result of its own generation.
+
+    Raises:
+        ConfigurationError: An argument is unusable, or an event loop runs in this thread.
+    """
+    refuse_in_event_loop("await poller.wait_all(...)")
+    with SyncPoller(auth_token, base_url=base_url, wait=wait, on_poll=on_poll) as poller:
+        return poller.wait_all(generations, timeout=timeout, limit=limit)
+
+
+def run(
+    prompt: str,
+    *,
+    timeout: float | None = TIMEOUT,
+    max_attempts: int = 1,
+    on_submit: Callable[[AnyRequest, Generation], object] | None = None,
+    auth_token: str | None = None,
+    base_url: str | None = None,
+    **params: Unpack[CreateParams],
+) -> Generation:
+    """Submit a generation, wait for its end, and return it.
+
+    ::
+
+        generation = sync.run("a red fox in fresh snow", model="uni-1")
+        print(generation.output[0].url)
+
+    Args:
+        prompt: The prompt.
+        timeout: Seconds from the first accepted submission, over all attempts; None for no limit.
+        max_attempts: How often it may be submitted in all. With 2 or more, it is submitted again,
+            and billed anew, after a failure that is retryable.
+        on_submit: Called with the prompt and the first snapshot as soon as there is an id, in
+            another thread.
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+        params: The API's other parameters: `luma_poll.typing.CreateParams`.
+
+    Returns:
+        The completed generation.
+
+    Raises:
+        GenerationError: It failed; the class says why.
+        PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+        APIError: It could not be submitted, or waited for. `may_have_been_accepted` is true of a
+            failed submission that may be running; it is not repeated.
+        ConfigurationError: An argument is unusable, or an event loop runs in this thread.
+    """
+    refuse_in_event_loop("await runner.run(...)")
+    with (
+        SyncRunner(
+            auth_token=auth_token, base_url=base_url, max_attempts=max_attempts, on_submit=on_submit
+        ) as runner,
+        _noting_what_runs(runner),
+    ):
+        return runner.run(prompt, timeout=timeout, **params)
+
+
+def run_all(
+    requests: Iterable[AnyRequest],
+    *,
+    timeout: float | None = TIMEOUT,
+    max_running: int | None = None,
+    max_attempts: int = 1,
+    max_submissions: int | None = None,
+    on_submit: Callable[[AnyRequest, Generation], object] | None = None,
+    auth_token: str | None = None,
+    base_url: str | None = None,
+) -> list[RunResult]:
+    """Submit many, as many at once as the account allows, and return a result for each.
+
+    ::
+
+        for result in sync.run_all(["a red fox", {"prompt": "a grey owl", "model": "uni-1"}]):
+            print(result.request, result.error or result.outputs[0].url)
+
+    Args:
+        requests: Prompts, or mappings of the parameters of `create`: any iterable.
+        timeout: Seconds for each, from its first accepted submission; None for no limit.
+        max_running: Generations under way at once; None for as many as the account allows.
+        max_attempts: How often each may be submitted in all.
+        max_submissions: Submissions in all; None for no limit.
+        on_submit: Called with the request and the first snapshot as soon as there is an id, in
+            another thread.
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+
+    Returns:
+        The results, in the order of `requests`. A failure is the result of its own.
+
+    Raises:
+        ConfigurationError: An argument is unusable, or an event loop runs in this thread.
+    """
+    refuse_in_event_loop("await runner.run_all(...)")
+    with (
+        SyncRunner(
+            auth_token=auth_token,
+            base_url=base_url,
+            max_running=max_running,
+            max_attempts=max_attempts,
+            max_submissions=max_submissions,
+            on_submit=on_submit,
+        ) as runner,
+        _noting_what_runs(runner),
+    ):
+        return runner.run_all(requests, timeout=timeout)
+
+
+def download(
+    generation: GenerationLike | str | UUID,
+    directory: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    timeout: float | None = None,
+    max_bytes: int | None = MAX_BYTES,
+    overwrite: bool = False,
+    on_progress: Callable[[DownloadProgress], object] | None = None,
+    auth_token: str | None = None,
+    base_url: str | None = None,
+) -> list[Path]:
+    """Fetch the outputs of a completed generation into files.
+
+    ::
+
+        paths = sync.download(generation_id, "outputs")
+
+    Args:
+        generation: A completed generation, or the id of one.
+        directory: Where to; it is made if it does not exist.
+        name: The name of the files in place of the id: `{name}.png`, `{name}~2.png`. What is unsafe
+            in it is replaced.
+        timeout: Seconds for all of it; None for no limit.
+        max_bytes: How large one file may be; None for no limit.
+        overwrite: Fetch a file again even if one of the right size exists.
+        on_progress: Called with a `DownloadProgress` after each piece, in another thread.
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+
+    Returns:
+        The files, in the order of the outputs.
+
+    Raises:
+        ConfigurationError: The generation has not ended, an argument is unusable, or an event loop
+            runs in this thread.
+        GenerationError: It failed, or completed without output.
+        DownloadError: A file could not be fetched or written, or not in time.
+        APIError: The API refused a GET of the generation, or was out of reach.
+    """
+    refuse_in_event_loop("await client.download(...)")
+    with SyncPoller(auth_token, base_url=base_url) as poller:
+        return poller.download(
+            generation,
+            directory,
+            name=name,
+            timeout=timeout,
+            max_bytes=max_bytes,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+
+
+@contextmanager
+def _noting_what_runs(runner: SyncRunner) -> Iterator[None]:
+    """Note on an interruption, such as Ctrl-C, what was submitted: nobody else knows the ids."""
+    try:
+        yield
+    except LumaError:  # it knows its own
+        raise
+    except BaseException as error:
+        if ids := ", ".join(runner.submitted):
+            error.add_note(f"submitted, and perhaps running: {ids}. Wait for them by id")
+        raise

@@ -1,0 +1,143 @@
+"""A process of a fleet, which does what its parent says."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from dbos import DBOS
+from sqlalchemy import Engine, event
+from tenacity import wait_fixed
+
+import luma_poll.dbos
+from luma_poll import LumaClient, LumaError
+from luma_poll._fleet import callbacks
+from luma_poll.dbos import Fleet, fleet_config
+
+STATEMENTS: list[None] = []
+
+
+@event.listens_for(Engine, "before_cursor_execute")
+def count_statement(*_: Any) -> None:
+    STATEMENTS.append(None)
+
+
+class Member:
+    def __init__(self, settings: dict[str, Any], parent: socket.socket) -> None:
+        self._settings = settings
+        self._parent = parent
+        self.fleet = Fleet(
+            lambda: LumaClient("luma-api-fleet", base_url=settings["base_url"]),
+            wait=wait_fixed(settings.get("poll_every", 0.1)),
+            **{"heartbeat": 0.2, "patience": 0.8, **settings.get("fleet", {})},
+        )
+
+    async def run(self) -> None:
+        others = self._settings.get("config", {})
+        DBOS(config=fleet_config(self._settings["database"], **others))
+        if not self._settings["worker"]:
+            DBOS.listen_queues([])
+        DBOS.launch()
+        reader, self._writer = await asyncio.open_connection(sock=self._parent, limit=2**24)
+        async with self.fleet if self._settings["worker"] else contextlib.nullcontext():
+            self._say({"ready": DBOS.executor_id})
+            listening = asyncio.create_task(self._listen(reader))
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, listening.cancel)
+            with contextlib.suppress(asyncio.CancelledError):
+                await listening
+        DBOS.destroy()
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        tasks = set()
+        while line := await reader.readline():
+            tasks.add(asyncio.create_task(self._answer(json.loads(line))))
+
+    async def _answer(self, message: dict[str, Any]) -> None:
+        answer: dict[str, Any]
+        try:
+            answer = {"value": await getattr(self, message["call"])(**message["arguments"])}
+        except LumaError as error:
+            answer = {"error": type(error).__name__, "message": str(error)}
+        self._say({"number": message["number"]} | answer)
+
+    def _say(self, what: dict[str, Any]) -> None:
+        self._writer.write(json.dumps(what).encode() + b"\n")
+
+    async def submit(self, **arguments: Any) -> str:
+        return (await self.fleet.submit(**arguments)).key
+
+    async def submit_many(self, count: int, prompt: str, prefix: str, **others: Any) -> None:
+        for first in range(0, count, 50):
+            numbers = range(first, min(first + 50, count))
+            await asyncio.gather(
+                *(
+                    self.fleet.submit(f"{prompt} {n}", key=f"{prefix}-{n}", **others)
+                    for n in numbers
+                )
+            )
+
+    async def result(self, key: str) -> dict[str, Any]:
+        return dataclasses.asdict(await self.fleet.handle(key).result())
+
+    async def unknown(self) -> list[str]:
+        return await self.fleet.unknown()
+
+    async def resolve(self, **arguments: Any) -> None:
+        await self.fleet.resolve(**arguments)
+
+    async def states(self) -> dict[str, list[str]]:
+        name = self.fleet._names.generation
+        found: dict[str, list[str]] = {}
+        for each in await DBOS.list_workflows_async(name=name, load_input=False, load_output=False):
+            found.setdefault(each.status, []).append(each.workflow_id)
+        return found
+
+    async def mine(self) -> list[str]:
+        """The submissions that this process has in hand."""
+        return [
+            each.workflow_id
+            for each in await DBOS.list_workflows_async(
+                name=self.fleet._names.generation,
+                status="PENDING",
+                executor_id=DBOS.executor_id,
+                load_input=False,
+                load_output=False,
+            )
+        ]
+
+    async def history(self, key: str) -> tuple[int, int]:
+        """How many steps are recorded, and how many characters their outputs have."""
+        steps = await DBOS.list_workflow_steps_async(key)
+        return len(steps), sum(len(json.dumps(each["output"])) for each in steps)
+
+    async def usage(self) -> dict[str, float]:
+        status = await asyncio.to_thread(Path("/proc/self/status").read_text)
+        memory = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "threads": threading.active_count(),
+            "mb": int(memory.split()[1]) / 1024,
+            "cpu": spent.ru_utime + spent.ru_stime,
+            "statements": len(STATEMENTS),
+            "now": time.monotonic(),
+        }
+
+
+def run(settings: dict[str, Any], parent: socket.socket) -> None:
+    """Be a member until the parent hangs up or SIGTERM comes."""
+    log = os.open(settings["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    logging.basicConfig(format="%(asctime)s %(process)d %(message)s", force=True)
+    luma_poll.dbos.RESULT_INTERVAL = settings.get("result_every", 0.2)
+    callbacks.PAUSES = tuple(settings.get("pauses", callbacks.PAUSES))
+    asyncio.run(Member(settings, parent).run())
