@@ -83,7 +83,7 @@ class APIError(LumaError):
         subject = "" if generation_id is None else f"generation {generation_id}: "
         super().__init__(subject + message)
         self.generation_id = generation_id
-        self.message = redact(message)
+        self.message: str = redact(message)
 
     @property
     def may_have_been_accepted(self) -> bool:

@@ -53,9 +53,10 @@ FETCH: Attributes = {
 }
 GENERATE: Attributes = FETCH | {"gen_ai.operation.name": "generate_content"}
 # Those that the conventions advise for the duration of an operation.
-OPERATION_BUCKETS = [0.01 * 2**power for power in range(14)]
-DELAY_BUCKETS = [0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120]
-GENERATION_BUCKETS = [1, 2.5, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800, 3600]
+OPERATION_BUCKETS: list[float] = [0.01 * 2**power for power in range(14)]
+DELAY_BUCKETS: list[float] = [0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120]
+MINUTES: list[float] = [60, 90, 120, 180, 300, 600, 1800, 3600]
+GENERATION_BUCKETS: list[float] = [1, 2.5, 5, 7.5, 10, 15, 20, 30, 45, *MINUTES]
 
 
 def instrument(

@@ -39,7 +39,7 @@ class Journal:
             self._path = Path(path)
         except TypeError:
             raise ConfigurationError(f"a journal is given by a path, not {shown(path)}") from None
-        self.store = Store(self._path)
+        self.store: Store = Store(self._path)
 
     def __enter__(self) -> Self:
         return self

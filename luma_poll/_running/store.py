@@ -85,7 +85,7 @@ class Store:
         self._path = path
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self.is_closed = False
+        self.is_closed: bool = False
         self._connection = self._open()
 
     def _open(self) -> sqlite3.Connection:

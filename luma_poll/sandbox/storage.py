@@ -34,9 +34,9 @@ class Blob:
 
     def __init__(self, name: str, size: int | None) -> None:
         self._image = make_png(name)
-        self.size = len(self._image) if size is None else size
+        self.size: int = len(self._image) if size is None else size
         self._noise = sha256(name.encode()).digest() * (PIECE // 32)
-        self.etag = f'"{sha256(f"{name} {self.size}".encode()).hexdigest()[:32]}"'
+        self.etag: str = f'"{sha256(f"{name} {self.size}".encode()).hexdigest()[:32]}"'
 
     def read(self, start: int, stop: int) -> bytes:
         """The bytes from `start` to before `stop`."""
