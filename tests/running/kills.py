@@ -55,6 +55,8 @@ class Recorded:
             messages.append(message)
 
         await self.sandbox.app(scope, read, keep)
+        if not answer:  # the process was killed while it sent the request
+            return
         fields = json.loads(answer)
         if "id" in fields:
             name = json.loads(body)["prompt"].split()[1]
