@@ -44,9 +44,7 @@ class Result:
     @property
     def label(self) -> str:
         """The name that a person knows it by: its key, its prompt, or its id."""
-        if self.request is None:
-            return self.generation_id
-        return str(self.request.get("key") or self.request["prompt"])
+        return self.generation_id if self.request is None else label_of(self.request)
 
     @property
     def is_final(self) -> bool:
@@ -66,6 +64,11 @@ class Result:
         if isinstance(self.error, PollTimeoutError):
             return "timed out"
         return "failed" if isinstance(self.error, GenerationError) else type(self.error).__name__
+
+
+def label_of(request: Mapping[str, Any]) -> str:
+    """The name of a request for people: its key, or its prompt."""
+    return str(request.get("key") or request["prompt"])
 
 
 Put = Callable[[Result], None]

@@ -15,7 +15,7 @@ from rich.text import Text
 from luma_poll._cli.bars import DownloadBars
 from luma_poll._cli.exit_codes import COMPLETED, exit_code
 from luma_poll._cli.requests import Line, ranges
-from luma_poll._cli.results import Result
+from luma_poll._cli.results import Result, label_of
 from luma_poll._cli.table import LiveTable, Row, seconds_since
 from luma_poll._cli.waiting import FEW
 from luma_poll._polling.events import PollEvent
@@ -60,7 +60,7 @@ class RunTable(LiveTable):
         request = event.request
         assert not isinstance(request, str)
         if event.step == "begun":
-            row = RunRow((str(request.get("key") or request["prompt"]),), "waiting", 0.0)
+            row = RunRow((label_of(request),), "waiting", 0.0)
             self._runs[id(request)] = self._rows[str(event.run)] = row
             self._states["waiting"] += 1
             return
@@ -84,8 +84,7 @@ class RunTable(LiveTable):
         self._polls += 1
         row = self._by_id.get(event.generation_id)
         if row is not None:
-            state = row.state if event.generation is None else event.generation.state
-            self._change(row, state, "" if event.error is None else type(event.error).__name__)
+            self._show_poll(row, event)
 
     def download(self, request: object) -> None:
         """Show that the files of a run are being downloaded."""

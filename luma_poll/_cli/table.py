@@ -108,9 +108,11 @@ class LiveTable:
 
     def on_poll(self, event: PollEvent) -> None:
         """Show the outcome of a poll; pass this to the poller."""
-        row = self._rows[event.generation_id]
-        row.polls = event.attempt
         self._polls += 1
+        self._show_poll(self._rows[event.generation_id], event)
+
+    def _show_poll(self, row: Row, event: PollEvent) -> None:
+        row.polls = event.attempt
         state = row.state if event.generation is None else event.generation.state
         self._change(row, state, "" if event.error is None else type(event.error).__name__)
 
