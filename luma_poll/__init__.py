@@ -1,17 +1,16 @@
 """Wait for Luma generations, done right."""
 
-from luma_poll import _startup  # noqa: F401  (before the imports that take long)
 from luma_poll._client.client import LumaClient
-from luma_poll._downloads.job import DownloadProgress
+from luma_poll._downloads.output import DownloadProgress
+from luma_poll._journal.journal import Journal
+from luma_poll._journal.store import JournalEntry
 from luma_poll._polling.adaptive import AdaptiveWait
-from luma_poll._polling.batch import PollResult
-from luma_poll._polling.events import PollEvent
+from luma_poll._polling.poll_events import PollEvent
+from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import Poller
 from luma_poll._polling.schedules import DEFAULT_WAIT
-from luma_poll._running.journal import Journal
-from luma_poll._running.results import RunResult
+from luma_poll._running.run_result import RunResult
 from luma_poll._running.runner import Runner
-from luma_poll._running.store import JournalEntry
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIConnectionError,

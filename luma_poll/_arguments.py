@@ -14,9 +14,10 @@ from uuid import UUID
 import httpx
 
 from luma_poll.errors import ConfigurationError
-from luma_poll.models import MAX_ID_LENGTH
 
 DEFAULT_BASE_URL = "https://agents.lumalabs.ai/v1"
+MAX_ID_LENGTH = 1000
+"""Characters; a UUID has 36."""
 
 
 class UseDefault(Enum):

@@ -30,13 +30,14 @@ from dbos._dbos import _get_dbos_instance
 from luma_poll._arguments import check_count, check_generation_id, check_positive, check_prompt
 from luma_poll._client.client import LumaClient
 from luma_poll._fleet import callbacks
+from luma_poll._fleet.ends import as_json, event_of, from_json, why_failed
 from luma_poll._fleet.ledger import NOTHING_ACCEPTED, OUT_OF_REACH, Accepted, Ledger
-from luma_poll._fleet.outcomes import as_json, event_of, from_json, why_failed
 from luma_poll._fleet.settings import check_settings, fleet_config
 from luma_poll._fleet.worker import ACTIVE, Client, Names, Pace, Worker, heal, open_worker
+from luma_poll._journal.steps import may_submit_again
 from luma_poll._polling.poller import MAX_RATE
 from luma_poll._polling.schedules import Schedule
-from luma_poll._running.resubmission import may_submit_again, pause_before_next
+from luma_poll._running.resubmission import pause_before_next
 from luma_poll.errors import ConfigurationError
 
 __all__ = ["Fleet", "FleetHandle", "GenerationEnd", "fleet_config"]

@@ -27,12 +27,12 @@ from starlette.status import WS_1011_INTERNAL_ERROR
 from starlette.websockets import WebSocketState
 
 from luma_poll._arguments import check_prompt
-from luma_poll._callers import Caller
 from luma_poll._client.client import LumaClient
-from luma_poll._polling.events import PollEvent
+from luma_poll._fastapi.callers import Caller
+from luma_poll._journal.journal import Journal
+from luma_poll._polling.poll_events import PollEvent
 from luma_poll._polling.poller import Poller
 from luma_poll._polling.schedules import Schedule
-from luma_poll._running.journal import Journal
 from luma_poll._running.requests import AnyRequest
 from luma_poll._running.runner import Runner
 from luma_poll.errors import ConfigurationError, LumaError

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from functools import partial
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self, cast
+from typing import Annotated, Any, ClassVar, Protocol, Self, cast
 from urllib.parse import parse_qs, urlsplit
-from uuid import UUID
 
 from pydantic import (
     BaseModel,
@@ -23,14 +20,12 @@ from pydantic import (
 from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic's own from 2.8
 
 from luma_poll._redaction import redact, redact_value
-from luma_poll.errors import FAILURE_ERRORS, GenerationError, InvalidResponseError
+from luma_poll.errors import FAILURE_ERRORS, GenerationError
 
 LONGEST_AGE = 3600.0
 """Seconds: the API ends every job within an hour (https://docs.agents.lumalabs.ai, FAQ)."""
 MAX_CLOCK_ERROR = 60.0
 """Seconds by which a generation may seem to come from the future."""
-MAX_ID_LENGTH = 1000
-"""Characters; a UUID has 36."""
 TERMINAL_STATES = frozenset({"completed", "failed"})
 
 
@@ -65,11 +60,12 @@ def _usable_outputs(value: Any, info: ValidationInfo) -> list[Any]:
 
 
 def _is_unreadable(output: Any) -> bool:
-    url = _get(output, "url")
+    url = field_of(output, "url")
     return not isinstance(url, str) or not url
 
 
-def _get(entry: Any, name: str) -> Any:
+def field_of(entry: Any, name: str) -> Any:
+    """Return an entry's field: of a mapping, or of an object; None if it has none."""
     return entry.get(name) if isinstance(entry, dict) else getattr(entry, name, None)
 
 
@@ -145,13 +141,6 @@ class GenerationOutput(_Snapshot):
             return None
 
 
-class RateLimit(NamedTuple):
-    """The units that an account may submit a minute, and what is left of them."""
-
-    limit: int
-    remaining: int
-
-
 class Generation(_Snapshot):
     """A snapshot of a generation, as `GET /generations/{id}` returns it.
 
@@ -190,7 +179,7 @@ class Generation(_Snapshot):
     @classmethod
     def _keep_unreadable_output(cls, value: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
         generation = build(value)
-        outputs = _get(value, "output")
+        outputs = field_of(value, "output")
         if generation.output and len(generation.output) < len(outputs):
             unreadable = [entry for entry in outputs if _is_unreadable(entry)]
             cast(dict[str, Any], generation.model_extra)["unreadable_output"] = unreadable
@@ -241,111 +230,3 @@ class GenerationLike(Protocol):
     def state(self) -> str:
         """The generation's state."""
         ...
-
-
-def note_answer(
-    generation: Generation,
-    *,
-    date: str | None = None,
-    retry_after: float | None = None,
-    rate_limit: RateLimit | None = None,
-) -> Generation:
-    """Attach headers of the answer to a snapshot; they do not count when snapshots are compared.
-
-    Args:
-        generation: The snapshot.
-        date: The `Date` of the answer, for `Generation.age`.
-        retry_after: Seconds of its `Retry-After`, for `snapshot_retry_after`.
-        rate_limit: Of its `X-RateLimit-` headers, for `snapshot_rate_limit`.
-
-    Returns:
-        The same snapshot.
-    """
-    if date is not None:
-        vars(generation)["_date"] = date
-    object.__setattr__(generation, "_retry_after", retry_after)
-    object.__setattr__(generation, "_rate_limit", rate_limit)
-    return generation
-
-
-def snapshot_retry_after(generation: Generation) -> float | None:
-    """The seconds of the `Retry-After` of the answer with this snapshot, or None."""
-    seconds: float | None = _header_of(generation, "_retry_after")
-    return seconds
-
-
-def snapshot_rate_limit(generation: Generation) -> RateLimit | None:
-    """The account's rate limit as the answer with this snapshot reported it, or None."""
-    rate_limit: RateLimit | None = _header_of(generation, "_rate_limit")
-    return rate_limit
-
-
-def _header_of(generation: Generation, name: str) -> Any:
-    try:
-        return object.__getattribute__(generation, name)
-    except AttributeError:  # from another client, or a copy
-        return None
-
-
-def as_generation(value: object, generation_id: str | None = None) -> Generation:
-    """Convert any object that looks like a generation.
-
-    Raises:
-        InvalidResponseError: It has no `id` and `state`, or not the id that is expected. An id that
-            could be read is its `generation_id`.
-    """
-    if isinstance(value, Generation):
-        return _checked_id(value, generation_id)
-    # Only its own dump includes the unknown fields of another library's model.
-    fields = value.model_dump(warnings=False) if isinstance(value, BaseModel) else value
-    return _validated(partial(Generation.model_validate, fields), generation_id, fields)
-
-
-def read_generation(content: bytes, generation_id: str | None = None) -> Generation:
-    """Parse the JSON of an answer.
-
-    Raises:
-        InvalidResponseError: It is not a generation, or not the one with the id that is expected.
-            An id that could be read is its `generation_id`.
-    """
-    return _validated(partial(Generation.model_validate_json, content), generation_id, content)
-
-
-def _validated(
-    validate: Callable[[], Generation], generation_id: str | None, answer: object
-) -> Generation:
-    try:
-        return _checked_id(validate(), generation_id)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    # Raised outside the `except`: pydantic's error holds the body, and with it the signed URLs.
-    place = ".".join(str(part) for part in problem["loc"])
-    raise InvalidResponseError(
-        f"the answer is not a generation ({place + ': ' if place else ''}{problem['msg']})",
-        generation_id=generation_id or _id_in(answer),
-    )
-
-
-def _id_in(answer: object) -> str | None:
-    """The id in an answer that is otherwise unreadable: that of a submission must not be lost."""
-    try:
-        found = _get(json.loads(answer) if isinstance(answer, bytes) else answer, "id")
-    except Exception:  # an object of another library may raise anything
-        return None
-    return found if isinstance(found, str) and 0 < len(found) <= MAX_ID_LENGTH else None
-
-
-def _checked_id(generation: Generation, generation_id: str | None) -> Generation:
-    if generation_id is None or _is_same_id(generation.id, generation_id):
-        return generation
-    raise InvalidResponseError(
-        "the answer is about another generation", generation_id=generation_id
-    )
-
-
-def _is_same_id(one: str, other: str) -> bool:
-    """Compare ids; a UUID has several spellings."""
-    try:
-        return one == other or UUID(one) == UUID(other)
-    except ValueError:
-        return False

@@ -17,7 +17,7 @@ from opentelemetry import context, metrics, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from luma_poll._arguments import shown
-from luma_poll._polling.events import (
+from luma_poll._polling.poll_events import (
     Event,
     PollBegan,
     PollEnded,
@@ -29,10 +29,10 @@ from luma_poll._polling.events import (
     outcome_of,
 )
 from luma_poll._polling.poller import Poller
-from luma_poll._running.events import RunEvent, RunReporter
+from luma_poll._running.run_events import RunEvent, RunReporter
 from luma_poll._running.runner import Runner
-from luma_poll._sync.poller import SyncPoller
-from luma_poll._sync.runner import SyncRunner
+from luma_poll._sync.sync_poller import SyncPoller
+from luma_poll._sync.sync_runner import SyncRunner
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIError,

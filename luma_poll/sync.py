@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Unpack
 from uuid import UUID
 
-from luma_poll._downloads.job import MAX_BYTES, DownloadProgress
-from luma_poll._parameters import CreateParams
-from luma_poll._polling.batch import PollResult
-from luma_poll._polling.events import PollEvent
+from luma_poll._api.parameters import CreateParams
+from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
+from luma_poll._polling.poll_events import PollEvent
+from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import TIMEOUT, AnyGeneration
 from luma_poll._polling.schedules import Schedule
 from luma_poll._running.requests import AnyRequest
-from luma_poll._running.results import RunResult
+from luma_poll._running.run_result import RunResult
 from luma_poll._sync.call import SyncIterator
-from luma_poll._sync.poller import SyncPoller
 from luma_poll._sync.portal import refuse_in_event_loop
-from luma_poll._sync.runner import SyncRunner
+from luma_poll._sync.sync_poller import SyncPoller
+from luma_poll._sync.sync_runner import SyncRunner
 from luma_poll.errors import LumaError
 from luma_poll.models import Generation, GenerationLike, GenerationOutput
 

@@ -10,8 +10,7 @@
 Nothing needs them at runtime but `USE_DEFAULT`, the value of a timeout that is not given.
 """
 
-from luma_poll._arguments import USE_DEFAULT, UseDefault
-from luma_poll._parameters import (
+from luma_poll._api.parameters import (
     AspectRatio,
     CreateParams,
     DepthControl,
@@ -28,6 +27,7 @@ from luma_poll._parameters import (
     VideoEdit,
     VideoOptions,
 )
+from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._polling.poller import AnyGeneration, SupportsGenerations, SupportsGet
 from luma_poll._polling.schedules import Observer, Schedule
 from luma_poll._running.requests import AnyRequest

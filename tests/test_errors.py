@@ -49,8 +49,8 @@ from luma_poll import (
     UnprocessableEntityError,
     UnsupportedFormatError,
 )
+from luma_poll._api.translation import translate_error
 from luma_poll._redaction import redact
-from luma_poll._translation import translate_error
 from tests.fakes import ID, URL, FakeClient, snapshot
 
 TREE: dict[type[LumaError], tuple[type[BaseException], ...]] = {

@@ -11,7 +11,7 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 from luma_poll import ConfigurationError
-from luma_poll._event_loops import LoopGuard
+from luma_poll._tasks.event_loops import LoopGuard
 
 RUN: dict[str, Callable[..., Any]] = {
     "asyncio": anyio.run,

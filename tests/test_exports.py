@@ -2,6 +2,7 @@
 
 import ast
 import pkgutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -36,80 +37,77 @@ def test_every_public_name_is_documented(name: str) -> None:
 
 
 BASE = [
-    "_startup",
     "_version",
-    "_parameters",
     "_redaction",
     "errors",
     "models",
     "_logging",
-    "_event_loops",
     "_arguments",
-    "_translation",
+    "_tasks",
+    "_api",
 ]
-"""The modules that everything may import: each of these only those before it."""
+"""The modules and wings that everything may import: each of these only those before it."""
 
 ABOVE = {
     "_downloads": [],
     "_client": ["_downloads"],
     "_polling": [],
-    "_running": ["_polling"],
-    "_sync": ["_client", "_downloads", "_polling", "_running"],
+    "_journal": [],
+    "_running": ["_journal", "_polling"],
+    "_sync": ["_client", "_downloads", "_journal", "_polling", "_running"],
     "opentelemetry": ["_polling", "_running", "_sync"],
     "typing": ["_polling", "_running"],
     "problems": [],
-    "_callers": [],
-    "_fleet": ["_polling", "_running"],
-    "dbos": ["_client", "_fleet", "_polling", "_running"],
-    "fastapi": ["_callers", "_client", "_polling", "_running", "problems"],
-    "sync": ["_downloads", "_polling", "_running", "_sync"],
+    "_fastapi": [],
+    "_fleet": ["_journal", "_polling", "_running"],
+    "dbos": ["_client", "_fleet", "_journal", "_polling", "_running"],
+    "fastapi": ["_client", "_fastapi", "_journal", "_polling", "_running", "problems"],
+    "sync": ["_downloads", "_journal", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
-    "_cli": ["_client", "_downloads", "_polling", "_running", "dbos", "sandbox"],
+    "_cli": ["_client", "_downloads", "_journal", "_polling", "_running", "dbos", "sandbox"],
     "__main__": ["_cli"],
 }
 """What each wing and each public door may import besides."""
 
 WINGS = {
-    "_downloads": ["media", "files", "storage", "job", "download"],
-    "_client": ["transport", "http_client", "connections", "session", "generations", "client"],
+    "_tasks": ["event_loops", "heap", "alarm", "each"],
+    "_api": ["headers", "answers", "parameters", "translation"],
+    "_downloads": ["media", "files", "storage", "output", "download"],
+    "_client": ["transport", "http_client", "connections", "exchange", "generations", "client"],
     "_polling": [
         "schedules",
-        "inspection",
+        "plan",
         "adaptive",
         "decisions",
-        "heap",
-        "alarm",
         "limits",
-        "events",
+        "poll_events",
         "streams",
-        "batch",
+        "poll_result",
         "poller",
     ],
+    "_journal": ["fingerprint", "store", "steps", "journal", "recorder"],
     "_running": [
         "account",
-        "queue",
+        "room",
         "requests",
         "outstanding",
-        "results",
-        "events",
-        "fingerprint",
-        "store",
+        "run_result",
+        "run_events",
         "resubmission",
-        "journal",
-        "recorder",
         "batch",
         "run",
-        "submission",
+        "submitter",
         "runner",
     ],
-    "_sync": ["portal", "call", "poller", "runner"],
+    "_sync": ["portal", "call", "sync_poller", "sync_runner"],
+    "_fastapi": ["callers"],
     "_fleet": [
         "settings",
         "liveness",
         "callbacks",
         "ledger",
-        "outcomes",
-        "submission",
+        "ends",
+        "submit_once",
         "worker",
     ],
     "_cli": [
@@ -118,7 +116,7 @@ WINGS = {
         "terminal",
         "process",
         "ids",
-        "client",
+        "api_client",
         "submissions",
         "results",
         "bars",
@@ -128,25 +126,25 @@ WINGS = {
         "fetching",
         "waiting",
         "resuming",
-        "requests",
+        "prompts",
         "runs",
         "running",
         "journals",
-        "worker",
+        "worker_command",
         "commands",
     ],
     "sandbox": [
         "clock",
-        "png",
+        "pictures",
         "presigning",
         "faults",
         "bad_socket",
-        "account",
-        "storage",
+        "account_limits",
+        "object_store",
         "scripts",
-        "jobs",
+        "lifecycles",
         "server",
-        "submission",
+        "refusals",
         "app",
     ],
 }
@@ -175,7 +173,9 @@ def files_of(name: str) -> list[Path]:
 def test_imports_go_one_way_between_wings(name: str) -> None:
     """A waiting loop knows no client, a download no poller, and everything stands on the base."""
     allowed = BASE[: BASE.index(name)] if name in BASE else [*BASE, *ABOVE[name], name]
-    imported = {each.partition(".")[0] for path in files_of(name) for each in imports_of(path)}
+    imported = {each.partition(".")[0] for path in files_of(name) for each in imports_of(path)} - {
+        name
+    }
     assert imported <= set(allowed)
 
 
@@ -197,6 +197,12 @@ def test_the_orders_name_every_module() -> None:
     assert {module.name for module in pkgutil.iter_modules([str(HOUSE)])} == {*BASE, *ABOVE}
     for wing, modules in WINGS.items():
         assert {each.name for each in pkgutil.iter_modules([str(HOUSE / wing)])} == set(modules)
+
+
+def test_no_file_name_occurs_twice() -> None:
+    """A name leads to one module: in a traceback, in an editor, in a review."""
+    names = Counter(path.stem for path in HOUSE.rglob("*.py") if path.stem != "__init__")
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def docstrings() -> dict[str, str]:

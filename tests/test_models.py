@@ -32,7 +32,7 @@ from luma_poll import (
     OutputNotFoundError,
     UnsupportedFormatError,
 )
-from luma_poll.models import as_generation, note_answer, snapshot_retry_after
+from luma_poll._api.answers import as_generation, note_answer, snapshot_retry_after
 from tests.fakes import ID, OUTPUT, URL, snapshot
 
 DOCUMENTED = """{

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.table import Column
 
 from luma_poll._cli.escaping import escape
-from luma_poll._downloads.job import DownloadProgress
+from luma_poll._downloads.output import DownloadProgress
 
 
 class DownloadBars:

@@ -10,13 +10,14 @@ from typing import Annotated, Any, get_args
 import anyio
 import typer
 
+from luma_poll._api.parameters import GenerationType, Model
 from luma_poll._arguments import check_generation_id
-from luma_poll._cli.client import open_client
+from luma_poll._cli.api_client import open_client
 from luma_poll._cli.exit_codes import HELP, exit_code
 from luma_poll._cli.fetching import fetch_all
 from luma_poll._cli.journals import after_resolve, open_journal, put_entries
 from luma_poll._cli.process import orderly_exit, run_app
-from luma_poll._cli.requests import read_requests
+from luma_poll._cli.prompts import read_requests
 from luma_poll._cli.results import Put, describe, put_json, put_text, put_urls, writing
 from luma_poll._cli.resuming import Source, unless, words_of
 from luma_poll._cli.running import run_prompts
@@ -25,11 +26,10 @@ from luma_poll._cli.submissions import Prompt, Submissions, read_params, read_su
 from luma_poll._cli.terminal import err, out, put_line, say, say_lines
 from luma_poll._cli.waiting import Batch, wait_for
 from luma_poll._cli.waiting import watch as watch_changes
-from luma_poll._cli.worker import worker
-from luma_poll._parameters import GenerationType, Model
+from luma_poll._cli.worker_command import worker
+from luma_poll._journal.journal import Journal
+from luma_poll._journal.store import STATES
 from luma_poll._polling.poller import MAX_RATE, TIMEOUT
-from luma_poll._running.journal import Journal
-from luma_poll._running.store import STATES
 from luma_poll._version import __version__
 from luma_poll.errors import ConfigurationError, LumaError
 from luma_poll.models import Generation

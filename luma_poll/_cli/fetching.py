@@ -8,7 +8,7 @@ from luma_poll._cli.bars import DownloadBars, download_bars
 from luma_poll._cli.results import Put, Result
 from luma_poll._cli.terminal import err
 from luma_poll._client.client import LumaClient
-from luma_poll._polling.batch import run_each
+from luma_poll._tasks.each import run_each
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import Generation
 

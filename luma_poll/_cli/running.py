@@ -10,12 +10,12 @@ from luma_poll._cli.results import Put, Result
 from luma_poll._cli.runs import Runs, RunTable
 from luma_poll._cli.terminal import err
 from luma_poll._client.client import LumaClient
+from luma_poll._journal.journal import Journal
 from luma_poll._polling.adaptive import AdaptiveWait
-from luma_poll._polling.batch import run_each
 from luma_poll._polling.poller import MAX_RATE, Poller
-from luma_poll._running.journal import Journal
-from luma_poll._running.results import RunResult
+from luma_poll._running.run_result import RunResult
 from luma_poll._running.runner import REQUEST_COST, Runner
+from luma_poll._tasks.each import run_each
 
 
 async def run_prompts(

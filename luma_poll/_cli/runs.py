@@ -14,12 +14,12 @@ from rich.text import Text
 
 from luma_poll._cli.bars import DownloadBars
 from luma_poll._cli.exit_codes import COMPLETED, exit_code
-from luma_poll._cli.requests import Line, ranges
+from luma_poll._cli.prompts import Line, ranges
 from luma_poll._cli.results import Result, label_of
 from luma_poll._cli.table import LiveTable, Row, seconds_since
 from luma_poll._cli.waiting import FEW
-from luma_poll._polling.events import PollEvent
-from luma_poll._running.events import RunEvent
+from luma_poll._polling.poll_events import PollEvent
+from luma_poll._running.run_events import RunEvent
 from luma_poll.errors import SubmissionUnknownError
 
 

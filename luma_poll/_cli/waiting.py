@@ -17,8 +17,9 @@ from luma_poll._cli.results import EarlierResults, Put, Result
 from luma_poll._cli.table import LiveTable, live_table
 from luma_poll._cli.terminal import err
 from luma_poll._client.client import LumaClient
-from luma_poll._polling.batch import PollResult, run_each
+from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import MAX_RATE, Poller
+from luma_poll._tasks.each import run_each
 from luma_poll.errors import (
     BadRequestError,
     ConfigurationError,

@@ -21,10 +21,10 @@ from luma_poll._arguments import (
     check_token,
 )
 from luma_poll._client.connections import Connections
+from luma_poll._client.exchange import Session
 from luma_poll._client.generations import Generations
-from luma_poll._client.session import Session
 from luma_poll._downloads.download import download
-from luma_poll._downloads.job import MAX_BYTES, DownloadProgress
+from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
 from luma_poll.models import GenerationLike
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import anyio
 import httpx
 
+from luma_poll._api.headers import content_encoding
 from luma_poll._client.http_client import (
     checked_http_client,
     close_orphans,
@@ -17,8 +18,7 @@ from luma_poll._client.http_client import (
     transport_for,
 )
 from luma_poll._client.transport import PooledTransport
-from luma_poll._event_loops import LoopGuard
-from luma_poll._translation import content_encoding
+from luma_poll._tasks.event_loops import LoopGuard
 from luma_poll.errors import InvalidResponseError
 
 TIMEOUTS = {"connect": 10.0, "read": None, "write": None, "pool": None}

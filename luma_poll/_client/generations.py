@@ -13,10 +13,10 @@ from uuid import UUID
 
 import anyio
 
+from luma_poll._api.parameters import CreateParams
+from luma_poll._api.translation import warn_if_accepted
 from luma_poll._arguments import check_generation_id, check_prompt
-from luma_poll._client.session import Session
-from luma_poll._parameters import CreateParams
-from luma_poll._translation import warn_if_accepted
+from luma_poll._client.exchange import Session
 from luma_poll.errors import APIError, APIStatusError, ConfigurationError
 from luma_poll.models import Generation
 

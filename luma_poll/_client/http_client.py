@@ -9,10 +9,10 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from luma_poll._api.translation import classes_named
 from luma_poll._arguments import is_loopback
 from luma_poll._client.transport import PooledTransport
 from luma_poll._redaction import redact
-from luma_poll._translation import classes_named
 from luma_poll.errors import ConfigurationError
 
 KEEPALIVE = 30.0

@@ -11,12 +11,13 @@ from uuid import UUID
 
 import anyio
 
+from luma_poll._api.answers import as_generation
 from luma_poll._arguments import check_count, check_generation_id, check_positive, shown
 from luma_poll._downloads.files import on_disk, stem_of
-from luma_poll._downloads.job import DownloadProgress, Get, Job, outputs_of
+from luma_poll._downloads.output import DownloadProgress, Get, Job, outputs_of
 from luma_poll._downloads.storage import HTTPClient
 from luma_poll.errors import ConfigurationError, DownloadError, InvalidResponseError
-from luma_poll.models import Generation, as_generation
+from luma_poll.models import Generation
 
 
 async def download(

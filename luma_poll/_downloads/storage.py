@@ -18,9 +18,10 @@ from urllib.parse import urljoin
 
 import anyio
 
+from luma_poll._api.headers import content_encoding, retry_after
+from luma_poll._api.translation import BROKEN_STREAM, classes
 from luma_poll._arguments import is_loopback
 from luma_poll._downloads.media import is_media
-from luma_poll._translation import BROKEN_STREAM, classes, content_encoding, retry_after
 from luma_poll._version import __version__
 
 MAX_REDIRECTS = 3

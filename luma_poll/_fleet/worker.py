@@ -16,14 +16,15 @@ import httpx
 from dbos import DBOS, WorkflowStatus
 from dbos import error as dbos_errors
 
+from luma_poll._api.answers import as_generation
 from luma_poll._fleet.ledger import OUT_OF_REACH, Accepted, Late, Ledger
 from luma_poll._fleet.liveness import LEFT, Watch
-from luma_poll._fleet.submission import Submitter
+from luma_poll._fleet.submit_once import Submitter
 from luma_poll._logging import fields, logger
 from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
 from luma_poll._polling.schedules import Schedule
 from luma_poll.errors import LumaError, OutputNotFoundError
-from luma_poll.models import Generation, as_generation
+from luma_poll.models import Generation
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from tenacity import RetryCallState
 from tenacity.wait import wait_base
 
 from luma_poll._arguments import check_positive
-from luma_poll._polling.inspection import Plan, plan_polls
+from luma_poll._polling.plan import Plan, plan_polls
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import LONGEST_AGE, Generation
 

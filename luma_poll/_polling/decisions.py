@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from luma_poll._api.answers import snapshot_retry_after
 from luma_poll._polling.schedules import Schedule, next_delay, tell_end
 from luma_poll.errors import (
     APIError,
@@ -22,7 +23,7 @@ from luma_poll.errors import (
     OutputNotFoundError,
     PollTimeoutError,
 )
-from luma_poll.models import LONGEST_AGE, MAX_CLOCK_ERROR, Generation, snapshot_retry_after
+from luma_poll.models import LONGEST_AGE, MAX_CLOCK_ERROR, Generation
 
 NOT_FOUND_GRACE = 10.0
 """Seconds during which a 404 is not believed after a snapshot was handed in: the id exists."""

@@ -7,9 +7,9 @@ import math
 import anyio
 import anyio.lowlevel
 
-from luma_poll._polling.alarm import Alarm
 from luma_poll._polling.decisions import Quiet
-from luma_poll._polling.heap import Heap
+from luma_poll._tasks.alarm import Alarm
+from luma_poll._tasks.heap import Heap
 
 # A timer wakes a little late. What it is late is made up for, as long as it is no more than this.
 _LATENESS = 0.05

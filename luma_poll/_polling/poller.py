@@ -18,7 +18,9 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from luma_poll._api.answers import as_generation
 from luma_poll._arguments import (
+    MAX_ID_LENGTH,
     USE_DEFAULT,
     UseDefault,
     check_count,
@@ -27,24 +29,19 @@ from luma_poll._arguments import (
     check_timeout,
     shown,
 )
-from luma_poll._polling.batch import PollResult, run_each, run_in_order
 from luma_poll._polling.decisions import Poll, Raise, Return, Sleep
-from luma_poll._polling.events import PollEvent, Reporter
+from luma_poll._polling.poll_events import PollEvent, Reporter
+from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.schedules import DEFAULT_WAIT, Schedule
 from luma_poll._polling.streams import Streams
+from luma_poll._tasks.each import run_each, run_in_order
 from luma_poll.errors import (
     ConfigurationError,
     GenerationError,
     InvalidResponseError,
     PollTimeoutError,
 )
-from luma_poll.models import (
-    MAX_ID_LENGTH,
-    Generation,
-    GenerationLike,
-    GenerationOutput,
-    as_generation,
-)
+from luma_poll.models import Generation, GenerationLike, GenerationOutput
 
 AnyGeneration: TypeAlias = str | UUID | GenerationLike
 """An id, or a snapshot of a generation such as the one from `create`, ours or the SDK's."""

@@ -8,10 +8,11 @@ from typing import Any
 
 import anyio
 
-from luma_poll._event_loops import LoopGuard
-from luma_poll._polling.alarm import Alarm
+from luma_poll._api.answers import as_generation
+from luma_poll._api.translation import translate_error
 from luma_poll._polling.decisions import Deadline, Decision, Progress, Quiet, decide
-from luma_poll._polling.events import (
+from luma_poll._polling.limits import RequestLimits
+from luma_poll._polling.poll_events import (
     PollBegan,
     PollEnded,
     Reporter,
@@ -22,12 +23,12 @@ from luma_poll._polling.events import (
     outcome_of,
     tell,
 )
-from luma_poll._polling.heap import Heap
-from luma_poll._polling.limits import RequestLimits
 from luma_poll._polling.schedules import Schedule
-from luma_poll._translation import translate_error
+from luma_poll._tasks.alarm import Alarm
+from luma_poll._tasks.event_loops import LoopGuard
+from luma_poll._tasks.heap import Heap
 from luma_poll.errors import APIError, APIStatusError
-from luma_poll.models import Generation, as_generation
+from luma_poll.models import Generation
 
 
 class Waiter(Alarm):

@@ -7,8 +7,8 @@ import re
 from collections import Counter, deque
 from typing import TypeAlias
 
+from luma_poll._api.headers import RateLimit
 from luma_poll.errors import APIStatusError
-from luma_poll.models import RateLimit
 
 Kind: TypeAlias = tuple[object, ...]
 """Requests of one kind (model and type) weigh the same."""

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
-from luma_poll._polling.alarm import Alarm
-from luma_poll._polling.batch import iterate
 from luma_poll._running.requests import AnyRequest
 from luma_poll._running.resubmission import ends_all
-from luma_poll._running.results import RunResult
+from luma_poll._running.run_result import RunResult
+from luma_poll._tasks.alarm import Alarm
+from luma_poll._tasks.each import iterate
 from luma_poll.errors import LumaError
 
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import TypeAlias, TypeGuard
+from typing import TypeGuard
 
-from luma_poll._running.store import JournalEntry
 from luma_poll.errors import (
     APIError,
     AuthenticationError,
-    ConfigurationError,
     GenerationError,
     GenerationRateLimitedError,
     InsufficientBalanceError,
-    LumaError,
     PermissionDeniedError,
     RateLimitError,
-    SubmissionUnknownError,
 )
-from luma_poll.models import Generation
 
 _OF_THE_ACCOUNT = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError)
 
@@ -39,117 +33,8 @@ def is_refusal(error: APIError) -> bool:
     return isinstance(error, RateLimitError)
 
 
-def may_submit_again(error: GenerationError, attempt: int, max_attempts: int) -> bool:
-    """True where a failed generation may be submitted once more, as a new one that is billed again.
-
-    Args:
-        error: Its failure.
-        attempt: How often it was submitted by now.
-        max_attempts: How often it may be.
-    """
-    return error.retryable and attempt < max_attempts
-
-
 def pause_before_next(error: GenerationError, attempt: int) -> float:
     """Seconds before the next attempt: none, or a backoff where the API was throttled upstream."""
     if not isinstance(error, GenerationRateLimitedError):
         return 0.0
     return min(5.0 * 2.0 ** min(attempt, 10), 60.0) * random.uniform(0.75, 1.0)
-
-
-@dataclass(frozen=True)
-class Submit:
-    """Submit it.
-
-    Attributes:
-        attempt: Which submission it will be, from 1.
-        submitted: The ids of the attempts before.
-    """
-
-    attempt: int
-    submitted: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class WaitFor:
-    """Wait for this generation; if it is `running`, it occupies the account.
-
-    Attributes:
-        generation_id: The id.
-        running: False if its end was seen.
-        submitted: The ids of all attempts.
-    """
-
-    generation_id: str
-    running: bool
-    submitted: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Raise:
-    """Submit nothing: this is its end, or why there is none.
-
-    Attributes:
-        error: The error.
-        submitted: The ids of all attempts.
-    """
-
-    error: LumaError
-    submitted: tuple[str, ...]
-
-
-Step: TypeAlias = Submit | WaitFor | Raise
-
-
-_UNKNOWN = (
-    "may have been submitted, and be billed, although its id is not known: no usable answer came, "
-    "or the process died first. Look at the usage of the account, then say with Journal.resolve "
-    "(or luma-poll journal FILE resolve) which id it was, or that it may be submitted."
-)
-_IN_USE = (
-    "is being submitted by another Runner of this process, or could not be recorded when it was: "
-    "nothing was sent. Let runs that share keys share one Runner."
-)
-
-
-def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = True) -> Step:
-    """Decide how to proceed with a key, by its entry in the journal.
-
-    Args:
-        entry: Of the key, or None if there is none.
-        max_attempts: How often it may be submitted.
-        same: False if the entry is of a request with other parameters.
-    """
-    if entry is None:
-        return Submit(1)
-    if not same:
-        error: LumaError = ConfigurationError(
-            f"key {entry.key!r} was used for a request with other parameters; nothing was sent"
-        )
-        return Raise(error, ())
-    if entry.state in ("unknown", "submitting") or entry.generation_id is None:
-        advice = _IN_USE if entry.state == "submitting" else _UNKNOWN
-        error = SubmissionUnknownError(
-            f"request {entry.key!r} {advice}", key=entry.key, request=entry.request
-        )
-        return Raise(error, entry.submitted)
-    if entry.state != "failed":
-        return WaitFor(entry.generation_id, entry.state == "running", entry.submitted)
-    failure = _failure(entry)
-    if may_submit_again(failure, entry.attempt, max_attempts):
-        return Submit(entry.attempt + 1, entry.submitted)
-    return Raise(failure, entry.submitted)
-
-
-def _failure(entry: JournalEntry) -> GenerationError:
-    fields = {
-        "id": entry.generation_id,
-        "state": "failed",
-        "failure_code": entry.failure_code,
-        "failure_reason": entry.failure_reason,
-    }
-    try:
-        Generation.model_validate(fields).raise_for_failure()
-    except GenerationError as error:
-        return error.with_traceback(None)
-    raise AssertionError("a failed generation raises its failure")

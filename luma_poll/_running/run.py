@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from luma_poll._journal.recorder import Record
 from luma_poll._running.batch import Batch
-from luma_poll._running.events import RunEvent, Step
-from luma_poll._running.recorder import Record
 from luma_poll._running.requests import AnyRequest, Request
+from luma_poll._running.run_events import RunEvent, Step
 from luma_poll.errors import GenerationError
 from luma_poll.models import Generation
 

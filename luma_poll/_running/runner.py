@@ -11,24 +11,25 @@ from typing import Any, Unpack
 
 import anyio
 
+from luma_poll._api.parameters import CreateParams
 from luma_poll._arguments import USE_DEFAULT, UseDefault, check_count, check_timeout, shown
-from luma_poll._event_loops import LoopGuard
-from luma_poll._parameters import CreateParams
+from luma_poll._journal.fingerprint import fingerprint
+from luma_poll._journal.journal import Journal
+from luma_poll._journal.recorder import Record, Recorder
+from luma_poll._journal.steps import Raise, Submit, may_submit_again
 from luma_poll._polling.adaptive import AdaptiveWait
-from luma_poll._polling.batch import run_each, run_in_order
 from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
 from luma_poll._running.account import Account
 from luma_poll._running.batch import Batch
-from luma_poll._running.events import RunReporter
-from luma_poll._running.fingerprint import fingerprint
-from luma_poll._running.journal import Journal
 from luma_poll._running.outstanding import Outstanding
-from luma_poll._running.recorder import Record, Recorder
 from luma_poll._running.requests import AnyRequest, read_request
-from luma_poll._running.resubmission import Raise, Submit, may_submit_again, pause_before_next
-from luma_poll._running.results import RunResult
+from luma_poll._running.resubmission import pause_before_next
 from luma_poll._running.run import Run
-from luma_poll._running.submission import Submitter
+from luma_poll._running.run_events import RunReporter
+from luma_poll._running.run_result import RunResult
+from luma_poll._running.submitter import Submitter
+from luma_poll._tasks.each import run_each, run_in_order
+from luma_poll._tasks.event_loops import LoopGuard
 from luma_poll.errors import ConfigurationError, GenerationError
 from luma_poll.models import Generation
 

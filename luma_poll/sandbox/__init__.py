@@ -3,7 +3,7 @@
 Needs the extra `luma-poll[sandbox]` (starlette, uvicorn).
 """
 
-from luma_poll.sandbox.account import DEFAULT_ACCOUNT, SubmissionRecord
+from luma_poll.sandbox.account_limits import DEFAULT_ACCOUNT, SubmissionRecord
 from luma_poll.sandbox.app import Sandbox
 
 __all__ = ["DEFAULT_ACCOUNT", "Sandbox", "SubmissionRecord"]

@@ -24,14 +24,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenacity import RetryCallState
 
 from luma_poll._polling.schedules import DEFAULT_WAIT
-from luma_poll.sandbox import jobs, presigning, storage
-from luma_poll.sandbox.account import WINDOW, Account, SubmissionRecord, Weigh, default_weight
+from luma_poll.sandbox import lifecycles, object_store, presigning
+from luma_poll.sandbox.account_limits import (
+    WINDOW,
+    Account,
+    SubmissionRecord,
+    Weigh,
+    default_weight,
+)
 from luma_poll.sandbox.clock import SandboxClock
 from luma_poll.sandbox.faults import MISBEHAVE, Faults, Misbehave
-from luma_poll.sandbox.jobs import Job
+from luma_poll.sandbox.lifecycles import Job
+from luma_poll.sandbox.refusals import RefusedError, Submission, parse_submission
 from luma_poll.sandbox.scripts import Script, parse_script
 from luma_poll.sandbox.server import serve_app
-from luma_poll.sandbox.submission import RefusedError, Submission, parse_submission
 
 API_VERSION = "2026-04-01"
 CONCURRENCY_RETRY_AFTER = 60  # seconds, always
@@ -182,7 +188,7 @@ class Sandbox:
         self._faults = Faults(faults, seed)
         self.faults_served = self._faults.served
         self._storage_faults = Faults(
-            storage_faults, seed, storage.STORAGE_FAULTS, "storage_faults"
+            storage_faults, seed, object_store.STORAGE_FAULTS, "storage_faults"
         )
         self.storage_faults_served = self._storage_faults.served
 
@@ -301,15 +307,15 @@ class Sandbox:
         if self._clock.timestamp(self._clock.now()) >= presigning.expiry_time(query):
             return _answer_xml(403, "AccessDenied", "Request has expired")
         job = self._jobs[request.path_params["id"]]
-        return self._answer_blob(storage.Blob(path, job.script.size), request)
+        return self._answer_blob(object_store.Blob(path, job.script.size), request)
 
-    def _answer_blob(self, blob: storage.Blob, request: Request) -> Response:
+    def _answer_blob(self, blob: object_store.Blob, request: Request) -> Response:
         misbehave = _misbehave(request)
         fault = self._storage_faults.take(misbehave is not None)
         replacement = fault and fault.response()
-        answer = replacement or storage.answer(blob, request, fault)
+        answer = replacement or object_store.answer(blob, request, fault)
         if fault is not None and fault.ending and misbehave is not None:
-            misbehave(storage.cut_in_the_middle(fault, answer))
+            misbehave(object_store.cut_in_the_middle(fault, answer))
         return answer
 
     def _authenticate(self, request: Request) -> str:
@@ -352,31 +358,31 @@ class Sandbox:
     def _make_job(self, client: str, submission: Submission, script: Script, now: float) -> Job:
         # Both are always drawn, so a script does not change the jobs that follow.
         job_id = UUID(int=self._random.getrandbits(128), version=4)
-        drawn = jobs.draw_duration(self._random, submission.model)
+        drawn = lifecycles.draw_duration(self._random, submission.model)
         return Job(
             id=str(job_id),
             client=client,
             model=submission.model,
             type=submission.type,
             created=now,
-            duration=jobs.choose_duration(script, drawn) / self._speed,
+            duration=lifecycles.choose_duration(script, drawn) / self._speed,
             script=script,
         )
 
     def _describe(self, job: Job, now: float, request: Request) -> dict[str, Any]:
         created_at = gmtime(self._clock.timestamp(job.created))
-        failure_code, failure_reason = jobs.failure_at(job, now)
+        failure_code, failure_reason = lifecycles.failure_at(job, now)
         return {
             "id": job.id,
             "created_at": strftime("%Y-%m-%dT%H:%M:%SZ", created_at),
             "model": job.model,
-            "state": jobs.state_at(job, now),
+            "state": lifecycles.state_at(job, now),
             "type": job.type,
             "failure_code": failure_code,
             "failure_reason": failure_reason,
             "output": [
                 {**output, "url": self._sign_url(request, job.id, index, now)}
-                for index, output in enumerate(jobs.outputs_at(job, now))
+                for index, output in enumerate(lifecycles.outputs_at(job, now))
             ],
         }
 

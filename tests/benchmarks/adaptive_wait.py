@@ -35,7 +35,7 @@ from tenacity import (
 )
 
 from luma_poll import DEFAULT_WAIT, AdaptiveWait, Generation
-from luma_poll._polling.inspection import plan_polls
+from luma_poll._polling.plan import plan_polls
 from tests.benchmarks.default_wait import (
     DISTRIBUTIONS,
     GRID,

@@ -40,7 +40,7 @@ from luma_agents import AsyncLuma, LumaError, NotFoundError
 
 from luma_poll import LumaClient, Runner
 from luma_poll.sandbox import DEFAULT_ACCOUNT, Sandbox
-from luma_poll.sandbox.account import HEAVY_EDIT, WINDOW, AccountLimits
+from luma_poll.sandbox.account_limits import HEAVY_EDIT, WINDOW, AccountLimits
 from tests.virtual_time import VirtualTimeLoop
 
 PROMPTS = 200

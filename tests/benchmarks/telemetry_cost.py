@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NoOpTracerProvider
 
 from luma_poll import Poller
-from luma_poll._polling.events import tell
+from luma_poll._polling.poll_events import tell
 from luma_poll.opentelemetry import instrument
 from tests.fakes import ID, snapshot
 

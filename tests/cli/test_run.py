@@ -21,11 +21,11 @@ from luma_poll import (
     RunResult,
     SubmissionUnknownError,
 )
-from luma_poll._cli.requests import Line, ranges
+from luma_poll._cli.prompts import Line, ranges
 from luma_poll._cli.results import Result
 from luma_poll._cli.runs import Runs, RunTable
 from luma_poll._client.generations import Generations
-from luma_poll._running.events import RunEvent
+from luma_poll._running.run_events import RunEvent
 from tests.cli.support import COMMAND, Cli, event, ids_of, lines, on_a_terminal, started
 from tests.fakes import ID, snapshot
 

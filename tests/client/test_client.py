@@ -43,8 +43,8 @@ from luma_poll import (
     UnprocessableEntityError,
     __version__,
 )
+from luma_poll._api.answers import snapshot_retry_after
 from luma_poll._client.connections import MAX_ANSWER, MAX_CONNECTIONS, MAX_GETS
-from luma_poll.models import snapshot_retry_after
 from tests.fakes import ID, URL, FakeClient, snapshot
 
 TOKEN = "luma-api-test"

@@ -33,11 +33,11 @@ from luma_poll import (
     LumaClient,
     OutputNotFoundError,
 )
-from luma_poll._downloads import job
+from luma_poll._downloads import output as job
 from luma_poll._downloads.files import stem_of
-from luma_poll._downloads.job import backoff
+from luma_poll._downloads.output import backoff
 from luma_poll.sandbox import Sandbox
-from luma_poll.sandbox.storage import Blob
+from luma_poll.sandbox.object_store import Blob
 from tests.fakes import ID, snapshot
 
 TOKEN = "luma-api-download-secret"

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from luma_poll._fleet.submission import MOST_AT_ONCE
+from luma_poll._fleet.submit_once import MOST_AT_ONCE
 from luma_poll.sandbox import Sandbox
 from tests.fleet.processes import (
     PATIENT,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from luma_poll import APIError, LumaError, PollTimeoutError, RateLimitError, SubmissionUnknownError
-from luma_poll._fleet.outcomes import from_json, to_json
+from luma_poll._fleet.ends import from_json, to_json
 
 ERRORS = [
     RateLimitError("HTTP 429", status_code=429, detail="too many", retry_after=3.0),

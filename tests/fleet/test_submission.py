@@ -16,9 +16,9 @@ from luma_poll import (
     InvalidResponseError,
     SubmissionUnknownError,
 )
-from luma_poll._fleet import submission
+from luma_poll._fleet import submit_once as submission
 from luma_poll._fleet.ledger import NOTHING_ACCEPTED, Accepted, Late, Ledger, Permit, Unknown
-from luma_poll._fleet.submission import Submitter
+from luma_poll._fleet.submit_once import Submitter
 
 REQUEST = {"prompt": "a fox"}
 ACCEPTED = Accepted("id-1", 1000.0)

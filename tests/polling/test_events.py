@@ -14,7 +14,7 @@ from luma_poll import (
     PollTimeoutError,
     RateLimitError,
 )
-from luma_poll._polling.events import (
+from luma_poll._polling.poll_events import (
     Event,
     PollBegan,
     PollEnded,

@@ -6,7 +6,7 @@ from typing import Any
 import hypothesis.strategies as st
 from hypothesis import given
 
-from luma_poll._polling.heap import Heap
+from luma_poll._tasks.heap import Heap
 
 operations = st.lists(
     st.one_of(

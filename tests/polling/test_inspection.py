@@ -7,7 +7,7 @@ from statistics import NormalDist, fmean
 
 import pytest
 
-from luma_poll._polling.inspection import Plan, plan_polls
+from luma_poll._polling.plan import Plan, plan_polls
 
 STEP = 0.5  # seconds between the ages that the search tries
 LAST = 120

@@ -41,7 +41,7 @@ from luma_poll import (
     ServerError,
     UnprocessableEntityError,
 )
-from luma_poll.models import note_answer
+from luma_poll._api.answers import note_answer
 from tests.fakes import ID, URL, FakeClient, snapshot
 from tests.virtual_time import VirtualTimeLoop
 

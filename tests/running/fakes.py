@@ -9,7 +9,8 @@ from typing import Any
 import anyio
 
 from luma_poll import Generation, RateLimitError
-from luma_poll.models import RateLimit, note_answer
+from luma_poll._api.answers import note_answer
+from luma_poll._api.headers import RateLimit
 from tests.fakes import OUTPUT
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luma_poll import RateLimitError
+from luma_poll._api.headers import RateLimit
 from luma_poll._running.account import FULL_PROBE, Account
-from luma_poll.models import RateLimit
 
 LIGHT = ("uni-1", "image")
 HEAVY = ("uni-1-max", "image_edit")

@@ -38,8 +38,8 @@ from luma_poll import (
     RunResult,
     SubmissionUnknownError,
 )
-from luma_poll._running import store as store_module
-from luma_poll._running.store import Store
+from luma_poll._journal import store as store_module
+from luma_poll._journal.store import Store
 from tests.fakes import ID
 from tests.running.fakes import FakeAccount
 
@@ -356,7 +356,7 @@ def test_what_a_dead_process_submitted_is_unknown(path: Path, run: Run) -> None:
 
 
 def store_fingerprint(params: dict[str, Any]) -> str:
-    from luma_poll._running.fingerprint import fingerprint
+    from luma_poll._journal.fingerprint import fingerprint
 
     return fingerprint(params)
 
@@ -527,7 +527,7 @@ def break_the_disk(monkeypatch: pytest.MonkeyPatch, method: str, times: int) -> 
         return write(self, *args)
 
     monkeypatch.setattr(Store, method, fail)
-    monkeypatch.setattr("luma_poll._running.recorder.RETRY", 0.01)
+    monkeypatch.setattr("luma_poll._journal.recorder.RETRY", 0.01)
     return calls
 
 

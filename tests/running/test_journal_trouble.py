@@ -25,8 +25,8 @@ from luma_poll import (
     RunResult,
     SubmissionUnknownError,
 )
-from luma_poll._running.fingerprint import fingerprint
-from luma_poll._running.store import Store
+from luma_poll._journal.fingerprint import fingerprint
+from luma_poll._journal.store import Store
 from tests.running.fakes import FakeAccount
 from tests.running.test_journal import FAILED, Run, api_of, path, run, runner_of, states
 

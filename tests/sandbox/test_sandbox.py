@@ -26,7 +26,7 @@ from starlette.routing import Mount
 
 from luma_poll import LumaClient, Poller
 from luma_poll.sandbox import Sandbox
-from luma_poll.sandbox.jobs import MEDIAN_DURATIONS
+from luma_poll.sandbox.lifecycles import MEDIAN_DURATIONS
 
 KEY = "luma-api-test"
 SOURCE = {"url": "https://example.com/a.jpg"}

@@ -13,13 +13,13 @@ from uuid import UUID
 
 import anyio
 
+from luma_poll._api.parameters import CreateParams
 from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._client.client import LumaClient
-from luma_poll._downloads.job import MAX_BYTES, DownloadProgress
+from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
 from luma_poll._logging import fields, logger
-from luma_poll._parameters import CreateParams
-from luma_poll._polling.batch import PollResult
-from luma_poll._polling.events import PollEvent
+from luma_poll._polling.poll_events import PollEvent
+from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import MAX_RATE, TIMEOUT, AnyGeneration, Poller
 from luma_poll._polling.schedules import Schedule
 from luma_poll._sync.call import Call, SyncIterator

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from luma_poll.sandbox.faults import Fault, by_kind
-from luma_poll.sandbox.png import make_png
+from luma_poll.sandbox.pictures import make_png
 
 PIECE = 64 * 1024
 SLOW = 0.1  # seconds from piece to piece

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 import ssl
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Iterator, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import anyio
 from pydantic import ValidationError
 
+from luma_poll._api.headers import retry_after
 from luma_poll._redaction import redact, redact_value
 from luma_poll.errors import (
     STATUS_ERRORS,
@@ -27,16 +24,11 @@ from luma_poll.errors import (
     LumaError,
     ServerError,
 )
-from luma_poll.models import RateLimit
 
-MAX_RETRY_AFTER = 120.0
-"""Seconds; a longer `Retry-After` counts as this. The API itself sends 60 s at most."""
 MAX_DETAIL = 1000
 """Characters of the API's description that are kept."""
 MAX_REQUEST_ID = 200
 """Characters that are kept of `X-Request-Id`."""
-MAX_DIGITS = 9
-"""Digits that are read of a number of units."""
 _LIBRARIES = ("httpx", "httpcore", "httpx2", "httpcore2", "aiohttp", "luma_agents", "json")
 _REDIRECTS = (300, 301, 302, 303, 307, 308)
 BROKEN_STREAM = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
@@ -244,49 +236,3 @@ def _phrase(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return ""
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds of a `Retry-After`, at most `MAX_RETRY_AFTER`; None if absent or invalid."""
-    value = headers.get("Retry-After")
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = _seconds_until(value, headers.get("Date"))
-    return min(seconds, MAX_RETRY_AFTER) if 0 <= seconds < math.inf else None
-
-
-def content_encoding(headers: Mapping[str, str]) -> str:
-    """How a body is encoded, in lower case; empty if it is not."""
-    encoding = headers.get("Content-Encoding", "").strip().lower()
-    return "" if encoding == "identity" else encoding
-
-
-def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
-    """`X-RateLimit-Limit` and `-Remaining`; None where they are absent or make no sense."""
-    limit, remaining = headers.get("X-RateLimit-Limit"), headers.get("X-RateLimit-Remaining")
-    if limit is None or remaining is None:
-        return None
-    try:
-        found = RateLimit(int(limit[:MAX_DIGITS]), int(remaining[:MAX_DIGITS]))
-    except ValueError:
-        return None
-    return found if 0 <= found.remaining <= found.limit else None
-
-
-def _seconds_until(date: str, now: str | None) -> float:
-    """Seconds from the server's own `Date`, as clocks differ; NaN if `date` is not a date."""
-    try:
-        until = parsedate_to_datetime(date)
-    except (ValueError, OverflowError):
-        return math.nan
-    start = datetime.now(UTC)
-    with contextlib.suppress(ValueError, OverflowError):
-        start = parsedate_to_datetime(now or "")
-    return (_aware(until) - _aware(start)).total_seconds()
-
-
-def _aware(date: datetime) -> datetime:
-    return date if date.tzinfo else date.replace(tzinfo=UTC)

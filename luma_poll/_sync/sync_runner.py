@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self, Unpack
 
+from luma_poll._api.parameters import CreateParams
 from luma_poll._arguments import USE_DEFAULT, UseDefault
-from luma_poll._parameters import CreateParams
-from luma_poll._running.journal import Journal
+from luma_poll._journal.journal import Journal
 from luma_poll._running.requests import AnyRequest
-from luma_poll._running.results import RunResult
+from luma_poll._running.run_result import RunResult
 from luma_poll._running.runner import Runner
 from luma_poll._sync.call import SyncIterator
-from luma_poll._sync.poller import SyncPoller
+from luma_poll._sync.sync_poller import SyncPoller
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import Generation
 

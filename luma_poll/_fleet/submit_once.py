@@ -13,11 +13,12 @@ from uuid import uuid4
 
 import anyio
 
+from luma_poll._api.answers import as_generation
+from luma_poll._api.translation import translate_error
 from luma_poll._fleet.ledger import OUT_OF_REACH, Accepted, Ledger, Permit, Unknown
 from luma_poll._logging import fields, logger
 from luma_poll._running.account import is_full
 from luma_poll._running.resubmission import may_try_again
-from luma_poll._translation import translate_error
 from luma_poll.errors import (
     APIError,
     ConfigurationError,
@@ -26,7 +27,6 @@ from luma_poll.errors import (
     RateLimitError,
     SubmissionUnknownError,
 )
-from luma_poll.models import as_generation
 
 T = TypeVar("T")
 Request: TypeAlias = Mapping[str, Any]

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from luma_poll import errors
+from luma_poll._api.answers import as_generation
 from luma_poll._fleet.ledger import Accepted
 from luma_poll.errors import (
     GenerationError,
@@ -14,7 +15,7 @@ from luma_poll.errors import (
     LumaError,
     SubmissionUnknownError,
 )
-from luma_poll.models import Generation, as_generation
+from luma_poll.models import Generation
 
 _PLAIN = (str, int, float, bool, type(None))
 

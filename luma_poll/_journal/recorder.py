@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
+from luma_poll._journal.fingerprint import readable
+from luma_poll._journal.steps import Step, Submit, next_step
+from luma_poll._journal.store import Store
 from luma_poll._logging import fields, logger
-from luma_poll._running.fingerprint import readable
-from luma_poll._running.resubmission import Step, Submit, next_step
-from luma_poll._running.store import Store
 from luma_poll.errors import ConfigurationError, GenerationError, JournalError
 from luma_poll.models import Generation
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from luma_poll._arguments import check_generation_id, shown
-from luma_poll._running.store import JournalEntry, Store, check_state
+from luma_poll._journal.store import JournalEntry, Store, check_state
 from luma_poll.errors import ConfigurationError
 
 

@@ -10,18 +10,19 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from luma_poll._api.answers import as_generation, snapshot_rate_limit
+from luma_poll._api.translation import translate_error, warn_if_accepted
 from luma_poll._arguments import check_generation_id
+from luma_poll._journal.recorder import Recorder
 from luma_poll._running.account import Account
-from luma_poll._running.events import RunReporter
 from luma_poll._running.outstanding import Outstanding
-from luma_poll._running.queue import SubmissionQueue
-from luma_poll._running.recorder import Recorder
 from luma_poll._running.requests import Request
 from luma_poll._running.resubmission import ends_all, is_refusal, may_try_again
+from luma_poll._running.room import SubmissionQueue
 from luma_poll._running.run import Run
-from luma_poll._translation import translate_error, warn_if_accepted
+from luma_poll._running.run_events import RunReporter
 from luma_poll.errors import APIError, ConfigurationError, InvalidResponseError, RateLimitError
-from luma_poll.models import Generation, as_generation, snapshot_rate_limit
+from luma_poll.models import Generation
 
 
 class Submitter:

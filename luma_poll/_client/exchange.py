@@ -8,11 +8,13 @@ from typing import Self
 import anyio
 import httpx
 
+from luma_poll._api.answers import note_answer, read_generation
+from luma_poll._api.headers import rate_limit, retry_after
+from luma_poll._api.translation import status_error, translate_error
 from luma_poll._client.connections import Connections
-from luma_poll._translation import rate_limit, retry_after, status_error, translate_error
 from luma_poll._version import __version__
 from luma_poll.errors import APITimeoutError
-from luma_poll.models import Generation, note_answer, read_generation
+from luma_poll.models import Generation
 
 
 class Session:

@@ -8,9 +8,9 @@ import math
 import anyio
 import anyio.lowlevel
 
-from luma_poll._polling.alarm import Alarm
-from luma_poll._polling.heap import Heap
 from luma_poll._running.account import Account, Kind
+from luma_poll._tasks.alarm import Alarm
+from luma_poll._tasks.heap import Heap
 from luma_poll.errors import LumaError, SubmissionLimitError
 
 

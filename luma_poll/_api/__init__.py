@@ -1,0 +1,1 @@
+"""The words of the API: parameters, headers, answers, errors and outcomes."""

@@ -1,0 +1,68 @@
+"""The headers of answers: what they say of time, of the account, and of the body."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+MAX_RETRY_AFTER = 120.0
+"""Seconds; a longer `Retry-After` counts as this. The API itself sends 60 s at most."""
+MAX_DIGITS = 9
+"""Digits that are read of a number of units."""
+
+
+class RateLimit(NamedTuple):
+    """The units that an account may submit a minute, and what is left of them."""
+
+    limit: int
+    remaining: int
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds of a `Retry-After`, at most `MAX_RETRY_AFTER`; None if absent or invalid."""
+    value = headers.get("Retry-After")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = _seconds_until(value, headers.get("Date"))
+    return min(seconds, MAX_RETRY_AFTER) if 0 <= seconds < math.inf else None
+
+
+def content_encoding(headers: Mapping[str, str]) -> str:
+    """How a body is encoded, in lower case; empty if it is not."""
+    encoding = headers.get("Content-Encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
+
+
+def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
+    """`X-RateLimit-Limit` and `-Remaining`; None where they are absent or make no sense."""
+    limit, remaining = headers.get("X-RateLimit-Limit"), headers.get("X-RateLimit-Remaining")
+    if limit is None or remaining is None:
+        return None
+    try:
+        found = RateLimit(int(limit[:MAX_DIGITS]), int(remaining[:MAX_DIGITS]))
+    except ValueError:
+        return None
+    return found if 0 <= found.remaining <= found.limit else None
+
+
+def _seconds_until(date: str, now: str | None) -> float:
+    """Seconds from the server's own `Date`, as clocks differ; NaN if `date` is not a date."""
+    try:
+        until = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return math.nan
+    start = datetime.now(UTC)
+    with contextlib.suppress(ValueError, OverflowError):
+        start = parsedate_to_datetime(now or "")
+    return (_aware(until) - _aware(start)).total_seconds()
+
+
+def _aware(date: datetime) -> datetime:
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
