@@ -39,6 +39,7 @@ def test_every_public_name_is_documented(name: str) -> None:
 BASE = [
     "_version",
     "_redaction",
+    "_texts",
     "errors",
     "models",
     "_logging",
@@ -71,7 +72,7 @@ ABOVE = {
 
 WINGS = {
     "_tasks": ["event_loops", "heap", "alarm", "each"],
-    "_api": ["headers", "answers", "parameters", "translation"],
+    "_api": ["headers", "media_types", "answers", "parameters", "translation"],
     "_downloads": ["media", "files", "storage", "output", "download"],
     "_client": ["transport", "http_client", "connections", "exchange", "generations", "client"],
     "_polling": [

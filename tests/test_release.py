@@ -1,5 +1,6 @@
 """The files that a host runs to test and release what is claimed."""
 
+import re
 import runpy
 import tomllib
 from pathlib import Path
@@ -68,3 +69,18 @@ def test_every_version_that_is_claimed_is_tested() -> None:
 def test_workflows_may_read_and_no_more(name: str) -> None:
     """Whatever else a job needs, it asks for itself."""
     assert workflow(name)["permissions"] == {"contents": "read"}
+
+
+@pytest.mark.parametrize("name", ["ci", "release", "site"])
+def test_actions_are_pinned_by_hash(name: str) -> None:
+    """A tag of somebody else's can be moved after it was reviewed; a hash cannot."""
+    uses = re.findall(r"uses: (\S+)", (ROOT / f".github/workflows/{name}.yml").read_text())
+    assert uses
+    assert [each for each in uses if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", each)] == []
+
+
+def test_what_is_released_has_passed_the_gate() -> None:
+    """A tag may name a commit that was never tested."""
+    jobs = workflow("release")["jobs"]
+    assert "bash .ci/run" in [step.get("run") for step in jobs["gate"]["steps"]]
+    assert (jobs["build"]["needs"], jobs["publish"]["needs"]) == ("gate", "build")
