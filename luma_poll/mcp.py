@@ -497,8 +497,8 @@ def _tool_error(error: Exception, request: _Request | None = None) -> Exception:
     if not isinstance(error, LumaError):
         return error
     said = " ".join([str(error), *getattr(error, "__notes__", [])])
-    if request is not None and request.latest is not None:
-        said += f' (key "{request.key}", generation {request.latest.id})'
+    if request is not None:
+        said += f' (key "{request.key}")'
     return ToolError(said)
 
 

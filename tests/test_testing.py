@@ -4,12 +4,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anyio
-import httpx
 import pytest
 from luma_agents import AsyncLuma
 
@@ -26,14 +23,14 @@ from luma_poll import (
 from luma_poll.sandbox import Sandbox
 from tests.fakes import ID, FakeClient
 
-STRANGER = '''
+STRANGER = """
 import pytest
 
 @pytest.mark.anyio
 async def test_a_picture_is_made(luma_client, luma_poller):
     generation = await luma_client.generations.create("a red fox")
     assert await luma_poller.wait(generation)
-'''
+"""
 
 
 def test_a_stranger_needs_four_lines(tmp_path: Path) -> None:
@@ -61,6 +58,7 @@ async def test_the_fixtures_stand_on_one_sandbox(
     ended = await luma_runner.run("a red fox", model="uni-1")
     ids = [each.generation_id for each in luma_sandbox.submissions]
     assert ids == [generation.id, ended.id]
+    assert [each.params["prompt"] for each in luma_sandbox.submissions] == ["an owl", "a red fox"]
     assert luma_sandbox.calls["POST /generations"] == 2
 
 
@@ -127,22 +125,6 @@ def test_an_unusable_speed(monkeypatch: pytest.MonkeyPatch, speed: str) -> None:
     monkeypatch.setenv("LUMA_POLL_SPEED", speed)
     with pytest.raises(ConfigurationError, match="LUMA_POLL_SPEED must be a number above zero"):
         Poller(FakeClient([]))
-
-
-@pytest.fixture
-def handed_out() -> Iterator[list[LumaClient]]:
-    """The clients of a test, looked at after its fixtures have ended."""
-    clients: list[LumaClient] = []
-    yield clients
-    assert all(_http_client_of(client).is_closed for client in clients)
-
-
-def _http_client_of(client: LumaClient) -> httpx.AsyncClient:
-    connections: Any = client
-    for name in ("_connections", "_http_client"):
-        connections = getattr(connections, name)
-    found: httpx.AsyncClient = connections
-    return found
 
 
 def test_a_marker_with_positional_arguments_is_an_error(tmp_path: Path) -> None:

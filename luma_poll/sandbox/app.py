@@ -288,7 +288,9 @@ class Sandbox:
         job = self._make_job(client, *parsed, now)
         account.start(now, job.ends, units)
         self._jobs[job.id] = job
-        self.submissions.append(SubmissionRecord(now, units, job.id, job.ends))
+        self.submissions.append(
+            SubmissionRecord(now, units, job.id, job.ends, params=parsed[0].parameters)
+        )
         return job
 
     async def _get(self, request: Request) -> Response:
