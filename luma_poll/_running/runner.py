@@ -98,7 +98,7 @@ class Runner:
         self._reporter = RunReporter(on_submit)
         self._loop = LoopGuard("Runner")
         self._journal = journal
-        self._recorder = Recorder(None if journal is None else journal.store)
+        self._recorder = Recorder(None if journal is None else journal._store)
         self._numbers = count()
         self._outstanding = Outstanding(self._account)
         self._submitter = Submitter(
