@@ -41,8 +41,8 @@ from pydantic import BaseModel, Field
 
 from luma_poll._arguments import check_count, check_positive
 from luma_poll._client.client import LumaClient
+from luma_poll._journal.entry import JournalEntry
 from luma_poll._journal.journal import Journal
-from luma_poll._journal.store import JournalEntry
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.poller import Poller
 from luma_poll._running.runner import Runner
