@@ -65,6 +65,8 @@ ABOVE = {
     "fastapi": ["_client", "_fastapi", "_journal", "_polling", "_running", "problems"],
     "sync": ["_downloads", "_journal", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
+    "testing": ["_client", "_polling", "_running", "sandbox"],
+    "mcp": ["_client", "_journal", "_polling", "_running"],
     "_cli": ["_client", "_downloads", "_journal", "_polling", "_running", "dbos", "sandbox"],
     "__main__": ["_cli"],
 }
