@@ -16,14 +16,16 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luma_poll import ConfigurationError, Journal, JournalError
+from luma_poll import ConfigurationError, Journal, JournalError, Runner
 from luma_poll._journal import database
 from tests.fakes import ID
 from tests.journal.test_journal import path, states
+from tests.running.fakes import FakeAccount
 
 __all__ = ["path"]  # a fixture
 
@@ -537,3 +539,37 @@ def test_all_that_is_unknown_is_settled_at_once(path: Path) -> None:
         assert sorted(journal.resolve(resubmit=True, all_unknown=True)) == ["a", "b", "c"]
         assert journal.resolve(resubmit=True, all_unknown=True) == []
         assert states(journal) == {"runs": "running"}
+
+
+class ClientOf:
+    """A client of some address, whose account is a fake."""
+
+    def __init__(self, base_url: object) -> None:
+        self.base_url = base_url
+        self.generations = FakeAccount()
+
+
+def test_a_journal_is_of_one_address_of_the_api(path: Path) -> None:
+    """Its ids mean nothing to another one: not in the same process, and not in the next."""
+    ours, sandbox = "https://agents.lumalabs.ai/v1", "http://127.0.0.1:8765/v1"
+    with Journal(path) as journal:
+        assert journal.base_url is None
+        Runner(ClientOf(sandbox), journal=journal)
+        with pytest.raises(ConfigurationError, match="Use another journal"):
+            Runner(ClientOf(ours), journal=journal)
+    with Journal(path) as journal:  # nothing was submitted: it is of none
+        Runner(ClientOf(ours), journal=journal)
+        submit(journal, "k")
+    with Journal(path) as journal:
+        assert journal.base_url == ours
+        with pytest.raises(ConfigurationError, match="Use another journal"):
+            Runner(ClientOf(sandbox), journal=journal)
+        Runner(ClientOf(httpx.URL("https://AGENTS.lumalabs.ai:443/v1/")), journal=journal)
+        Runner(FakeAccount(), journal=journal)  # it has no address
+        journal.move_to("https://luma.gateway.example.com/v1/")
+        Runner(ClientOf("https://luma.gateway.example.com/v1"), journal=journal)
+    with Journal(path) as journal:
+        assert journal.base_url == "https://luma.gateway.example.com/v1"
+        for bad in ("", "nonsense", "https://u:p@example.com"):
+            with pytest.raises(ConfigurationError):
+                journal.move_to(bad)
