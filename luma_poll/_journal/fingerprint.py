@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from luma_poll._api.request_body import described
 from luma_poll._redaction import redact_value
 from luma_poll.errors import ConfigurationError
 
@@ -25,7 +26,7 @@ def fingerprint(params: Mapping[str, Any]) -> str:
         ConfigurationError: They are not JSON.
     """
     try:
-        unsigned = _unsigned(params)
+        unsigned = _unsigned(described(params))
         text = json.dumps(unsigned, sort_keys=True, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"the parameters are not JSON: {error}") from None
@@ -44,7 +45,9 @@ def _unsigned(value: Any) -> Any:
 
 def readable(params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters for people to read: without secrets, and with long strings cut."""
-    found: dict[str, Any] = redact_value(json.loads(json.dumps(dict(params)), object_hook=_cut))
+    found: dict[str, Any] = redact_value(
+        json.loads(json.dumps(described(params)), object_hook=_cut)
+    )
     return found
 
 
