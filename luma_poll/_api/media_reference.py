@@ -170,15 +170,16 @@ def is_local(value: object) -> bool:
     )
 
 
-def read_local(
-    place: str, value: object, media_type: str | None = None
-) -> LocalMedia | MediaRef | Any:
+def read_local(place: str, value: object, media_type: str | None = None) -> Any:
     """Read what is needed to know an image or a video; files of any size are left on the disk.
 
     Args:
         place: The name of the parameter, for messages.
         value: A path, bytes, a binary file, an image of Pillow, or a generation.
         media_type: The type; by default it follows from the first bytes.
+
+    Returns:
+        A `LocalMedia`, or the reference to a generation.
 
     Raises:
         ConfigurationError: It is none of these, or unusable.
