@@ -138,7 +138,7 @@ def media(source: Media | str, *, media_type: str | None = None) -> MediaRef:
         return source
     found = read_local("media", source, media_type)
     if not isinstance(found, LocalMedia):
-        return found
+        return cast(MediaRef, found)
     if found.size > MAX_DATA:
         raise ConfigurationError(f"media: {too_large(found)}")
     return found.as_data()
