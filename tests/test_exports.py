@@ -71,7 +71,15 @@ ABOVE = {
 
 WINGS = {
     "_tasks": ["event_loops", "heap", "alarm", "each"],
-    "_api": ["headers", "media_types", "answers", "parameters", "translation"],
+    "_api": [
+        "headers",
+        "media_types",
+        "answers",
+        "parameters",
+        "evidence",
+        "translation",
+        "outcomes",
+    ],
     "_downloads": ["media", "files", "storage", "output", "download"],
     "_client": ["transport", "http_client", "connections", "exchange", "generations", "client"],
     "_polling": [

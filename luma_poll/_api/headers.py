@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 MAX_RETRY_AFTER = 120.0
 """Seconds; a longer `Retry-After` counts as this. The API itself sends 60 s at most."""
+MAX_REQUEST_ID = 200
+"""Characters that are kept of `X-Request-Id`."""
 MAX_DIGITS = 9
 """Digits that are read of a number of units."""
 
@@ -32,6 +34,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         seconds = _seconds_until(value, headers.get("Date"))
     return min(seconds, MAX_RETRY_AFTER) if 0 <= seconds < math.inf else None
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """The `X-Request-Id`, which Luma's support asks for; None if there is none."""
+    return headers.get("X-Request-Id", "")[:MAX_REQUEST_ID] or None
 
 
 def content_encoding(headers: Mapping[str, str]) -> str:

@@ -13,8 +13,8 @@ from uuid import UUID
 
 import anyio
 
+from luma_poll._api.outcomes import Accepted, submit_once
 from luma_poll._api.parameters import CreateParams
-from luma_poll._api.translation import warn_if_accepted
 from luma_poll._arguments import check_generation_id, check_prompt
 from luma_poll._client.exchange import Session
 from luma_poll.errors import APIError, APIStatusError, ConfigurationError
@@ -88,11 +88,13 @@ class Generations:
             raise ConfigurationError(f"the parameters are not JSON: {error}") from None
         request = partial(self._session.request, "POST", "/generations", body=body)
 
-        try:
-            return await self._retried(request, _may_be_submitted_again)
-        except APIError as error:
-            warn_if_accepted(error)
-            raise
+        async def submit() -> Generation:
+            outcome = await submit_once(request)
+            if isinstance(outcome, Accepted):
+                return outcome.generation
+            raise outcome.error
+
+        return await self._retried(submit, _may_be_submitted_again)
 
     async def _retried(
         self,
