@@ -39,6 +39,7 @@ def test_every_public_name_is_documented(name: str) -> None:
 BASE = [
     "_version",
     "_redaction",
+    "_texts",
     "errors",
     "models",
     "_logging",
@@ -56,7 +57,7 @@ ABOVE = {
     "_running": ["_journal", "_polling"],
     "_sync": ["_client", "_downloads", "_journal", "_polling", "_running"],
     "opentelemetry": ["_polling", "_running", "_sync"],
-    "typing": ["_polling", "_running"],
+    "typing": ["_journal", "_polling", "_running"],
     "problems": [],
     "_fastapi": [],
     "_fleet": ["_journal", "_polling", "_running"],
@@ -64,6 +65,8 @@ ABOVE = {
     "fastapi": ["_client", "_fastapi", "_journal", "_polling", "_running", "problems"],
     "sync": ["_downloads", "_journal", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
+    "testing": ["_client", "_polling", "_running", "sandbox"],
+    "mcp": ["_client", "_journal", "_polling", "_running"],
     "_cli": ["_client", "_downloads", "_journal", "_polling", "_running", "dbos", "sandbox"],
     "__main__": ["_cli"],
 }
@@ -93,7 +96,16 @@ WINGS = {
         "poll_result",
         "poller",
     ],
-    "_journal": ["fingerprint", "store", "steps", "journal", "recorder"],
+    "_journal": [
+        "fingerprint",
+        "entry",
+        "database",
+        "transitions",
+        "store",
+        "steps",
+        "journal",
+        "recorder",
+    ],
     "_running": [
         "account",
         "room",

@@ -93,7 +93,7 @@ def ends_all(error: object) -> TypeGuard[APIError]:
     """
     if not isinstance(error, _OF_THE_ACCOUNT):
         return False
-    return error.detail is not None and error.generation_id is None
+    return error.in_api_words and error.generation_id is None
 
 
 async def submit_once(create: Callable[[], Awaitable[object]]) -> Outcome:
