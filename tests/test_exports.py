@@ -51,7 +51,7 @@ BASE = [
 
 ABOVE = {
     "_downloads": [],
-    "_client": ["_downloads"],
+    "_client": ["_downloads", "_polling"],
     "_polling": [],
     "_journal": [],
     "_running": ["_journal", "_polling"],
@@ -79,12 +79,22 @@ WINGS = {
         "media_types",
         "answers",
         "parameters",
+        "media_reference",
+        "request_body",
         "evidence",
         "translation",
         "outcomes",
     ],
-    "_downloads": ["media", "files", "storage", "output", "download"],
-    "_client": ["transport", "http_client", "connections", "exchange", "generations", "client"],
+    "_downloads": ["media", "files", "storage", "output", "download", "put"],
+    "_client": [
+        "transport",
+        "http_client",
+        "connections",
+        "exchange",
+        "generations",
+        "uploads",
+        "client",
+    ],
     "_polling": [
         "schedules",
         "plan",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from itertools import count
@@ -21,6 +22,7 @@ from luma_poll._api.outcomes import (
     ends_all,
     submit_once,
 )
+from luma_poll._api.request_body import encoded, uploaded
 from luma_poll._journal.recorder import Recorder
 from luma_poll._running.account import Account
 from luma_poll._running.outstanding import Outstanding
@@ -68,6 +70,9 @@ class Submitter:
     async def submit(self, run: Run, attempt: int) -> Generation:
         """Submit it in its turn, and where it was refused, in its next one."""
         self._check(run.request)
+        upload = getattr(getattr(self._client, "files", None), "upload_once", None)
+        params = await uploaded(run.request.params, upload)  # it may take long: before its turn
+        run.request = replace(run.request, params=params)
         give_up_at = math.inf
         while True:
             run.batch.check()
@@ -133,14 +138,16 @@ class Submitter:
             with anyio.CancelScope(shield=True):
                 # On the wire, until there is an answer. What ends this by force finds CUT_OFF.
                 outcome = CUT_OFF
-                create = self._client.generations.create
-                outcome = await submit_once(partial(create, **run.request.params))
+                outcome = await submit_once(partial(self._create, run.request))
         finally:
             # Known to the account, to the batch and to observers, in one step; then on disk.
             self._tell(run, turn, outcome)
             saved = await recorder.end(record, attempt, outcome)
         if isinstance(outcome, Accepted) and not saved:
             await recorder.insist(record, attempt, outcome)
+
+    async def _create(self, request: Request) -> object:
+        return await self._client.generations.create(**await encoded(request.params))
 
     def _tell(self, run: Run, turn: Turn, outcome: Outcome) -> None:
         """Tell those who must know at once: nobody has a turn between."""
