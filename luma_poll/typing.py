@@ -17,17 +17,21 @@ from luma_poll._api.parameters import (
     FaceControl,
     GenerationType,
     Layering,
+    Media,
     MediaRef,
     Model,
     NormalsControl,
     PoseControl,
     SourcePosition,
+    SupportsRead,
+    SupportsSave,
     TrajectoryControl,
     VideoControls,
     VideoEdit,
     VideoOptions,
 )
 from luma_poll._arguments import USE_DEFAULT, UseDefault
+from luma_poll._journal.entry import EntryState
 from luma_poll._polling.poller import AnyGeneration, SupportsGenerations, SupportsGet
 from luma_poll._polling.schedules import Observer, Schedule
 from luma_poll._running.requests import AnyRequest
@@ -40,10 +44,12 @@ __all__ = [
     "AspectRatio",
     "CreateParams",
     "DepthControl",
+    "EntryState",
     "FaceControl",
     "GenerationLike",
     "GenerationType",
     "Layering",
+    "Media",
     "MediaRef",
     "Model",
     "NormalsControl",
@@ -53,6 +59,8 @@ __all__ = [
     "SourcePosition",
     "SupportsGenerations",
     "SupportsGet",
+    "SupportsRead",
+    "SupportsSave",
     "TrajectoryControl",
     "UseDefault",
     "VideoControls",

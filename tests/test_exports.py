@@ -51,13 +51,13 @@ BASE = [
 
 ABOVE = {
     "_downloads": [],
-    "_client": ["_downloads"],
+    "_client": ["_downloads", "_polling"],
     "_polling": [],
     "_journal": [],
     "_running": ["_journal", "_polling"],
     "_sync": ["_client", "_downloads", "_journal", "_polling", "_running"],
     "opentelemetry": ["_polling", "_running", "_sync"],
-    "typing": ["_polling", "_running"],
+    "typing": ["_journal", "_polling", "_running"],
     "problems": [],
     "_fastapi": [],
     "_fleet": ["_journal", "_polling", "_running"],
@@ -65,6 +65,8 @@ ABOVE = {
     "fastapi": ["_client", "_fastapi", "_journal", "_polling", "_running", "problems"],
     "sync": ["_downloads", "_journal", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
+    "testing": ["_client", "_polling", "_running", "sandbox"],
+    "mcp": ["_client", "_journal", "_polling", "_running"],
     "_cli": ["_client", "_downloads", "_journal", "_polling", "_running", "dbos", "sandbox"],
     "__main__": ["_cli"],
 }
@@ -72,9 +74,25 @@ ABOVE = {
 
 WINGS = {
     "_tasks": ["event_loops", "heap", "alarm", "each"],
-    "_api": ["headers", "media_types", "answers", "parameters", "translation"],
-    "_downloads": ["media", "files", "storage", "output", "download"],
-    "_client": ["transport", "http_client", "connections", "exchange", "generations", "client"],
+    "_api": [
+        "headers",
+        "media_types",
+        "answers",
+        "parameters",
+        "media_reference",
+        "request_body",
+        "translation",
+    ],
+    "_downloads": ["media", "files", "storage", "output", "download", "put"],
+    "_client": [
+        "transport",
+        "http_client",
+        "connections",
+        "exchange",
+        "generations",
+        "uploads",
+        "client",
+    ],
     "_polling": [
         "schedules",
         "plan",
@@ -86,7 +104,16 @@ WINGS = {
         "poll_result",
         "poller",
     ],
-    "_journal": ["fingerprint", "store", "steps", "journal", "recorder"],
+    "_journal": [
+        "fingerprint",
+        "entry",
+        "database",
+        "transitions",
+        "store",
+        "steps",
+        "journal",
+        "recorder",
+    ],
     "_running": [
         "account",
         "room",

@@ -11,9 +11,9 @@ import typer
 
 from luma_poll._cli.options import JsonOption, offer
 from luma_poll._cli.process import orderly_exit
-from luma_poll._cli.terminal import put_line, say
+from luma_poll._cli.terminal import put_line, say_lines
+from luma_poll._journal.entry import STATES, JournalEntry, check_state
 from luma_poll._journal.journal import Journal
-from luma_poll._journal.store import STATES, JournalEntry
 from luma_poll.errors import ConfigurationError
 
 journal = typer.Typer(
@@ -36,7 +36,7 @@ def list_entries(
     Example: luma-poll journal list runs.db --state unknown
     """
     with orderly_exit(), _open(path) as kept:
-        for entry in kept.entries(state):
+        for entry in kept.entries(check_state(state)):
             put_entry(entry, as_json=as_json)
 
 
@@ -66,16 +66,11 @@ def resolve(
         if (generation_id is None) is not resubmit:
             raise ConfigurationError("give --id ID, or --resubmit")
         with _open(path) as kept:
-            if all_unknown:
-                keys = [entry.key for entry in kept.entries("unknown")]
-            if generation_id is not None and len(keys or ()) > 1:
-                raise ConfigurationError("--id is of one entry; give one key")
-            for key in keys or ():
-                kept.resolve(key, generation_id=generation_id, resubmit=resubmit)
-                does = "submits it" if resubmit else f"waits for {generation_id}"
-                say(f"{key}: the next run {does}.")
-            if not keys:
-                say("Nothing in the journal is unknown.")
+            settled = kept.resolve(
+                *keys or (), generation_id=generation_id, resubmit=resubmit, all_unknown=all_unknown
+            )
+        does = "submits it" if resubmit else f"waits for {generation_id}"
+        say_lines(f"{key}: the next run {does}." for key in settled)
 
 
 def put_entry(entry: JournalEntry, *, as_json: bool) -> None:
