@@ -33,11 +33,12 @@ def download(
 
     Example: luma-poll download 182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e outputs
     """
-    missing = list(dict.fromkeys(ids))
+    missing: list[str] = []
 
     async def download_all() -> list[Result]:
-        wanted = [check_generation_id(each) for each in missing]
+        wanted = list(dict.fromkeys(map(check_generation_id, ids)))
         async with open_client() as client:
+            missing.extend(wanted)
             with writing(as_json=as_json, alone=True) as put:
 
                 def put_and_note(result: Result) -> None:

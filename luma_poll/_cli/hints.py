@@ -88,4 +88,4 @@ def plural(count: int, noun: str) -> str:
 
 
 def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) and value < 1e6 else str(value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

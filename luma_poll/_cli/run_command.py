@@ -101,10 +101,12 @@ def run(
     """
     runs = Runs(ctx)
 
-    async def run_all(kept: Journal | None, put: Put) -> None:
+    async def run_all(prompts: Prompts, kept: Journal | None, put: Put) -> None:
+        nonlocal runs
         bars = DownloadBars(err)
         table = RunTable.on(err, "prompt", bars=bars, quiet=quiet)
         async with open_client() as client:
+            runs = Runs(ctx, prompts)
             poller = Poller(
                 client,
                 wait=AdaptiveWait(request_cost=REQUEST_COST),
@@ -133,8 +135,7 @@ def run(
         ):
             if not yes:
                 _ask(prompts.lines)
-            runs = Runs(ctx, prompts)
-            anyio.run(run_all, kept, put)
+            anyio.run(run_all, prompts, kept, put)
         say_lines(runs.after_end())
         raise typer.Exit(runs.code)
 
@@ -270,6 +271,11 @@ class Runs:
                 f"{self._place(lost)}: it is not known whether the API accepted it; it may be "
                 "billed. Check the account's usage before you submit it again."
             )
+        if self._journal is not None:
+            yield "The same command continues; nothing is submitted twice:"
+            yield self._again(None)
+            yield from self._unknown()
+            return
         yield from self._waiting(running, "may be running")
         unsent += [line for line in lines if self._is_unsent(line)]
         yield from self._rest(sorted(unsent, key=lambda line: line.number))

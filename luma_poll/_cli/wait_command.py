@@ -64,9 +64,12 @@ def wait(
     """
     words, files = ids or [], file or []
     batch = Batch()
+    begun = False
 
     async def wait_for_all(put: Put) -> None:
+        nonlocal begun
         async with open_client() as client:
+            begun = True
             await wait_for(
                 batch,
                 client,
@@ -78,6 +81,8 @@ def wait(
             )
 
     def hints() -> Iterator[str]:
+        if not begun:
+            return
         yield from batch.summary()
         if not batch.rest:
             return

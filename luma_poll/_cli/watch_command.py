@@ -26,7 +26,7 @@ def watch(
 
     Example: luma-poll watch 182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e
     """
-    ended = False
+    ended = True
 
     def put(generation: Generation, seconds: float) -> None:
         if as_json:
@@ -39,6 +39,7 @@ def watch(
         nonlocal ended
         started = anyio.current_time()
         async with open_client() as client:
+            ended = False
             async for generation in Poller(client).watch(generation_id, timeout=timeout):
                 ended = generation.is_terminal
                 put(generation, anyio.current_time() - started)
