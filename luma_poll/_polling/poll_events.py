@@ -196,7 +196,11 @@ class Reporter:
         self._unknown_states: set[str] = set()
 
     def report(
-        self, progress: Progress, answer: Generation | APIError, now: float, next_poll: float | None
+        self,
+        progress: Progress,
+        answer: Generation | APIError,
+        now: float,
+        next_poll_at: Callable[[], float | None],
     ) -> None:
         """Report one poll.
 
@@ -204,7 +208,7 @@ class Reporter:
             progress: The generation's, with the answer recorded.
             answer: Of the API.
             now: The time of the answer.
-            next_poll: The time of the next poll; None if there will be none.
+            next_poll_at: Gives the time of the next poll; None if there will be none.
         """
         generation_id, attempt = progress.generation_id, progress.polls
         if isinstance(answer, Generation):
@@ -214,6 +218,7 @@ class Reporter:
             logger.info("polling on after: %s", answer, extra=extra)
         if self._on_poll is None:
             return
+        next_poll = next_poll_at()
         event = PollEvent(
             generation_id=generation_id,
             attempt=attempt,
