@@ -51,6 +51,8 @@ MIGRATIONS: tuple[str, ...] = (
     # 1 for an id that a person gave, or that the API does not know: it may be settled once more.
     "ALTER TABLE entries ADD COLUMN doubtful INTEGER NOT NULL DEFAULT 0",
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    # By which rules the fingerprint was made: the first dropped the whole query of a signed URL.
+    "ALTER TABLE entries ADD COLUMN rules INTEGER NOT NULL DEFAULT 1",
 )
 """The statement that leads from each version, which is in `user_version`, to the next one."""
 
