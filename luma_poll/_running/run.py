@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from luma_poll._journal.recorder import Record
+from luma_poll._journal.steps import WaitFor
 from luma_poll._running.batch import Batch
 from luma_poll._running.requests import AnyRequest, Request
 from luma_poll._running.run_events import RunEvent, Step
@@ -24,6 +25,7 @@ class Run:
         place: In the queue.
         request: The request, checked.
         record: Its identity in the journal.
+        found: What the journal says of it, if it was submitted before.
         submitted: The ids of its attempts.
         latest: The latest snapshot.
         deadline: Of all its attempts, from the first accepted submission on; inf for none.
@@ -36,6 +38,7 @@ class Run:
     place: float
     request: Request = field(init=False)
     record: Record | None = None
+    found: WaitFor | None = None
     submitted: list[str] = field(default_factory=list)
     latest: Generation | None = None
     deadline: float = math.inf
@@ -56,5 +59,15 @@ class Run:
         self, step: Step, error: Exception | None = None, *, cancelled: bool = False
     ) -> RunEvent:
         """A step of it, for those who observe the runner."""
-        attempt = len(self.submitted) + (step not in ("submitted", "failed", "ended"))
-        return RunEvent(self.number, step, self.given, attempt, self.latest, error, cancelled)
+        attempt = len(self.submitted) + (step not in ("submitted", "found", "failed", "ended"))
+        return RunEvent(
+            self.number,
+            step,
+            self.given,
+            attempt,
+            self.latest,
+            error,
+            cancelled,
+            self.submitted[-1] if self.submitted else None,
+            self.found is not None and not self.found.running,
+        )

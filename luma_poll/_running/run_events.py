@@ -11,7 +11,7 @@ from luma_poll._running.requests import AnyRequest
 from luma_poll.models import Generation
 
 Step: TypeAlias = Literal[
-    "begun", "submitting", "refused", "unreachable", "submitted", "failed", "ended"
+    "begun", "found", "submitting", "refused", "unreachable", "submitted", "failed", "ended"
 ]
 
 
@@ -21,15 +21,17 @@ class RunEvent:
 
     Attributes:
         run: The run's number, from 0, in its runner.
-        step: `begun`: it waits for its turn. `submitting`: its turn has come. `refused`: a 429;
-            it waits again. `unreachable`: no connection; it waits again. `submitted`: there is an
-            id. `failed`: the generation failed, and will be submitted again. `ended`: it has its
-            result, or was cancelled.
+        step: `begun`: it waits for its turn. `found`: the journal has it, with an id.
+            `submitting`: its turn has come. `refused`: a 429; it waits again. `unreachable`: no
+            connection; it waits again. `submitted`: there is an id. `failed`: the generation
+            failed, and will be submitted again. `ended`: it has its result, or was cancelled.
         request: As it was given.
         attempt: Which submission it is, from 1.
         generation: The latest snapshot, or None.
         error: Of a step that failed; None for an end that was a success or a cancellation.
         cancelled: True for an end by cancellation.
+        generation_id: The id of the latest attempt, if there is one.
+        has_completed: True if the journal says that it has completed: it is fetched again.
     """
 
     run: int
@@ -39,6 +41,8 @@ class RunEvent:
     generation: Generation | None = None
     error: Exception | None = None
     cancelled: bool = False
+    generation_id: str | None = None
+    has_completed: bool = False
 
 
 RunObserver: TypeAlias = Callable[[RunEvent], object]
