@@ -62,7 +62,8 @@ async def run_prompts(
         max_submissions=max_submissions,
         journal=journal,
     )
-    runner._reporter.observers += (runs.on_run, table.on_run)
+    runner.observe(runs.on_run)
+    runner.observe(table.on_run)
 
     async def finish(ran: RunResult) -> Result:
         generation, request = ran.generation, ran.request

@@ -18,8 +18,18 @@ from luma_poll._cli.prompts import Line, ranges
 from luma_poll._cli.results import Result, label_of
 from luma_poll._cli.table import LiveTable, Row, seconds_since
 from luma_poll._cli.waiting import FEW
-from luma_poll._polling.poll_events import PollEvent
-from luma_poll._running.run_events import RunEvent
+from luma_poll.events import PollEvent
+from luma_poll.events import (
+    Event,
+    RunBegan,
+    RunEvent,
+    RunFailed,
+    RunFound,
+    RunRefused,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
 from luma_poll.errors import SubmissionUnknownError
 
 
@@ -55,24 +65,30 @@ class RunTable(LiveTable):
         self._counts = Counter[str]()
         self._rows_ended = 0
 
-    def on_run(self, event: RunEvent) -> None:
+    def on_run(self, event: Event) -> None:
         """Show a step of a run."""
-        request = event.request
+        if not isinstance(event, RunEvent):
+            return
+        request = event.run.request
         assert not isinstance(request, str)
-        if event.step == "begun":
+        if isinstance(event, RunBegan):
             row = RunRow((label_of(request),), "waiting", 0.0)
-            self._runs[id(request)] = self._rows[str(event.run)] = row
+            self._runs[id(request)] = self._rows[str(event.run.number)] = row
             self._states["waiting"] += 1
             return
         row = self._runs[id(request)]
-        trouble = "" if event.error is None else type(event.error).__name__
-        if event.step in ("refused", "unreachable", "failed"):
-            row.refusals += event.step == "refused"
-            self._counts["refusals"] += event.step == "refused"
-            self._change(row, "waiting", trouble)
-        elif event.step == "submitting":
+        if isinstance(event, RunRefused | RunUnreachable | RunFailed):
+            is_refusal = isinstance(event, RunRefused)
+            row.refusals += is_refusal
+            self._counts["refusals"] += is_refusal
+            self._change(row, "waiting", type(event.error).__name__)
+        elif isinstance(event, RunSubmitting):
             self._change(row, "submitting", "")
-        elif event.step == "submitted" and event.generation is not None:
+        elif isinstance(event, RunFound) and event.running:
+            row.submitted = time.monotonic()
+            self._by_id[event.generation_id] = row
+            self._change(row, "queued", "")
+        elif isinstance(event, RunSubmitted):
             row.attempts += 1
             row.submitted = time.monotonic()
             self._counts["submissions"] += 1
@@ -144,14 +160,16 @@ class Runs:
     unknown: list[str] = field(init=False, default_factory=list)
     code: int = field(init=False, default=COMPLETED)
 
-    def on_run(self, event: RunEvent) -> None:
+    def on_run(self, event: Event) -> None:
         """Note a step of a run."""
-        key = id(event.request)
-        if event.step == "submitting":
+        if not isinstance(event, RunEvent):
+            return
+        key = id(event.run.request)
+        if isinstance(event, RunSubmitting):
             self.sent.setdefault(key, [])
-        elif event.step in ("refused", "unreachable") and not self.sent.get(key):
+        elif isinstance(event, RunRefused | RunUnreachable) and not self.sent.get(key):
             self.sent.pop(key, None)  # it was certainly not accepted
-        elif event.step == "submitted" and event.generation is not None:
+        elif isinstance(event, RunSubmitted):
             self.sent.setdefault(key, []).append(event.generation.id)
 
     def end(self, result: Result) -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from luma_poll._cli.bars import DownloadBars, is_terminal
 from luma_poll._cli.escaping import escape
-from luma_poll._polling.poll_events import PollEvent
+from luma_poll.events import PollEvent
 
 DRAWINGS_PER_SECOND = 5
 LAST_FAILURES = 5

@@ -24,8 +24,8 @@ except ImportError:  # Windows, whose locks belong to handles as it is
 
 APPLICATION = 0x4C504A31
 """Says that a file is one of these, in `application_id`."""
-HEADER = 100
-"""Bytes of an SQLite file's header."""
+HEADER, PAGE = 100, 4096
+"""Bytes of an SQLite file's header, and of the page that begins with it."""
 MAGIC = b"SQLite format 3\0"
 LOCK_BYTE = 0x40000000 + 4096
 """The byte that our own lock is on, beside the 512 that SQLite locks."""
@@ -235,7 +235,7 @@ class Database:
     def _check_header(self) -> None:
         """Refuse what is no journal before SQLite sees it: it may change what it opens."""
         assert self._lock_file is not None, "the file is locked before it is read"
-        header = os.read(self._lock_file, HEADER)
+        header = os.read(self._lock_file, PAGE)
         if len(header) < HEADER:
             raise JournalError(
                 f"journal {self.path} is cut off ({len(header)} bytes): a journal is never so "
@@ -245,6 +245,8 @@ class Database:
         if not header.startswith(MAGIC):
             raise JournalError(f"journal {self.path} is not a journal, or is damaged")
         (application,) = struct.unpack(">I", header[68:72])
+        if application != APPLICATION and b"CREATE TABLE entries (" in header:
+            raise JournalError(f"journal {self.path} is damaged: restore a copy of it")
         if application != APPLICATION:
             raise ConfigurationError(
                 f"{self.path} is the database of another program, not a journal"
@@ -281,6 +283,8 @@ class Database:
             raise self._translated(error) from None
 
     def _translated(self, error: OSError | ValueError) -> ConfigurationError | JournalError:
+        if isinstance(error, UnicodeDecodeError):  # SQLite quotes the damage
+            return JournalError(f"journal {self.path} is damaged: restore a copy of it")
         if not isinstance(error, OSError):
             return ConfigurationError(f"journal {self.path}: {error}")
         if error.errno in _NO_LOCK_NUMBERS:

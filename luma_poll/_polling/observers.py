@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import iscoroutinefunction
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from luma_poll._arguments import shown
 from luma_poll._logging import fields, logger
@@ -53,16 +53,18 @@ def is_async(function: object) -> bool:
     return iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
-def tell(event: Event) -> None:
+def tell(event: Event | RunEvent) -> None:
     """Tell the observers of a wait or run. What they raise is logged and dropped."""
     of = event.run if isinstance(event, RunEvent) else event.wait
     for observer in of.observers:
         try:
-            observer(event)
+            observer(cast(Event, event))
         except Exception as error:
             latest = getattr(event, "generation", None) or getattr(event, "answer", None)
             generation = latest if isinstance(latest, Generation) else None
-            generation_id = getattr(of, "generation_id", generation and generation.id)
+            generation_id: str | None = getattr(of, "generation_id", None)
+            if generation_id is None and generation is not None:
+                generation_id = generation.id
             attempt = getattr(event, "attempt", None)
             logger.exception(
                 "an observer raised; generation %s is waited for all the same",

@@ -24,6 +24,9 @@ from luma_poll.events import (
 )
 from luma_poll.models import Generation
 
+ACCEPTED = (RunSubmitted, RunFound, RunStateChanged, RunFailed, RunEnded)
+"""Events by which the attempt that they are about has an id."""
+
 
 @dataclass(eq=False)
 class Run:
@@ -77,9 +80,7 @@ class Run:
         if not self.info.observers:
             return
         # The attempt that was accepted is counted already, and so is one that has ended.
-        is_counted = issubclass(
-            step, (RunSubmitted, RunStateChanged, RunFailed, RunEnded, RunFound)
-        )
+        is_counted = issubclass(step, ACCEPTED)
         attempt = max(1, len(self.submitted) + (not is_counted))
         tell(step(self.info, attempt, self.latest, *details))
 
