@@ -30,12 +30,11 @@ from luma_poll._arguments import check_prompt
 from luma_poll._client.client import LumaClient
 from luma_poll._fastapi.callers import Caller
 from luma_poll._journal.journal import Journal
-from luma_poll.events import PollEvent, RunStateChanged, RunSubmitted
 from luma_poll._polling.poller import Poller
 from luma_poll._polling.schedules import Schedule
-from luma_poll._running.requests import AnyRequest
 from luma_poll._running.runner import Runner
 from luma_poll.errors import ConfigurationError, LumaError
+from luma_poll.events import PollEvent, RunStateChanged, RunSubmitted
 from luma_poll.models import Generation
 from luma_poll.problems import PERHAPS_SUBMITTED, Problem, retry_after, to_problem
 

@@ -22,7 +22,6 @@ from uuid import UUID
 
 from luma_poll._api.parameters import CreateParams
 from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
-from luma_poll.events import PollEvent, RunSubmitted
 from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import TIMEOUT, AnyGeneration
 from luma_poll._polling.schedules import Schedule
@@ -33,6 +32,7 @@ from luma_poll._sync.portal import refuse_in_event_loop
 from luma_poll._sync.sync_poller import SyncPoller
 from luma_poll._sync.sync_runner import SyncRunner
 from luma_poll.errors import LumaError
+from luma_poll.events import PollEvent, RunSubmitted
 from luma_poll.models import Generation, GenerationLike, GenerationOutput
 
 __all__ = [

@@ -18,9 +18,10 @@ from luma_poll._cli.prompts import Line, ranges
 from luma_poll._cli.results import Result, label_of
 from luma_poll._cli.table import LiveTable, Row, seconds_since
 from luma_poll._cli.waiting import FEW
-from luma_poll.events import PollEvent
+from luma_poll.errors import SubmissionUnknownError
 from luma_poll.events import (
     Event,
+    PollEvent,
     RunBegan,
     RunEvent,
     RunFailed,
@@ -30,7 +31,6 @@ from luma_poll.events import (
     RunSubmitting,
     RunUnreachable,
 )
-from luma_poll.errors import SubmissionUnknownError
 
 
 @dataclass

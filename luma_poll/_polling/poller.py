@@ -13,7 +13,6 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from inspect import iscoroutinefunction
-from inspect import iscoroutinefunction
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 

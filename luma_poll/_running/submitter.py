@@ -22,8 +22,14 @@ from luma_poll._running.requests import Request
 from luma_poll._running.resubmission import ends_all, is_refusal, may_try_again
 from luma_poll._running.room import SubmissionQueue
 from luma_poll._running.run import Run
-from luma_poll._running.run_events import RunReporter
 from luma_poll.errors import APIError, ConfigurationError, InvalidResponseError, RateLimitError
+from luma_poll.events import (
+    RunRefused,
+    RunStateChanged,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
 from luma_poll.models import Generation
 
 
@@ -35,7 +41,6 @@ class Submitter:
         account: What may be submitted now.
         outstanding: Hears of each id.
         recorder: Of the journal.
-        reporter: Hears of each step.
         numbers: The next place in the queue.
     """
 
@@ -45,14 +50,12 @@ class Submitter:
         account: Account,
         outstanding: Outstanding,
         recorder: Recorder,
-        reporter: RunReporter,
         numbers: count[int],
     ) -> None:
         self._client = client
         self._account = account
         self._outstanding = outstanding
         self._recorder = recorder
-        self._reporter = reporter
         self._numbers = numbers
         self.begin_loop()
 
@@ -77,15 +80,15 @@ class Submitter:
                 raise run.failure
             run.take_next()
             give_up_at = min(give_up_at, anyio.current_time() + run.batch.seconds)
-            self._reporter.report(run.event("submitting"))
+            run.tell(RunSubmitting)
             answer = await self._post(run, attempt)
             if isinstance(answer, Generation):
                 return answer
             if is_refusal(answer) and not self._account.cannot_fit(kind):
-                self._reporter.report(run.event("refused", answer))
+                run.tell(RunRefused, answer)
             elif may_try_again(answer) and anyio.current_time() < give_up_at:
                 run.place = next(self._numbers)  # behind the others: each of them may as well try
-                self._reporter.report(run.event("unreachable", answer))
+                run.tell(RunUnreachable, answer)
             else:
                 raise answer
 
@@ -197,7 +200,8 @@ class Submitter:
         run.submitted.append(answer.id)
         run.begin_timeout(anyio.current_time())
         saved = await self._recorder.accept(run.record, attempt, answer.id)
-        self._reporter.report(run.event("submitted"))
+        run.tell(RunSubmitted)
+        run.tell(RunStateChanged)
         return saved
 
 

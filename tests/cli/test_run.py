@@ -25,7 +25,14 @@ from luma_poll._cli.prompts import Line, ranges
 from luma_poll._cli.results import Result
 from luma_poll._cli.runs import Runs, RunTable
 from luma_poll._client.generations import Generations
-from luma_poll._running.run_events import RunEvent
+from luma_poll.events import (
+    Run,
+    RunBegan,
+    RunEvent,
+    RunRefused,
+    RunSubmitted,
+    RunSubmitting,
+)
 from tests.cli.support import COMMAND, Cli, event, ids_of, lines, on_a_terminal, started
 from tests.fakes import ID, snapshot
 
@@ -327,18 +334,19 @@ def runs_of(*numbers: int, path: str = "p.txt", journal: str | None = None) -> R
     return Runs(found, path, ["--max-running", "2"], journal)
 
 
-def step(runs: Runs, index: int, name: Any, **fields: Any) -> None:
-    runs.on_run(RunEvent(index, name, runs.lines[index].request, 1, **fields))
+def step(runs: Runs, index: int, kind: type[RunEvent], *details: Any, of: Any = None) -> None:
+    run = Run(index, runs.lines[index].request, None, ())
+    runs.on_run(kind(run, 1, of, *details))  # type: ignore[arg-type]
 
 
 def test_what_is_left_is_exact() -> None:
     """A refused submission was not accepted; one without an answer may have been."""
     runs = runs_of(1, 2, 4, 5, 6, 9)
-    step(runs, 0, "submitting")
-    step(runs, 0, "submitted", generation=snapshot("queued"))
-    step(runs, 1, "submitting")
-    step(runs, 1, "refused", error=APIConnectionError("full"))
-    step(runs, 2, "submitting")
+    step(runs, 0, RunSubmitting)
+    step(runs, 0, RunSubmitted, of=snapshot("queued"))
+    step(runs, 1, RunSubmitting)
+    step(runs, 1, RunRefused, APIConnectionError("full"))
+    step(runs, 2, RunSubmitting)
     runs.end(Result("x", None, APIConnectionError("no"), request=runs.lines[4].request))
     told = list(runs.after_interrupt())
     assert told == [
@@ -388,19 +396,16 @@ def test_a_row_follows_its_run() -> None:
     table = RunTable(("prompt",), None)
     request, other = {"prompt": "fox"}, {"prompt": "owl", "key": "order-17"}
 
-    def show(name: Any, of: Any = request, **fields: Any) -> None:
-        number = int(of is other)
-        table.on_run(RunEvent(number, name, of, 1, **fields))
-
+    runs = [Run(0, request, None, ()), Run(1, other, "order-17", ())]
     table.expect(3)
-    show("begun")
-    show("begun", other)
-    show("submitting")
-    show("refused", error=APIConnectionError("full"))
+    table.on_run(RunBegan(runs[0], 1, None))
+    table.on_run(RunBegan(runs[1], 1, None))
+    table.on_run(RunSubmitting(runs[0], 1, None))
+    table.on_run(RunRefused(runs[0], 1, None, APIConnectionError("full")))
     assert re.search(r"fox +. waiting APIConnectionError +0 +1$", lines(table)[1])
     assert lines(table)[-1] == "0 done, 0 running, 3 waiting; 0 submissions, 1 refusals"
-    show("submitting")
-    show("submitted", generation=snapshot("queued"))
+    table.on_run(RunSubmitting(runs[0], 1, None))
+    table.on_run(RunSubmitted(runs[0], 1, snapshot("queued")))
     table.on_poll(event("processing"))
     table.on_poll(event("processing", id="of nobody"))
     assert re.search(r"fox +. processing +\d\.\d s +1 +1$", lines(table)[1])
@@ -417,7 +422,7 @@ def test_a_row_follows_its_run() -> None:
 def test_a_prompt_cannot_command_the_terminal() -> None:
     """It comes from a file that somebody else may have written."""
     table = RunTable(("prompt",), None)
-    table.on_run(RunEvent(0, "begun", {"prompt": "\x1b[2Jfox [red]"}, 1))
+    table.on_run(RunBegan(Run(0, {"prompt": "\x1b[2Jfox [red]"}, None, ()), 1, None))
     assert "\\u001b[2Jfox [red]" in lines(table, width=100)[1]
 
 
