@@ -18,7 +18,6 @@ from luma_poll._api.translation import translate_error
 from luma_poll._fleet.ledger import OUT_OF_REACH, Accepted, Ledger, Permit, Unknown
 from luma_poll._logging import fields, logger
 from luma_poll._running.account import is_full
-from luma_poll._running.resubmission import may_try_again
 from luma_poll.errors import (
     APIError,
     ConfigurationError,
@@ -111,7 +110,7 @@ class Submitter:
                 outcome = await asyncio.shield(attempted)
             if isinstance(outcome, Unknown):
                 return _unknown(key, request)
-            if not isinstance(outcome, APIError) or not may_try_again(outcome):
+            if not isinstance(outcome, APIError) or not outcome.retryable:
                 return outcome
             if isinstance(outcome, RateLimitError):
                 self.gate.close(max(outcome.retry_after or 5.0, 1.0), until_an_end=is_full(outcome))
