@@ -126,6 +126,7 @@ WINGS = {
         "resubmission",
         "batch",
         "run",
+        "standstill",
         "submitter",
         "runner",
     ],
