@@ -8,7 +8,7 @@ from typing import Annotated
 import anyio
 import typer
 
-from luma_poll._cli.api_client import open_client
+from luma_poll._cli.options import open_client
 from luma_poll._cli.process import orderly_exit
 from luma_poll._cli.terminal import say
 from luma_poll._polling.poller import MAX_RATE
