@@ -180,7 +180,7 @@ def _put_overview(found: Overview, journal: str | None) -> None:
 
 
 def _known(found: Overview, journal: Journal) -> list[JournalEntry]:
-    """What the journal has of these."""
+    """Return the entries that the journal has of these."""
     entries = {entry.key: entry for entry in journal.entries()}
     return [entries[key] for key in found.keys if key in entries]
 
