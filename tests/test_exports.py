@@ -104,10 +104,15 @@ WINGS = {
     "_fleet": [
         "settings",
         "liveness",
+        "trouble",
         "callbacks",
-        "ledger",
+        "capacity",
+        "tables",
+        "database",
         "ends",
-        "submit_once",
+        "ledger",
+        "results",
+        "sender",
         "worker",
     ],
     "_cli": [

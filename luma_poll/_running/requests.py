@@ -54,12 +54,17 @@ def read_request(given: object) -> Request:
             raise ConfigurationError(f"a parameter's name is a string, not {shown(name)}")
     key = params.pop("key", None)
     if key is not None:
-        _check_key(key)
+        check_key(key)
     check_prompt(params.get("prompt"))
     return Request(params, key)
 
 
-def _check_key(key: object) -> None:
+def check_key(key: object) -> str:
+    """Return a key that names a request for people and for good.
+
+    Raises:
+        ConfigurationError: It cannot be one.
+    """
     if not isinstance(key, str) or not key.strip():
         raise ConfigurationError(f"a key is a string that is not blank, not {shown(key)}")
     if len(key) > MAX_KEY_LENGTH:
@@ -68,3 +73,6 @@ def _check_key(key: object) -> None:
         key.encode()
     except UnicodeEncodeError:
         raise ConfigurationError(f"a key is text, not {shown(key)}") from None
+    if "\0" in key:
+        raise ConfigurationError(f"a key is text, not {shown(key)}")
+    return key
