@@ -132,7 +132,9 @@ def run(settings: dict[str, Any], parent: socket.socket) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     logging.basicConfig(
-        format="%(asctime)s %(process)d %(message)s", level=settings.get("level", "WARNING"), force=True
+        format="%(asctime)s %(process)d %(message)s",
+        level=settings.get("level", "WARNING"),
+        force=True,
     )
     luma_poll.dbos.RESULT_INTERVAL = settings.get("result_every", 0.2)
     callbacks.PAUSES = tuple(settings.get("pauses", callbacks.PAUSES))
