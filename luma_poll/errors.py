@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luma_poll._redaction import redact
+from luma_poll._texts import encodable, one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,7 @@ class LumaError(Exception):
     """Root of all errors raised by luma-poll."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        super().__init__(_safe(message))
 
     # The default would call the class with `args`, which our keyword-only fields make impossible.
     def __reduce__(self) -> tuple[Callable[..., LumaError], tuple[Any, ...]]:
@@ -51,6 +52,11 @@ class LumaError(Exception):
         if "__notes__" in state:
             state["__notes__"] = list(state["__notes__"])
         return _rebuild, (type(self), self.args, state, cause)
+
+
+def _safe(message: str) -> str:
+    """One line without secrets: a log, a terminal and a header can show it."""
+    return redact(one_line(encodable(message)))
 
 
 def _rebuild(
@@ -83,7 +89,7 @@ class APIError(LumaError):
         subject = "" if generation_id is None else f"generation {generation_id}: "
         super().__init__(subject + message)
         self.generation_id = generation_id
-        self.message: str = redact(message)
+        self.message: str = _safe(message)
 
     @property
     def may_have_been_accepted(self) -> bool:
@@ -139,6 +145,8 @@ class APIStatusError(APIError):
         request_id: `X-Request-Id`, which Luma's support asks for, or None.
         retry_after: Seconds to wait before the next request (`Retry-After`), or None.
         retryable: True if the same request may succeed later.
+        in_api_words: False if the answer lacks the API's own `{"detail": ...}`. Then a gateway or
+            a proxy in between may have given it, and the status may say nothing of the generation.
         hint: Advice for every error of this class, which its message ends with; may be empty.
     """
 
@@ -153,12 +161,14 @@ class APIStatusError(APIError):
         request_id: str | None = None,
         retry_after: float | None = None,
         generation_id: str | None = None,
+        in_api_words: bool = True,
     ) -> None:
         super().__init__(message, generation_id=generation_id)
         self.status_code = status_code
         self.detail: str | None = None if detail is None else redact(detail)
         self.request_id = request_id
         self.retry_after = retry_after
+        self.in_api_words = in_api_words
         self.retryable: bool = status_code in _RETRYABLE_STATUSES or status_code >= 500
 
 

@@ -39,6 +39,7 @@ def test_every_public_name_is_documented(name: str) -> None:
 BASE = [
     "_version",
     "_redaction",
+    "_texts",
     "errors",
     "models",
     "_logging",
@@ -56,7 +57,7 @@ ABOVE = {
     "_running": ["_journal", "_polling"],
     "_sync": ["_client", "_downloads", "_journal", "_polling", "_running"],
     "opentelemetry": ["_polling", "_running", "_sync"],
-    "typing": ["_polling", "_running"],
+    "typing": ["_journal", "_polling", "_running"],
     "problems": [],
     "_fastapi": [],
     "_fleet": ["_journal", "_polling", "_running"],
@@ -64,6 +65,8 @@ ABOVE = {
     "fastapi": ["_client", "_fastapi", "_journal", "_polling", "_running", "problems"],
     "sync": ["_downloads", "_journal", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
+    "testing": ["_client", "_polling", "_running", "sandbox"],
+    "mcp": ["_client", "_journal", "_polling", "_running"],
     "_cli": ["_client", "_downloads", "_journal", "_polling", "_running", "dbos", "sandbox"],
     "__main__": ["_cli"],
 }
@@ -71,7 +74,7 @@ ABOVE = {
 
 WINGS = {
     "_tasks": ["event_loops", "heap", "alarm", "each"],
-    "_api": ["headers", "answers", "parameters", "translation"],
+    "_api": ["headers", "media_types", "answers", "parameters", "translation"],
     "_downloads": ["media", "files", "storage", "output", "download"],
     "_client": ["transport", "http_client", "connections", "exchange", "generations", "client"],
     "_polling": [
@@ -85,7 +88,16 @@ WINGS = {
         "poll_result",
         "poller",
     ],
-    "_journal": ["fingerprint", "store", "steps", "journal", "recorder"],
+    "_journal": [
+        "fingerprint",
+        "entry",
+        "database",
+        "transitions",
+        "store",
+        "steps",
+        "journal",
+        "recorder",
+    ],
     "_running": [
         "account",
         "room",

@@ -290,7 +290,52 @@ async def test_a_redirect_is_an_error_and_the_key_stays_here(method: str) -> Non
 async def test_not_modified_is_no_redirect() -> None:
     """A cache in between says so; the base URL is not at fault."""
     error = await error_for(httpx.Response(304))
-    assert str(error) == f"generation {ID}: HTTP 304 Not Modified."
+    assert type(error) is InvalidResponseError
+    assert error.retryable
+    assert "HTTP 304 Not Modified: a cache in between" in str(error)
+    assert "base URL" not in str(error)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("body", "headers", "words"),
+    [
+        (b"", {}, "not in the API's words, without any text."),
+        (
+            b"<html><title>404 Not Found</title><h1>default  backend</h1></html>",
+            {"Server": "nginx/1.25"},
+            "from the server 'nginx/1.25', a page with the title '404 Not Found', saying "
+            "'default backend'.",
+        ),
+        (b"<script>let key = 1</script>Just a moment&hellip;", {}, "saying 'Just a moment\u2026'."),
+        (b'{"message": "no Route matched"}', {}, """saying '{"message": "no Route matched"}'."""),
+        (b'{"detail": null}', {}, """saying '{"detail": null}'."""),
+        (b"<p>\x1b[2J\r\nhttps://x/y?token=abc</p>", {}, r"saying '\x1b[2J https://x/y?..."),
+        (b"<" * 100_000, {}, "saying '" + "<" * 200 + "'."),
+        (f"Not allowed: {TOKEN}".encode(), {}, "saying 'Not allowed: ...'."),
+    ],
+)
+@pytest.mark.parametrize("status", [404, 403, 502])
+async def test_a_foreign_answer_names_who_gave_it(
+    body: bytes, headers: dict[str, str], words: str, status: int
+) -> None:
+    """Server, title and some text, safe to show; and no advice about the id or the key."""
+    error = await error_for(httpx.Response(status, content=body, headers=headers))
+    assert isinstance(error, APIStatusError)
+    assert not error.in_api_words
+    assert words in str(error)
+    assert "Check the id" not in str(error)
+    assert len(str(error)) < 600
+    assert ("proxy or gateway" in str(error)) == (status < 500)
+
+
+@pytest.mark.anyio
+async def test_a_foreign_answer_never_shows_a_part_of_the_key() -> None:
+    """The key is longer than what is kept of a text, and the text is cut in the middle of it."""
+    page = b"x" * 795 + b" " + TOKEN.encode()
+    for body in (page, b"https://x/?" + b"y" * 780 + b" " + TOKEN.encode()):
+        error = await error_for(httpx.Response(403, content=body))
+        assert "luma" not in str(error)
 
 
 # --- Retry-After ---------------------------------------------------------------------------------
@@ -339,6 +384,33 @@ async def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | Non
     headers = {"Retry-After": value, "Date": http_date(0)}
     error = await error_for(httpx.Response(429, headers=headers))
     assert type(error) is RateLimitError
+    assert error.retry_after == seconds
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ([("Retry-After", "5"), ("Retry-After", "60")], 60.0),
+        ([("Retry-After", "60"), ("Retry-After", "5")], 60.0),
+        ([("Retry-After", "5, 60")], 60.0),
+        ([("Retry-After", "soon"), ("Retry-After", "-1"), ("Retry-After", "7")], 7.0),
+        ([("Retry-After", http_date(90)), ("Retry-After", "7")], 90.0),
+        ([("Retry-After", "7"), ("Retry-After", http_date(90))], 90.0),
+        ([("Retry-After-Ms", "1500")], 1.5),
+        ([("Retry-After-Ms", "500"), ("Retry-After", "7")], 0.5),
+        ([("Retry-After-Ms", "0"), ("Retry-After", "7")], 0.0),
+        ([("Retry-After-Ms", "1e9")], 120.0),
+        *[([("Retry-After-Ms", bad), ("Retry-After", "7")], 7.0) for bad in ("-1", "nan", "x", "")],
+        ([("Retry-After", "1," * 30_000)], 1.0),
+    ],
+)
+async def test_of_several_hints_one_counts(
+    headers: list[tuple[str, str]], seconds: float | None
+) -> None:
+    """A proxy may add its own: the longest valid one; milliseconds go first, as in the SDK."""
+    answer = httpx.Response(429, headers=[*headers, ("Date", http_date(0))])
+    error = await error_for(answer)
     assert error.retry_after == seconds
 
 
@@ -809,7 +881,27 @@ async def test_an_error_status_counts_although_its_body_is_of_no_use(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip"])
+@pytest.mark.parametrize(
+    ("encoding", "zipped"),
+    [
+        *[(name, False) for name in ("", "identity", "Identity ", "utf-8", "aws-chunked", ",")],
+        *[(name, True) for name in ("gzip", "x-gzip", "identity, gzip", "GZIP,identity")],
+    ],
+)
+async def test_a_content_encoding_is_a_list_in_which_some_names_say_nothing(
+    encoding: str, zipped: bool
+) -> None:
+    """What is no coding leaves the bytes as they are."""
+    body = gzip.compress(OK.content) if zipped else OK.content
+    answer = httpx.Response(
+        200, stream=httpx.ByteStream(body), headers={"Content-Encoding": encoding}
+    )
+    client = connected(lambda request: answer)
+    assert (await client.generations.get(ID)).id == ID
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip", "utf-8, br"])
 async def test_an_encoding_that_was_not_asked_for_is_an_unreadable_answer(encoding: str) -> None:
     """Only gzip is asked for, which can be decoded bit by bit."""
     answer = httpx.Response(200, stream=Endless(b"x"), headers={"Content-Encoding": encoding})
