@@ -549,6 +549,19 @@ class Fleet:
             raise ConfigurationError("this process is no worker: use `async with fleet:`")
         await self._worker.drained.wait()
 
+    def is_well(self, within: float = 30.0) -> bool:
+        """Say if this worker has looked after itself within so many seconds, for health checks.
+
+        It is about this process alone: a worker without its database is well, and waits for it.
+        """
+        worker = self._worker
+        return worker is not None and anyio.current_time() - worker.looked <= within
+
+    @property
+    def name(self) -> str:
+        """The name of the fleet."""
+        return self._name
+
     @property
     def worker_id(self) -> str | None:
         """The id of this worker; None if this process is none."""

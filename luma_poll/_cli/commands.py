@@ -26,6 +26,7 @@ from luma_poll._cli.submissions import Prompt, Submissions, read_params, read_su
 from luma_poll._cli.terminal import err, out, put_line, say, say_lines
 from luma_poll._cli.waiting import Batch, wait_for
 from luma_poll._cli.waiting import watch as watch_changes
+from luma_poll._cli.fleet_command import fleet
 from luma_poll._cli.worker_command import worker
 from luma_poll._journal.entry import STATES, check_state
 from luma_poll._journal.journal import Journal
@@ -465,3 +466,4 @@ def sandbox(
 
 
 app.command()(worker)
+app.add_typer(fleet, name="fleet")

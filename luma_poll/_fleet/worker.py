@@ -105,7 +105,7 @@ class Worker:
         self._alive: Alive | None = None
         self._beats = 0
         self.looked = -math.inf
-        """When the worker last looked after itself, on anyio's clock: if it hangs, this is old."""
+        """When the event loop last turned, on anyio's clock: if it hangs, this is old."""
 
     def leave(self) -> None:
         """Take nothing more, finish the submissions under way, and leave the rest to the others."""
@@ -142,6 +142,7 @@ class Worker:
             sending = anyio.Event()
             self._tasks.start_soon(self._send, sending)
             self._tasks.start_soon(self._beat_forever)
+            self._tasks.start_soon(self._tick)
             self._tasks.start_soon(self._call_forever, http)
             self.ready.set()
             await self._leaving.wait()
@@ -212,7 +213,6 @@ class Worker:
     async def _beat_forever(self) -> None:
         """Beat, and do what the fleet needs, until the worker leaves."""
         while True:
-            self.looked = anyio.current_time()
             await anyio.sleep(self.settings.heartbeat * random.uniform(0.9, 1.0))
             try:
                 await self._beat()
@@ -221,6 +221,12 @@ class Worker:
                     await self._search()
             except Exception as error:  # whatever: a worker that does not beat is a dead one
                 logger.warning("no heartbeat: %s", error, extra=fields(error=error))
+
+    async def _tick(self) -> None:
+        """Prove that the event loop turns, whatever the database does."""
+        while True:
+            self.looked = anyio.current_time()
+            await anyio.sleep(1.0)
 
     async def _beat(self) -> Alive:
         self._beats += 1
