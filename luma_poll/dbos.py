@@ -23,10 +23,10 @@ from dbos import DBOS
 from luma_poll._arguments import check_count, check_generation_id, check_positive, check_prompt
 from luma_poll._client.client import LumaClient
 from luma_poll._fleet import callbacks
-from luma_poll._fleet.database import Database, FleetDatabaseError
 from luma_poll._fleet.ends import from_json, to_json, unknown
+from luma_poll._fleet.engine import Database, FleetDatabaseError
 from luma_poll._fleet.ledger import STATES, FleetState, Ledger, Limits
-from luma_poll._fleet.results import Results
+from luma_poll._fleet.lookups import Results
 from luma_poll._fleet.settings import SCHEMA, database_of_dbos, fleet_config, is_in_workflow
 from luma_poll._fleet.tables import check_name
 from luma_poll._fleet.worker import Client, Settings, Worker

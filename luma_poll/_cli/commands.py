@@ -15,6 +15,7 @@ from luma_poll._arguments import check_generation_id
 from luma_poll._cli.api_client import open_client
 from luma_poll._cli.exit_codes import HELP, exit_code
 from luma_poll._cli.fetching import fetch_all
+from luma_poll._cli.fleet_command import fleet
 from luma_poll._cli.journals import after_resolve, open_journal, put_entries
 from luma_poll._cli.process import orderly_exit, run_app
 from luma_poll._cli.prompts import read_requests
@@ -26,7 +27,6 @@ from luma_poll._cli.submissions import Prompt, Submissions, read_params, read_su
 from luma_poll._cli.terminal import err, out, put_line, say, say_lines
 from luma_poll._cli.waiting import Batch, wait_for
 from luma_poll._cli.waiting import watch as watch_changes
-from luma_poll._cli.fleet_command import fleet
 from luma_poll._cli.worker_command import worker
 from luma_poll._journal.entry import STATES, check_state
 from luma_poll._journal.journal import Journal

@@ -249,7 +249,9 @@ def limits(
     }
     with orderly_exit():
         lift = [name for name, text in given.items() if text == "none"]
-        values = {name: _number(name, text) for name, text in given.items() if text and text != "none"}
+        values = {
+            name: _number(name, text) for name, text in given.items() if text and text != "none"
+        }
         _ask(database, queue, schema, lambda fleet: fleet.set_limits(**values, lift=lift))
 
 

@@ -14,7 +14,7 @@ from luma_poll._cli.api_client import open_client
 from luma_poll._cli.fleet_command import open_fleet
 from luma_poll._cli.health import serve_health
 from luma_poll._cli.process import orderly_exit
-from luma_poll._cli.terminal import LogHandler, say
+from luma_poll._cli.terminal import LogHandler
 
 SECRETS = "LUMA_CALLBACK_SECRETS"
 
@@ -105,7 +105,6 @@ async def _work(fleet: object, health_port: int | None) -> int | None:
             tasks.start_soon(heed)
             if health_port is not None:
                 tasks.start_soon(serve_health, fleet, health_port)
-            say(f"Worker {fleet.worker_id} of the fleet {fleet.name!r} is ready; Ctrl-C stops it.")
             await fleet.drained()
             tasks.cancel_scope.cancel()
     return ended[0] if ended else None

@@ -24,8 +24,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from luma_poll._fleet.capacity import account_of, facts_of
-from luma_poll._fleet.database import Database, FleetDatabaseError
 from luma_poll._fleet.ends import event_of, message_id, to_json, unknown
+from luma_poll._fleet.engine import Database, FleetDatabaseError
 from luma_poll._fleet.tables import SCHEMA
 from luma_poll._polling.poller import MAX_RATE
 from luma_poll._running.account import Account, Kind

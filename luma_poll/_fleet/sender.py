@@ -293,7 +293,7 @@ def _is_of_the_request(error: LumaError) -> bool:
         and not error.may_have_been_accepted
         and not error.retryable
         and not ends_all(error)
-        and (error.detail is not None or error.status_code == 413)
+        and (error.in_api_words or error.status_code == 413)
     )
 
 

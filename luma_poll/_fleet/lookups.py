@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from luma_poll._fleet.database import FleetDatabaseError
+from luma_poll._fleet.engine import FleetDatabaseError
 from luma_poll._fleet.ledger import UNDER_WAY, Ledger
 from luma_poll._logging import fields, logger
 
