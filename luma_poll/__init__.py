@@ -1,6 +1,8 @@
 """Wait for Luma generations, done right."""
 
+from luma_poll._api.media_reference import media
 from luma_poll._client.client import LumaClient
+from luma_poll._client.uploads import UploadProgress
 from luma_poll._downloads.output import DownloadProgress
 from luma_poll._journal.entry import JournalEntry
 from luma_poll._journal.journal import Journal
@@ -44,6 +46,7 @@ from luma_poll.errors import (
     SubmissionUnknownError,
     UnprocessableEntityError,
     UnsupportedFormatError,
+    UploadError,
 )
 from luma_poll.models import Generation, GenerationOutput, OutputLayer
 
@@ -93,5 +96,8 @@ __all__ = [
     "SubmissionUnknownError",
     "UnprocessableEntityError",
     "UnsupportedFormatError",
+    "UploadError",
+    "UploadProgress",
     "__version__",
+    "media",
 ]

@@ -15,6 +15,7 @@
     │   ├── OutputNotFoundError · ImageTooLargeError · UnsupportedFormatError
     │   └── CorruptInputError · InvalidRequestError · GenerationRateLimitedError
     ├── DownloadError
+    ├── UploadError
     ├── JournalError
     ├── SubmissionLimitError
     ├── SubmissionUnknownError
@@ -350,6 +351,24 @@ class DownloadError(LumaError):
         super().__init__(f"download of generation {generation_id} to {path}: {message}.")
         self.generation_id = generation_id
         self.path = path
+        self.retryable = retryable
+
+
+class UploadError(LumaError):
+    """A file could not be uploaded. Nothing was submitted, and an upload is not billed.
+
+    Attributes:
+        name: The name of the file; `bytes` if it has none.
+        file_id: The id of the file that is not complete, or None.
+        retryable: True if the same call may succeed later.
+    """
+
+    def __init__(
+        self, message: str, *, name: str = "", file_id: str | None = None, retryable: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.name = name
+        self.file_id = file_id
         self.retryable = retryable
 
 

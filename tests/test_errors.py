@@ -48,6 +48,7 @@ from luma_poll import (
     SubmissionUnknownError,
     UnprocessableEntityError,
     UnsupportedFormatError,
+    UploadError,
 )
 from luma_poll._api.translation import translate_error
 from luma_poll._redaction import redact
@@ -82,6 +83,7 @@ TREE: dict[type[LumaError], tuple[type[BaseException], ...]] = {
     InvalidRequestError: (GenerationError,),
     GenerationRateLimitedError: (GenerationError,),
     DownloadError: (LumaError,),
+    UploadError: (LumaError,),
     SubmissionLimitError: (LumaError,),
     JournalError: (LumaError,),
     SubmissionUnknownError: (LumaError,),

@@ -51,7 +51,7 @@ BASE = [
 
 ABOVE = {
     "_downloads": [],
-    "_client": ["_downloads"],
+    "_client": ["_downloads", "_polling"],
     "_polling": [],
     "_journal": [],
     "_running": ["_journal", "_polling"],
@@ -74,9 +74,25 @@ ABOVE = {
 
 WINGS = {
     "_tasks": ["event_loops", "heap", "alarm", "each"],
-    "_api": ["headers", "media_types", "answers", "parameters", "translation"],
-    "_downloads": ["media", "files", "storage", "output", "download"],
-    "_client": ["transport", "http_client", "connections", "exchange", "generations", "client"],
+    "_api": [
+        "headers",
+        "media_types",
+        "answers",
+        "parameters",
+        "media_reference",
+        "request_body",
+        "translation",
+    ],
+    "_downloads": ["media", "files", "storage", "output", "download", "put"],
+    "_client": [
+        "transport",
+        "http_client",
+        "connections",
+        "exchange",
+        "generations",
+        "uploads",
+        "client",
+    ],
     "_polling": [
         "schedules",
         "plan",

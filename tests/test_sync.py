@@ -229,7 +229,7 @@ def test_errors_are_those_of_the_async_poller(poller: SyncPoller) -> None:
         poller.get(ID)
     names = [frame.name for frame in traceback.extract_tb(missing.value.__traceback__)]
     assert names[0] == "test_errors_are_those_of_the_async_poller"
-    assert names[-1] == "request"
+    assert names[-1] == "answer"
     assert missing.value.generation_id == ID
     slow = poller.create("a fox sandbox:duration=600000")
     with pytest.raises(PollTimeoutError) as timed_out:

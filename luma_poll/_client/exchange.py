@@ -11,7 +11,7 @@ import httpx
 from luma_poll._api.answers import note_answer, read_generation
 from luma_poll._api.headers import rate_limit, retry_after
 from luma_poll._api.translation import status_error, translate_error
-from luma_poll._client.connections import Connections
+from luma_poll._client.connections import Answer, Connections
 from luma_poll._version import __version__
 from luma_poll.errors import APITimeoutError
 from luma_poll.models import Generation
@@ -50,6 +50,11 @@ class Session:
         view._timeout = timeout
         return view
 
+    @property
+    def connections(self) -> Connections:
+        """The connections of the client."""
+        return self._connections
+
     async def request(
         self, method: str, path: str, *, body: bytes | None = None, generation_id: str | None = None
     ) -> Generation:
@@ -57,6 +62,24 @@ class Session:
 
         Raises:
             APIError: There was no usable answer, or it was an error.
+            ConfigurationError: The connections are in use in another event loop.
+        """
+        answer = await self.answer(method, path, body=body, generation_id=generation_id)
+        snapshot = read_generation(answer.content, generation_id)
+        return note_answer(
+            snapshot,
+            date=answer.headers.get("Date"),
+            retry_after=retry_after(answer.headers),
+            rate_limit=rate_limit(answer.headers),
+        )
+
+    async def answer(
+        self, method: str, path: str, *, body: bytes | None = None, generation_id: str | None = None
+    ) -> Answer:
+        """Send one request, and return its answer, which is a success.
+
+        Raises:
+            APIError: There was no answer, or it was an error.
             ConfigurationError: The connections are in use in another event loop.
         """
         to_send = self._headers
@@ -91,10 +114,4 @@ class Session:
             raise status_error(
                 answer, generation_id, secrets=[self._token], base_url=self._base_url
             )
-        snapshot = read_generation(answer.content, generation_id)
-        return note_answer(
-            snapshot,
-            date=answer.headers.get("Date"),
-            retry_after=retry_after(answer.headers),
-            rate_limit=rate_limit(answer.headers),
-        )
+        return answer

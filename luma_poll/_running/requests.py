@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from luma_poll._arguments import check_prompt, shown
+import anyio.to_thread
+
+from luma_poll._api.media_reference import LocalMedia
+from luma_poll._api.request_body import holds_media, local_media, read_params
+from luma_poll._arguments import shown
 from luma_poll._running.account import Kind
 from luma_poll.errors import ConfigurationError
 
@@ -26,8 +30,13 @@ class Request:
         key: What the caller calls it, or None.
     """
 
-    params: Mapping[str, Any]
+    params: Mapping[str, Any] = field(repr=False)
     key: str | None
+
+    @property
+    def local_media(self) -> list[LocalMedia]:
+        """The files, bytes and images among its parameters."""
+        return local_media(self.params)
 
     @property
     def kind(self) -> Kind:
@@ -42,21 +51,24 @@ def read_request(given: object) -> Request:
         ConfigurationError: It is unusable.
     """
     if isinstance(given, str):
-        return Request({"prompt": check_prompt(given)}, None)
+        return Request(read_params({"prompt": given}), None)
     if not isinstance(given, Mapping):
         raise ConfigurationError(
             "a request is a prompt or a mapping of the parameters of generations.create, "
             f"not {type(given).__name__}"
         )
-    params = {name: value for name, value in given.items() if value is not None}
-    for name in params:
-        if not isinstance(name, str):
-            raise ConfigurationError(f"a parameter's name is a string, not {shown(name)}")
+    params = dict(given)
     key = params.pop("key", None)
     if key is not None:
         check_key(key)
-    check_prompt(params.get("prompt"))
-    return Request(params, key)
+    return Request(read_params(params), key)
+
+
+async def read_request_async(given: object) -> Request:
+    """Check a request of a batch; in a thread if there are files to look at."""
+    if isinstance(given, Mapping) and holds_media(given):
+        return await anyio.to_thread.run_sync(read_request, given)
+    return read_request(given)
 
 
 def check_key(key: object) -> str:

@@ -10,8 +10,9 @@ from itertools import count
 from typing import Any, Unpack
 
 import anyio
+import anyio.to_thread
 
-from luma_poll._api.parameters import CreateParams
+from luma_poll._api.parameters import CreateParams, explicit
 from luma_poll._arguments import USE_DEFAULT, UseDefault, check_count, check_timeout, shown
 from luma_poll._journal.fingerprint import fingerprint
 from luma_poll._journal.journal import Journal
@@ -22,7 +23,7 @@ from luma_poll._polling.poller import Poller, SupportsGenerations, without_retri
 from luma_poll._running.account import Account
 from luma_poll._running.batch import Batch
 from luma_poll._running.outstanding import Outstanding
-from luma_poll._running.requests import AnyRequest, read_request
+from luma_poll._running.requests import AnyRequest, read_request_async
 from luma_poll._running.resubmission import pause_before_next
 from luma_poll._running.run import Run
 from luma_poll._running.run_events import RunReporter
@@ -125,9 +126,10 @@ class Runner:
         """
         return self._outstanding.requests
 
+    @explicit
     async def run(
         self,
-        prompt: str,
+        prompt: str | None = None,
         *,
         timeout: float | UseDefault | None = USE_DEFAULT,
         key: str | None = None,
@@ -163,7 +165,7 @@ class Runner:
         """
         seconds = check_timeout(timeout, self._poller.timeout)
         extras: dict[str, Any] = {**params} if key is None else {**params, "key": key}
-        given: AnyRequest = {"prompt": prompt, **extras} if extras else prompt
+        given: AnyRequest = {"prompt": prompt, **extras} if extras or prompt is None else prompt
         result = await Batch(self._result, seconds).run(given)
         if result.error is not None:
             raise result.error
@@ -258,12 +260,16 @@ class Runner:
 
     async def _perform(self, run: Run) -> Generation:
         """Submit and wait, again as often as `max_attempts` allows."""
-        run.request = read_request(run.given)
+        run.request = await read_request_async(run.given)
         if self._loop.enter():
             self._begin_loop()
         if self._recorder.is_on:
             params = run.request.params
-            digest = fingerprint(params)
+            digest = (
+                await anyio.to_thread.run_sync(fingerprint, params)
+                if run.request.local_media
+                else fingerprint(params)
+            )
             key = run.batch.key_of(digest) if run.request.key is None else run.request.key
             run.record = Record(key, digest, params)
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from inspect import signature
 from itertools import count
 from typing import Any
@@ -11,6 +12,7 @@ import anyio
 import anyio.lowlevel
 
 from luma_poll._api.answers import as_generation, snapshot_rate_limit
+from luma_poll._api.request_body import encoded, uploaded
 from luma_poll._api.translation import translate_error, warn_if_accepted
 from luma_poll._arguments import check_generation_id
 from luma_poll._journal.recorder import Recorder
@@ -61,6 +63,9 @@ class Submitter:
     async def submit(self, run: Run, attempt: int) -> Generation:
         """Submit it in its turn, and where it was refused, in its next one."""
         self._check(run.request)
+        upload = getattr(getattr(self._client, "files", None), "upload_once", None)
+        params = await uploaded(run.request.params, upload)  # it may take long: before its turn
+        run.request = replace(run.request, params=params)
         kind, give_up_at = run.request.kind, math.inf
         while True:
             run.batch.check()
@@ -149,7 +154,8 @@ class Submitter:
 
     async def _create(self, request: Request) -> Generation | APIError:
         try:
-            return _checked(as_generation(await self._client.generations.create(**request.params)))
+            params = await encoded(request.params)
+            return _checked(as_generation(await self._client.generations.create(**params)))
         except Exception as error:
             translated = translate_error(error)
             if translated is None:

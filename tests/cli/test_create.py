@@ -21,7 +21,7 @@ from luma_poll import (
     RateLimitError,
     ServerError,
 )
-from luma_poll._client.generations import Generations
+from luma_poll._client.generations import Generations, retried
 from tests.cli.support import COMMAND, Cli, interrupt
 from tests.fakes import snapshot
 
@@ -172,7 +172,7 @@ def test_a_value_that_json_cannot_write_is_refused(cli: Cli) -> None:
     """Before anything is sent."""
     told = cli("create", "a fox", "--param", "seed=NaN")
     assert told.code == 2
-    assert told.err.startswith("Error: the parameters are not JSON")
+    assert told.err.startswith("Error: seed is nan, which is not JSON")
 
 
 def test_a_file_has_a_prompt_a_line(cli: Cli, prompts: str, sent: Sent) -> None:
@@ -335,12 +335,11 @@ def test_a_refusal_for_now_is_waited_out(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompts: str
 ) -> None:
     """The API does not take a whole file of prompts at once, so a 429 is tried again."""
-    monkeypatch.setattr("luma_poll._client.generations._backoff", lambda attempt: 0.0)
+    monkeypatch.setattr("luma_poll._client.generations.backoff", lambda attempt: 0.0)
     tries: list[None] = []
-    request = Generations._retried
 
     async def busy(
-        self: Generations, send: Callable[[], Awaitable[Generation]], retryable: Any
+        send: Callable[[], Awaitable[Generation]], retryable: Any, max_retries: int
     ) -> Generation:
         async def try_to_send() -> Generation:
             tries.append(None)
@@ -348,9 +347,9 @@ def test_a_refusal_for_now_is_waited_out(
                 raise RateLimitError("HTTP 429.", status_code=429)
             return await send()
 
-        return await request(self, try_to_send, retryable)
+        return await retried(try_to_send, retryable, max_retries)
 
-    monkeypatch.setattr(Generations, "_retried", busy)
+    monkeypatch.setattr("luma_poll._client.generations.retried", busy)
     told = cli("create", "--file", prompts)
     assert (told.code, told.out.count("\n"), len(tries)) == (0, 3, 7)
 
