@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,10 +18,13 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 import anyio
+import anyio.to_thread
 import sqlalchemy as sa
 from dbos import DBOS
 
-from luma_poll._arguments import check_count, check_generation_id, check_positive, check_prompt
+from luma_poll._api.media_reference import LocalMedia
+from luma_poll._api.request_body import local_media, read_params_async, uploaded
+from luma_poll._arguments import check_count, check_generation_id, check_positive
 from luma_poll._client.client import LumaClient
 from luma_poll._fleet import callbacks
 from luma_poll._fleet.ends import from_json, to_json, unknown
@@ -289,7 +293,8 @@ class Fleet:
             callback: A URL that is told of the end: https, and a public address.
             timeout: Seconds that it may take from when the API has accepted it; None for no limit.
             params: The API's other parameters, as for `generations.create`. They are stored as
-                they are.
+                they are; a `Path`, bytes and the like are uploaded now, by a client that is opened
+                for it.
 
         Returns:
             A handle, as soon as it is recorded. Nothing has been sent by then.
@@ -298,7 +303,9 @@ class Fleet:
             ConfigurationError: An argument is unusable, or the key has other parameters.
             FleetDatabaseError: It is not known to be recorded: submit it again, with the same key.
         """
-        values = self._checked(prompt, key, max_attempts, callback, timeout, params)
+        checked = await read_params_async({"prompt": prompt, **params})
+        options = self._options(key, max_attempts, callback, timeout)
+        values = await self._values(checked, options)
         if not await self._as_step("luma_poll.submit", self._add, values):
             raise ConfigurationError(
                 f"something else was submitted under the key {key!r}: a key belongs to one "
@@ -306,14 +313,8 @@ class Fleet:
             )
         return self.handle(key)
 
-    def _checked(
-        self,
-        prompt: object,
-        key: object,
-        max_attempts: object,
-        callback: str | None,
-        timeout: object,
-        params: Mapping[str, Any],
+    def _options(
+        self, key: object, max_attempts: object, callback: str | None, timeout: object
     ) -> dict[str, Any]:
         name = check_key(key)
         if len(name.encode()) > MAX_KEY_BYTES:
@@ -324,23 +325,41 @@ class Fleet:
         seconds = check_positive("timeout", timeout)
         if callback is not None:
             callbacks.check_url(callback, allow_private=self._settings.allow_private)
-        request = {"prompt": check_prompt(prompt)}
-        request |= {name: value for name, value in params.items() if value is not None}
-        options = {"max_attempts": attempts, "callback": callback, "timeout": seconds}
-        digest = fingerprint({"request": request, "options": options})
-        text = json.dumps(request, allow_nan=False)
-        if len(text) > MAX_REQUEST_BYTES:
-            raise ConfigurationError(
-                f"the parameters have {len(text):,} bytes, more than the database is for: upload "
-                "media first, and give its URL or file_id"
-            )
         return {
             "key": name,
-            "digest": digest,
-            "request": text,
-            "kind": json.dumps(Request(request, None).kind),
-            **options,
+            "max_attempts": attempts,
+            "callback": callback,
+            "timeout": None if seconds is None or math.isinf(seconds) else seconds,
         }
+
+    async def _values(
+        self, checked: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The row of a submission. What is here is uploaded: it is nothing for a database."""
+        named = {name: value for name, value in options.items() if name != "key"}
+        digest = await anyio.to_thread.run_sync(
+            fingerprint, {"request": dict(checked), "options": named}
+        )
+        request = dict(checked)
+        if local_media(checked) and not await self._is_known(options["key"]):
+            worker = self._worker
+            if worker is not None and worker.ready.is_set():
+                request = await uploaded(checked, _upload_of(worker.client), larger_than=0)
+            else:
+                async with self._settings.open_client() as client:
+                    request = await uploaded(checked, _upload_of(client), larger_than=0)
+        text = json.dumps(request if not local_media(request) else {}, allow_nan=False)
+        if len(text) > MAX_REQUEST_BYTES:
+            raise ConfigurationError(
+                f"the parameters have {len(text):,} bytes, more than the database is for: give "
+                "media as a Path or bytes, which are uploaded, or by its URL or file_id"
+            )
+        kind = json.dumps(Request(request, None).kind)
+        return {**options, "digest": digest, "request": text, "kind": kind}
+
+    async def _is_known(self, key: str) -> bool:
+        ledger = await self._open()
+        return key in await self._reached(ledger.look, [key])
 
     async def _add(self, values: Mapping[str, Any]) -> bool:
         ledger = await self._open()
@@ -661,3 +680,11 @@ def _entry(row: Mapping[str, Any]) -> FleetEntry:
         submitted=tuple(row["submitted"]),
         failure_reason=end.get("failure_reason") or end.get("message"),
     )
+
+
+def _upload_of(client: object) -> Callable[[LocalMedia], Awaitable[str]] | None:
+    """The upload of a client; None if it has none."""
+    found: Callable[[LocalMedia], Awaitable[str]] | None = getattr(
+        getattr(client, "files", None), "upload_once", None
+    )
+    return found

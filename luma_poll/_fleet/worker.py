@@ -94,6 +94,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.id = worker_id(self.settings.worker)
+        self.client: Client
         self.poller: Poller
         self._sender: Sender
         self._tasks: TaskGroup
@@ -127,6 +128,7 @@ class Worker:
             ) as http,
             anyio.create_task_group() as self._tasks,
         ):
+            self.client = given
             client: Any = without_retries(given)
             self.poller = Poller(client, wait=settings.wait, max_rate=settings.limits.max_rate)
             self._sender = Sender(

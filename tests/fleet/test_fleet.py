@@ -319,6 +319,22 @@ async def test_calls_are_given_up(world: World, monkeypatch: pytest.MonkeyPatch)
     assert events[0]["id"] == events[2]["id"]
 
 
+async def test_files_are_uploaded_and_not_stored(world: World) -> None:
+    """Once for a key: its submission names the upload; another file under it is an error."""
+    picture = b"\x89PNG\r\n\x1a\n" + b"0" * 1000
+    for _ in range(2):
+        handle = await world.fleet.submit(
+            "at night", key="edit", type="image_edit", source=picture, timeout=30
+        )
+        assert (await handle.result()).state == "completed"
+    (entry,) = [each for each in await world.fleet.entries() if each.key == "edit"]
+    assert set(entry.request["source"]) == {"file_id"}
+    with pytest.raises(ConfigurationError, match="edit"):
+        await world.fleet.submit(
+            "at night", key="edit", type="image_edit", source=picture + b"1", timeout=30
+        )
+
+
 async def test_a_key_may_have_any_characters(world: World) -> None:
     """Also for the message of its end, whose id is a header."""
     await (await world.fleet.submit("a fox", key="zoë 狐", callback=world.hook)).result()
