@@ -81,7 +81,9 @@ WINGS = {
         "parameters",
         "media_reference",
         "request_body",
+        "evidence",
         "translation",
+        "outcomes",
     ],
     "_downloads": ["media", "files", "storage", "output", "download", "put"],
     "_client": [

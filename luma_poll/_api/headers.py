@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 MAX_RETRY_AFTER = 120.0
 """Seconds; a longer `Retry-After` counts as this. The API itself sends 60 s at most."""
+MAX_REQUEST_ID = 200
+"""Characters that are kept of `X-Request-Id`."""
 MAX_VALUES = 10
 """Values of one header that are looked at."""
 _CODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz")
@@ -42,6 +44,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             default=math.nan,
         )
     return None if math.isnan(said) else min(said, MAX_RETRY_AFTER)
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """The `X-Request-Id`, which Luma's support asks for; None if there is none."""
+    return headers.get("X-Request-Id", "")[:MAX_REQUEST_ID] or None
 
 
 def content_encoding(headers: Mapping[str, str]) -> str:

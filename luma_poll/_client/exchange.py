@@ -9,7 +9,7 @@ import anyio
 import httpx
 
 from luma_poll._api.answers import note_answer, read_generation
-from luma_poll._api.headers import rate_limit, retry_after
+from luma_poll._api.headers import rate_limit, request_id, retry_after
 from luma_poll._api.translation import status_error, translate_error
 from luma_poll._client.connections import Answer, Connections
 from luma_poll._version import __version__
@@ -71,6 +71,7 @@ class Session:
             date=answer.headers.get("Date"),
             retry_after=retry_after(answer.headers),
             rate_limit=rate_limit(answer.headers),
+            request_id=request_id(answer.headers),
         )
 
     async def answer(

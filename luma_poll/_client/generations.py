@@ -13,9 +13,9 @@ from uuid import UUID
 
 import anyio
 
+from luma_poll._api.outcomes import Accepted, submit_once
 from luma_poll._api.parameters import CreateParams, explicit
 from luma_poll._api.request_body import Upload, encoded, read_params_async, uploaded
-from luma_poll._api.translation import warn_if_accepted
 from luma_poll._arguments import check_generation_id
 from luma_poll._client.exchange import Session
 from luma_poll.errors import APIError, APIStatusError
@@ -97,11 +97,13 @@ class Generations:
         body = json.dumps(fields).encode()
         request = partial(self._session.request, "POST", "/generations", body=body)
 
-        try:
-            return await retried(request, _may_be_submitted_again, self._max_retries)
-        except APIError as error:
-            warn_if_accepted(error)
-            raise
+        async def submit() -> Generation:
+            outcome = await submit_once(request)
+            if isinstance(outcome, Accepted):
+                return outcome.generation
+            raise outcome.error
+
+        return await retried(submit, _may_be_submitted_again, self._max_retries)
 
 
 async def retried(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
@@ -23,13 +23,14 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from luma_poll._api.outcomes import Accepted, NotAccepted, Outcome
 from luma_poll._fleet.capacity import account_of, facts_of
 from luma_poll._fleet.ends import event_of, message_id, to_json, unknown
 from luma_poll._fleet.engine import Database, FleetDatabaseError
 from luma_poll._fleet.tables import SCHEMA
 from luma_poll._polling.poller import MAX_RATE
-from luma_poll._running.account import Account, Kind
-from luma_poll.errors import ConfigurationError, RateLimitError
+from luma_poll._running.account import Kind
+from luma_poll.errors import ConfigurationError
 
 FleetState: TypeAlias = Literal[
     "queued",
@@ -439,7 +440,7 @@ class Ledger:
             )
         )
 
-    def refuse(self, turn: Turn, error: RateLimitError) -> bool:
+    def refuse(self, turn: Turn, outcome: NotAccepted) -> bool:
         """Record a 429, and tell the account: nobody has a turn in between.
 
         Returns:
@@ -450,7 +451,7 @@ class Ledger:
             now = self.database.now(connection)
             account = account_of(fleet.account, *self._counts(connection))
             if account._in_flight[turn.kind]:
-                account.refuse(turn.kind, now, error)
+                account.end(turn.kind, outcome, now)
             connection.execute(
                 sa.update(self._fleet).values(
                     account=facts_of(account), refusals=fleet.refusals + 1
@@ -495,26 +496,18 @@ class Ledger:
             .values(ended_at=now, refused=refused)
         )
 
-    def learn(
-        self, turn: Turn, what: Callable[[Account, Kind, float], None], *, accepted: bool = False
-    ) -> None:
-        """Tell the account of an outcome, which is on record already.
-
-        Args:
-            turn: The turn.
-            what: Takes the account, the kind and the time, and tells it.
-            accepted: It runs.
-        """
+    def learn(self, turn: Turn, outcome: Outcome) -> None:
+        """Tell the account of an outcome, which is on record already."""
         with self.database.transaction() as (connection, _):
             fleet = self._lock(connection)
             now = self.database.now(connection)
             running, in_flight = self._counts(connection)
             # As it was before: the account moves by itself what the outcome moves.
             in_flight[turn.kind] = in_flight.get(turn.kind, 0) + 1
-            if accepted:
+            if isinstance(outcome, Accepted):
                 running[turn.kind] = max(running.get(turn.kind, 0) - 1, 0)
             account = account_of(fleet.account, running, in_flight)
-            what(account, turn.kind, now)
+            account.end(turn.kind, outcome, now)
             connection.execute(sa.update(self._fleet).values(account=facts_of(account)))
 
     def _lock(self, connection: sa.Connection) -> Any:

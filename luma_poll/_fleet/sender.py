@@ -10,25 +10,27 @@ from uuid import uuid4
 import anyio
 from anyio.abc import TaskGroup
 
-from luma_poll._api.answers import as_generation, snapshot_rate_limit
+from luma_poll._api.outcomes import (
+    Accepted,
+    NotAccepted,
+    Outcome,
+    Unknown,
+    ends_all,
+    submit_once,
+)
 from luma_poll._api.translation import translate_error
-from luma_poll._arguments import check_generation_id
 from luma_poll._fleet.ends import end_of
 from luma_poll._fleet.ledger import Later, Ledger, Turn, Wait
 from luma_poll._fleet.trouble import Trouble
 from luma_poll._logging import fields, logger
-from luma_poll._running.account import Account, Kind
-from luma_poll._running.resubmission import ends_all, may_try_again
 from luma_poll.errors import (
     APIError,
     APIStatusError,
     ConfigurationError,
-    InvalidResponseError,
     LumaError,
     NotFoundError,
     RateLimitError,
 )
-from luma_poll.models import Generation
 
 MOST_AT_ONCE = 4
 """Submissions under way in one worker: what a kill, or the first moment of an outage, can cost."""
@@ -182,93 +184,73 @@ class Sender:
         if is_late and not await insist(f"the turn of {turn.key!r}", ledger.holds, turn):
             await insist(f"{turn.key!r} was not sent", ledger.hand_back, turn)
             return
-        outcome = await self._outcome(turn)
-        if isinstance(outcome, Generation):
-            await self._accepted(turn, outcome)
-        elif isinstance(outcome, RateLimitError):
-            await self._refused(turn, outcome)
-        elif isinstance(outcome, LumaError) and _is_of_the_request(outcome):
-            await insist(f"{turn.key!r} is refused", ledger.end_unsent, turn, *end_of(outcome))
-            await self._learn(turn, _fail)
-        elif isinstance(outcome, APIError) and not outcome.may_have_been_accepted:
-            await self._not_served(turn, outcome)
-        else:
-            logger.warning(
-                "it is not known whether the API accepted %r: %s",
-                turn.key,
-                outcome,
-                extra=fields(attempt=turn.attempt, error=outcome),
-            )
-            self._begin_trouble(outcome)
-            await insist(f"{turn.key!r} is unknown", ledger.lose, turn)
-            await self._learn(turn, _lose)
+        outcome = await submit_once(partial(self._client.generations.create, **turn.request))
+        match outcome:
+            case Accepted():
+                await self._accepted(turn, outcome)
+            case NotAccepted(RateLimitError() as error):
+                if not await insist(f"{turn.key!r} waits again", ledger.refuse, turn, outcome):
+                    await self._end(turn, error)
+            case NotAccepted(error):
+                await self._not_accepted(turn, error)
+            case Unknown(error):
+                logger.warning(
+                    "it is not known whether the API accepted %r: %s",
+                    turn.key,
+                    error,
+                    extra=fields(attempt=turn.attempt, error=error),
+                )
+                self._begin_trouble(error)
+                await insist(f"{turn.key!r} is unknown", ledger.lose, turn)
+                await self._learn(turn, outcome)
 
-    async def _outcome(self, turn: Turn) -> Generation | Exception:
-        """Send it, once. Only a failure of which it is certain is one that says so."""
-        try:
-            found = as_generation(await self._client.generations.create(**turn.request))
-        except Exception as error:
-            failure = translate_error(error)
-            if isinstance(failure, InvalidResponseError) and failure.generation_id is not None:
-                found = Generation(id=failure.generation_id, state="queued")
-            elif failure is None:
-                return error
-            else:
-                return failure
-        try:
-            check_generation_id(found.id)
-        except ConfigurationError as error:
-            return InvalidResponseError(f"the answer has an id that cannot be one: {error}")
-        return found
-
-    async def _accepted(self, turn: Turn, generation: Generation) -> None:
+    async def _accepted(self, turn: Turn, outcome: Accepted) -> None:
+        generation_id = outcome.generation.id
         if self.trouble.end():
             logger.warning("the API serves this worker again", extra=fields())
         wait = await self._ledger.database.insist(
-            f"{turn.key!r} is {generation.id}",
+            f"{turn.key!r} is {generation_id}",
             self._ledger.accept,
             turn,
             self._worker,
-            generation.id,
+            generation_id,
         )
         if wait is None:
             logger.error(
                 "generation %s of %r runs, but is not waited for: it was resolved otherwise",
-                generation.id,
+                generation_id,
                 turn.key,
-                extra=fields(generation.id, attempt=turn.attempt),
+                extra=fields(generation_id, attempt=turn.attempt),
             )
             return
         self._wait_for(wait)
-        limit = snapshot_rate_limit(generation)
+        await self._learn(turn, outcome)
 
-        def accept(account: Account, kind: Kind, now: float) -> None:
-            account.accept(kind, now, limit)
-
-        await self._learn(turn, accept, accepted=True)
-
-    async def _refused(self, turn: Turn, error: RateLimitError) -> None:
-        insist, ledger = self._ledger.database.insist, self._ledger
-        if not await insist(f"{turn.key!r} waits again", ledger.refuse, turn, error):
-            await insist(f"{turn.key!r} is refused", ledger.end_unsent, turn, *end_of(error))
-
-    async def _not_served(self, turn: Turn, error: APIError) -> None:
+    async def _not_accepted(self, turn: Turn, error: Exception) -> None:
+        """End it where the API has refused this request; else it is the worker's trouble."""
+        if _is_of_the_request(error):
+            await self._end(turn, error)
+            return
         self._begin_trouble(error)
-        insist, ledger = self._ledger.database.insist, self._ledger
-        is_odd = not (ends_all(error) or may_try_again(error))
+        is_odd = not (ends_all(error) or (isinstance(error, APIError) and error.retryable))
         if is_odd and turn.refused + 1 >= MOST_ODD_REFUSALS:
-            await insist(f"{turn.key!r} is refused", ledger.end_unsent, turn, *end_of(error))
-        else:
-            await insist(
-                f"{turn.key!r} waits again",
-                partial(ledger.hand_back, turn, pause=5.0 if is_odd else 0.0, refused=is_odd),
-            )
-        await self._learn(turn, _fail)
+            await self._end(turn, error)
+            return
+        ledger = self._ledger
+        hand_back = partial(ledger.hand_back, turn, pause=5.0 if is_odd else 0.0, refused=is_odd)
+        await ledger.database.insist(f"{turn.key!r} waits again", hand_back)
 
-    async def _learn(self, turn: Turn, what: Any, **outcome: bool) -> None:
+    async def _end(self, turn: Turn, error: Exception) -> None:
+        failure = error if isinstance(error, LumaError) else LumaError(f"it was not sent: {error}")
+        ledger = self._ledger
+        await ledger.database.insist(
+            f"{turn.key!r} is refused", ledger.end_unsent, turn, *end_of(failure)
+        )
+
+    async def _learn(self, turn: Turn, outcome: Outcome) -> None:
         """Tell the account, which can learn without this one, too."""
         try:
-            await self._ledger.database.call(partial(self._ledger.learn, turn, what, **outcome))
+            await self._ledger.database.call(self._ledger.learn, turn, outcome)
         except Exception as error:
             logger.info("the account has not heard of it: %s", error, extra=fields(error=error))
 
@@ -286,20 +268,11 @@ class Sender:
         self._begin_trouble(error)
 
 
-def _is_of_the_request(error: LumaError) -> bool:
+def _is_of_the_request(error: Exception) -> bool:
     """True for a refusal of this request alone, in the API's own words."""
     return isinstance(error, ConfigurationError) or (
         isinstance(error, APIStatusError)
-        and not error.may_have_been_accepted
         and not error.retryable
         and not ends_all(error)
         and (error.in_api_words or error.status_code == 413)
     )
-
-
-def _fail(account: Account, kind: Kind, now: float) -> None:
-    account.fail(kind, now)
-
-
-def _lose(account: Account, kind: Kind, now: float) -> None:
-    account.lose(kind)

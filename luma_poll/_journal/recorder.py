@@ -12,6 +12,7 @@ import anyio
 import anyio.to_thread
 import httpx
 
+from luma_poll._api.outcomes import Accepted, NotAccepted, Outcome, Unknown
 from luma_poll._arguments import shown
 from luma_poll._journal.fingerprint import readable
 from luma_poll._journal.steps import Step, Submit, next_step
@@ -103,28 +104,29 @@ class Recorder:
             store = self._store
             await self._call(store.begin, record.key, record.fingerprint, request, attempt)
 
-    async def retract(self, record: Record | None, attempt: int) -> bool:
-        """Record that it was certainly not accepted."""
-        return await self._try("retract", record, attempt)
+    async def end(self, record: Record | None, attempt: int, outcome: Outcome) -> bool:
+        """Record what became of it. False if that failed, which was logged.
 
-    async def lose(self, record: Record | None, attempt: int) -> bool:
-        """Record that it is not known whether it was accepted."""
-        return await self._try("lose", record, attempt)
+        After an id that could not be recorded, `insist` must follow.
+        """
+        match outcome:
+            case Accepted(generation):
+                return await self._try("accept", record, attempt, generation.id)
+            case NotAccepted():
+                return await self._try("retract", record, attempt)
+            case Unknown():
+                return await self._try("lose", record, attempt)
 
-    async def accept(self, record: Record | None, attempt: int, generation_id: str) -> bool:
-        """Record the id. False if that failed, which was logged: `insist` must follow."""
-        return await self._try("accept", record, attempt, generation_id)
-
-    async def insist(self, record: Record | None, attempt: int, generation_id: str) -> None:
+    async def insist(self, record: Record | None, attempt: int, accepted: Accepted) -> None:
         """Try to record an id until it succeeds, or the journal is closed, which is logged."""
         recorded = False
         try:
             while not (recorded or self._store is None or self._store.is_closed):
                 await anyio.sleep(RETRY)
-                recorded = await self.accept(record, attempt, generation_id)
+                recorded = await self.end(record, attempt, accepted)
         finally:
             if not recorded:
-                self._log_unrecorded(record, attempt, generation_id)
+                self._log_unrecorded(record, attempt, accepted.generation.id)
 
     def _log_unrecorded(self, record: Record | None, attempt: int, generation_id: str) -> None:
         logger.error(
@@ -134,10 +136,10 @@ class Recorder:
             extra=fields(generation_id, attempt=attempt),
         )
 
-    async def end(
+    async def finish(
         self, record: Record | None, generation: Generation, error: GenerationError | None
     ) -> None:
-        """Record the end. Where that fails, the next process waits for the generation again."""
+        """Record the end of a generation. Where that fails, the next process waits for it again."""
         if error is None:
             await self._try("end", record, generation.id, "completed", None, None)
         else:

@@ -8,7 +8,8 @@ from collections import Counter, deque
 from typing import TypeAlias
 
 from luma_poll._api.headers import RateLimit
-from luma_poll.errors import APIStatusError
+from luma_poll._api.outcomes import Accepted, NotAccepted, Outcome, Unknown
+from luma_poll.errors import APIStatusError, RateLimitError
 
 Kind: TypeAlias = tuple[object, ...]
 """Requests of one kind (model and type) weigh the same."""
@@ -107,11 +108,22 @@ class Account:
         return max(earliest, self._probe_at)
 
     def begin(self, kind: Kind) -> None:
-        """Note that a request is being submitted. One of the next four methods must follow."""
+        """Note that a request is being submitted; `end` must follow."""
         self._in_flight[kind] += 1
 
-    def accept(self, kind: Kind, now: float, rate_limit: RateLimit | None = None) -> None:
-        """Note that it was accepted."""
+    def end(self, kind: Kind, outcome: Outcome, now: float) -> None:
+        """Note what became of it."""
+        match outcome:
+            case Accepted():
+                self._accept(kind, now, outcome.rate_limit)
+            case NotAccepted(RateLimitError() as error):
+                self._refuse(kind, now, error)
+            case NotAccepted():
+                self._fail(kind, now, unreachable=outcome.may_pass)
+            case Unknown():
+                self._lose(kind)
+
+    def _accept(self, kind: Kind, now: float, rate_limit: RateLimit | None) -> None:
         alone, is_stale = self.in_flight == 1, self._stale > 0
         self._settle(kind)
         self._running[kind] += 1
@@ -128,8 +140,7 @@ class Account:
                 self._extra += self.weight(kind)
                 self._probe_interval = FIRST_PROBE
 
-    def refuse(self, kind: Kind, now: float, error: APIStatusError) -> None:
-        """Note that it was refused with a 429."""
+    def _refuse(self, kind: Kind, now: float, error: RateLimitError) -> None:
         is_stale = self._stale > 0
         self._settle(kind)
         self._failures = 0
@@ -158,16 +169,14 @@ class Account:
         """True where the account named both a limit and the weight of such a request above it."""
         return self._limit is not None and kind in self._told and self.weight(kind) > self._limit
 
-    def fail(self, kind: Kind, now: float, *, unreachable: bool = False) -> None:
-        """Note that it was not accepted, for another reason; if unreachable, all pause a while."""
+    def _fail(self, kind: Kind, now: float, *, unreachable: bool) -> None:
         self._settle(kind)
         self._failures = self._failures + 1 if unreachable else 0
         if unreachable:
             pause = min(0.25 * 2.0 ** min(self._failures, 10), 5.0)
             self._quiet_until = max(self._quiet_until, now + pause)
 
-    def lose(self, kind: Kind) -> None:
-        """Note that it is not known whether it was accepted: it may be running."""
+    def _lose(self, kind: Kind) -> None:
         self._settle(kind)
         self._submissions_left -= 1
         self._occupy(kind)
@@ -177,7 +186,7 @@ class Account:
         self._running[kind] += 1
         self._allowed = max(self._allowed, self._units(self._running))
 
-    def end(self, kind: Kind) -> None:
+    def finish(self, kind: Kind) -> None:
         """Note that a generation has ended."""
         self._running[kind] -= 1
 

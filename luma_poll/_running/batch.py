@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
+from luma_poll._api.outcomes import ends_all
 from luma_poll._running.requests import AnyRequest
-from luma_poll._running.resubmission import ends_all
 from luma_poll._running.run_result import RunResult
 from luma_poll._tasks.alarm import Alarm
 from luma_poll._tasks.each import iterate
@@ -50,10 +50,7 @@ class Batch:
         self._next.wake()
 
     async def run(self, given: AnyRequest) -> RunResult:
-        """Run one; it is not sent after a refusal that every submission would meet."""
-        if self.refusal is not None:
-            self.take_next()
-            return RunResult(given, None, self.refusal)
+        """Run one. After a refusal that every submission would meet, nothing more is sent."""
         result = await self._run(given, self)
         if self.refusal is None and ends_all(result.error):  # of another batch of the runner
             self.refusal = result.error

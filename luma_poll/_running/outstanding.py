@@ -70,6 +70,6 @@ class Outstanding:
             return
         del self._awaited[generation_id]
         if ended:
-            self._account.end(awaited.kind)
+            self._account.finish(awaited.kind)
         else:
             self._account.abandon(awaited.kind)

@@ -320,13 +320,13 @@ class Runner:
         except GenerationError as error:
             self._leave(generation_id, ended=True)
             run.latest = error.generation
-            await self._recorder.end(run.record, run.latest, error)
+            await self._recorder.finish(run.record, run.latest, error)
             raise
         except BaseException:
             self._leave(generation_id, ended=False)
             raise
         self._leave(generation_id, ended=True)
-        await self._recorder.end(run.record, latest, None)
+        await self._recorder.finish(run.record, latest, None)
         return latest
 
     async def _watch(self, run: Run, generation: Generation | str) -> Generation:

@@ -186,7 +186,7 @@ def test_an_empty_purse_ends_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> No
 
     async def create(self: Generations, prompt: str, **_: Any) -> Generation:
         sent.append(prompt)
-        raise InsufficientBalanceError("HTTP 402", status_code=402)
+        raise InsufficientBalanceError("HTTP 402", status_code=402, detail="No funds")
 
     monkeypatch.setattr(Generations, "create", create)
     code, out, err = cli("run", prompts(FOX, OWL, HARE))

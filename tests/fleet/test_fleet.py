@@ -319,20 +319,32 @@ async def test_calls_are_given_up(world: World, monkeypatch: pytest.MonkeyPatch)
     assert events[0]["id"] == events[2]["id"]
 
 
-async def test_files_are_uploaded_and_not_stored(world: World) -> None:
+async def test_files_are_uploaded_and_not_stored(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once for a key: its submission names the upload; another file under it is an error."""
+    uploads = []
+
+    async def upload_once(_: object, found: object) -> str:
+        uploads.append(found)
+        return "0b0e37c0-8c5a-4b8f-9c5d-6d2c0f6a1b11"
+
+    monkeypatch.setattr(type(world.client.files), "upload_once", upload_once)
+    await world.fleet.pause()
     picture = b"\x89PNG\r\n\x1a\n" + b"0" * 1000
     for _ in range(2):
-        handle = await world.fleet.submit(
+        await world.fleet.submit(
             "at night", key="edit", type="image_edit", source=picture, timeout=30
         )
-        assert (await handle.result()).state == "completed"
+    assert len(uploads) == 1
     (entry,) = [each for each in await world.fleet.entries() if each.key == "edit"]
     assert set(entry.request["source"]) == {"file_id"}
     with pytest.raises(ConfigurationError, match="edit"):
         await world.fleet.submit(
             "at night", key="edit", type="image_edit", source=picture + b"1", timeout=30
         )
+    await world.fleet.cancel("edit")
+    await world.fleet.resume()
 
 
 async def test_a_key_may_have_any_characters(world: World) -> None:

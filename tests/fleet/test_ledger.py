@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from luma_poll import ConfigurationError, RateLimitError
+from luma_poll._api.outcomes import Accepted, NotAccepted
 from luma_poll._fleet.ends import end_of
 from luma_poll._fleet.engine import Database
 from luma_poll._fleet.ledger import Alive, Later, Ledger, Limits, Turn
@@ -121,9 +122,9 @@ def test_a_refused_one_waits_again(ledger: Ledger) -> None:
         add(ledger, key)
     first = turn(ledger, "p-1")
     ledger.accept(first, "one", "id-a")
-    ledger.learn(first, lambda account, kind, now: account.accept(kind, now), accepted=True)
+    ledger.learn(first, Accepted(Generation(id="id-a", state="queued")))
     refused = turn(ledger, "p-2")
-    assert ledger.refuse(refused, FULL)
+    assert ledger.refuse(refused, NotAccepted(FULL))
     assert states(ledger) == {"a": "running", "b": "queued", "c": "queued"}
     assert "full" in later(ledger).why
     assert ledger.status()["refusals"] == 1

@@ -48,7 +48,7 @@ MODERATED = FAILED | {"failure_code": "content_moderated"}
 
 
 def status(error_class: type[Any], code: int) -> Any:
-    return error_class("refused", status_code=code)
+    return error_class("refused", status_code=code, detail="refused")
 
 
 def prompts(number: int) -> list[str]:
