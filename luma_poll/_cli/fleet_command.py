@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import anyio
 import typer
 
+from luma_poll._cli.options import JsonOption
 from luma_poll._cli.process import orderly_exit
 from luma_poll._cli.terminal import put_line, say
 from luma_poll.errors import ConfigurationError
@@ -42,7 +43,6 @@ DatabaseOption = Annotated[
 ]
 QueueOption = Annotated[str, typer.Option("--queue", help="The name of the fleet.")]
 SchemaOption = Annotated[str, typer.Option("--schema", help="Of its tables, in PostgreSQL.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeysArgument = Annotated[list[str], typer.Argument(metavar="KEY...", help="Of the submissions.")]
 WhyOption = Annotated[str | None, typer.Option("--why", help="For whoever sees the status.")]
 

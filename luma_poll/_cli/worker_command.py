@@ -10,9 +10,9 @@ from typing import Annotated
 import anyio
 import typer
 
-from luma_poll._cli.api_client import open_client
 from luma_poll._cli.fleet_command import open_fleet
 from luma_poll._cli.health import serve_health
+from luma_poll._cli.options import open_client
 from luma_poll._cli.process import orderly_exit
 from luma_poll._cli.terminal import LogHandler
 

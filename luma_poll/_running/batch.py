@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from luma_poll._api.outcomes import ends_all
-from luma_poll._running.requests import AnyRequest
+from luma_poll._running.requests import AnyRequest, Keys
 from luma_poll._running.run_result import RunResult
 from luma_poll._tasks.alarm import Alarm
 from luma_poll._tasks.each import iterate
@@ -36,7 +35,7 @@ class Batch:
         self._run = run
         self._next = Alarm()
         self.refusal: LumaError | None = None
-        self._digests = Counter[str]()
+        self._keys = Keys()
 
     async def take(self, requests: object) -> AsyncGenerator[AnyRequest]:
         """The requests, each when the one before has had its turn."""
@@ -62,7 +61,5 @@ class Batch:
             raise copy.copy(self.refusal)
 
     def key_of(self, digest: str) -> str:
-        """A key for a request without one; requests that are alike are numbered."""
-        self._digests[digest] += 1
-        number = self._digests[digest]
-        return digest[:32] if number == 1 else f"{digest[:32]}-{number}"
+        """Return a key for a request without one; requests that are alike are numbered."""
+        return self._keys.of(digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -19,6 +20,19 @@ MAX_KEY_LENGTH = 1000
 
 AnyRequest: TypeAlias = str | Mapping[str, Any]
 """A prompt, or a mapping of the parameters of `generations.create`; `key` in it is ours."""
+
+
+class Keys:
+    """Keys for the requests of a batch that have none; requests that are alike are numbered."""
+
+    def __init__(self) -> None:
+        self._digests = Counter[str]()
+
+    def of(self, digest: str) -> str:
+        """Return the key of the next request with this digest."""
+        self._digests[digest] += 1
+        number = self._digests[digest]
+        return digest[:32] if number == 1 else f"{digest[:32]}-{number}"
 
 
 @dataclass(frozen=True)
