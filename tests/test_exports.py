@@ -128,6 +128,7 @@ WINGS = {
         "resubmission",
         "batch",
         "run",
+        "standstill",
         "submitter",
         "runner",
     ],
