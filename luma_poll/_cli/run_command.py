@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Annotated
@@ -31,14 +32,16 @@ from luma_poll._cli.options import (
     read_params,
 )
 from luma_poll._cli.process import orderly_exit
-from luma_poll._cli.prompts import Line, Prompts, read_prompts
+from luma_poll._cli.prompts import Line, Prompts, in_full, in_short, read_prompts
 from luma_poll._cli.results import Put, Result, writing
 from luma_poll._cli.table import RunTable
-from luma_poll._cli.terminal import err, is_terminal, say, say_lines
+from luma_poll._cli.terminal import err, is_terminal, put_line, say, say_lines
 from luma_poll._client.client import LumaClient
+from luma_poll._journal.entry import JournalEntry
 from luma_poll._journal.journal import Journal
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.poller import MAX_RATE, TIMEOUT, Poller
+from luma_poll._running.request_files import Overview, RequestFormat
 from luma_poll._running.run_result import RunResult
 from luma_poll._running.runner import REQUEST_COST, Runner
 from luma_poll._tasks.each import run_each
@@ -63,14 +66,18 @@ def run(
         list[str],
         typer.Argument(
             metavar="FILE|PROMPT...",
-            help="A file with one prompt per line, or of parameters (.jsonl); - is standard input; "
-            "or prompts in quotes.",
+            help="A file of prompts or parameters (.txt, .jsonl, .json, .csv, .tsv); - is standard "
+            "input; or prompts in quotes.",
         ),
     ],
     model: ModelOption = None,
     kind: TypeOption = None,
     aspect_ratio: AspectRatioOption = None,
     param: ParamOption = None,
+    form: Annotated[
+        RequestFormat | None,
+        typer.Option("--format", help="Of the file, if its name does not say it."),
+    ] = None,
     lines: Annotated[
         str | None, typer.Option(metavar="3-7,9,12-", help="Only these lines of the file.")
     ] = None,
@@ -98,6 +105,9 @@ def run(
     output: OutputOption = None,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help=f"Do not ask before more than {MANY} submissions.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be submitted, and submit nothing.")
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -136,30 +146,52 @@ def run(
 
     with orderly_exit(lambda: runs.after_interrupt()):
         usual = {"model": model, "type": kind, "aspect_ratio": aspect_ratio}
-        prompts = read_prompts(sources, read_params(usual, param)).of(lines)
+        prompts = read_prompts(sources, read_params(usual, param), form).of(lines)
+        found = prompts.overview()
+        if dry_run:
+            _put_overview(found, journal)
+            return
         check_directory(download)
         with (
             nullcontext() if journal is None else Journal(journal) as kept,
             writing(output, as_json=as_json, alone=False) as put,
         ):
+            if kept is not None and kept.entries() and not _known(found, kept):
+                say(
+                    f"warning: none of these is in the journal {journal}, which has others: all "
+                    "are submitted, and billed. Other parameters make another request."
+                )
             if not yes:
-                _ask(prompts.lines)
+                _ask(found)
             anyio.run(run_all, prompts, kept, put)
         say_lines(runs.after_end())
         raise typer.Exit(runs.code)
 
 
-def _ask(lines: Iterable[Line]) -> None:
+def _ask(found: Overview) -> None:
     """Ask a person before many submissions; a script is never asked."""
-    models = Counter(str(line.request.get("model", "default")) for line in lines)
-    count = models.total()
-    if count <= MANY or not (is_terminal(err) and sys.stdin is not None and sys.stdin.isatty()):
+    if found.count <= MANY or not (
+        is_terminal(err) and sys.stdin is not None and sys.stdin.isatty()
+    ):
         return
-    said = ", ".join(f"{model} ({number})" for model, number in models.most_common())
-    word = "model" if len(models) == 1 else "models"
-    if not typer.confirm(f"{count} generations, {word} {said}: submit?", err=True):
+    if not typer.confirm(f"{in_short(found)}: submit?", err=True):
         say("Nothing was submitted.")
         raise typer.Exit(INTERRUPTED)
+
+
+def _put_overview(found: Overview, journal: str | None) -> None:
+    known = []
+    if journal is not None and os.path.exists(journal):
+        with Journal(journal) as kept:
+            known = _known(found, kept)
+    for line in in_full(found, known):
+        put_line(line)
+
+
+def _known(found: Overview, journal: Journal) -> list[JournalEntry]:
+    """Return the entries that the journal has of these."""
+    entries = {entry.key: entry for entry in journal.entries()}
+    return [entries[key] for key in found.keys if key in entries]
 
 
 async def run_prompts(

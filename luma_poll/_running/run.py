@@ -42,6 +42,7 @@ class Run:
         latest: The latest snapshot.
         deadline: Of all its attempts, from the first accepted submission on; inf for none.
         failure: Of its latest attempt.
+        refusals: Of its submission, with nothing of ours under way.
     """
 
     info: RunInfo
@@ -53,6 +54,7 @@ class Run:
     latest: Generation | None = None
     deadline: float = math.inf
     failure: GenerationError | None = None
+    refusals: int = 0
     _has_had_turn: bool = False
 
     @property
