@@ -26,7 +26,7 @@ Every error pickles, and none contains the API key or the query of a presigned U
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luma_poll._redaction import redact
@@ -71,7 +71,15 @@ def _rebuild(
 
 
 class ConfigurationError(LumaError, ValueError):
-    """An argument or a setting is unusable; nothing was sent."""
+    """An argument or a setting is unusable; nothing was sent.
+
+    Attributes:
+        problems: Each of several problems with a file of requests, with its line; else empty.
+    """
+
+    def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(redact(problem) for problem in problems)
 
 
 class APIError(LumaError):

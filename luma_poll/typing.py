@@ -34,6 +34,7 @@ from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._journal.entry import EntryState
 from luma_poll._polling.poller import AnyGeneration, SupportsGenerations, SupportsGet
 from luma_poll._polling.schedules import Observer, Schedule
+from luma_poll._running.request_files import RequestFile, RequestFormat
 from luma_poll._running.requests import AnyRequest
 from luma_poll.models import GenerationLike
 
@@ -55,6 +56,8 @@ __all__ = [
     "NormalsControl",
     "Observer",
     "PoseControl",
+    "RequestFile",
+    "RequestFormat",
     "Schedule",
     "SourcePosition",
     "SupportsGenerations",

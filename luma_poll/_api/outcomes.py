@@ -15,6 +15,7 @@ from luma_poll._arguments import check_generation_id
 from luma_poll._logging import fields, logger
 from luma_poll.errors import (
     APIError,
+    APIStatusError,
     AuthenticationError,
     ConfigurationError,
     InsufficientBalanceError,
@@ -29,6 +30,7 @@ _ADVICE = (
     "It is not known whether the generation was accepted: it may be running and be billed. "
     "Look at the usage of the account before you submit it again."
 )
+_OF_SOMEBODY_ELSE = (301, 302, 303, 307, 308, 401, 402, 403, 404, 405, 511)
 _OF_THE_ACCOUNT = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError)
 
 
@@ -65,7 +67,7 @@ class NotAccepted:
     @property
     def may_pass(self) -> bool:
         """True if the same submission may be accepted later."""
-        return isinstance(self.error, APIError) and self.error.retryable
+        return isinstance(self.error, APIError) and (self.error.retryable or _is_page(self.error))
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,13 @@ def ends_all(error: object) -> TypeGuard[APIError]:
     if not isinstance(error, _OF_THE_ACCOUNT):
         return False
     return error.in_api_words and error.generation_id is None
+
+
+def _is_page(error: APIError) -> bool:
+    """True for a page that somebody between us and the API gave in its place: it may go away."""
+    if not isinstance(error, APIStatusError) or error.in_api_words:
+        return False
+    return error.status_code in _OF_SOMEBODY_ELSE
 
 
 def new_submission_id() -> str:

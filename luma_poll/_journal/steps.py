@@ -104,7 +104,7 @@ Step: TypeAlias = Submit | WaitFor | Raise
 _UNKNOWN = (
     "may have been submitted, and be billed, although its id is not known: no usable answer came, "
     "or the process died first. Look at the usage of the account, then say with Journal.resolve "
-    "(or luma-poll journal FILE resolve) which id it was, or that it may be submitted."
+    "(or luma-poll journal resolve FILE) which id it was, or that it may be submitted."
 )
 _IN_USE = (
     "is being submitted by another Runner of this process, or could not be recorded when it was: "

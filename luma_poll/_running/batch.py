@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import anyio.to_thread
 from luma_poll._api.outcomes import ends_all
 from luma_poll._api.request_body import holds_media
 from luma_poll._journal.recorder import Record, Recorder, identify
-from luma_poll._running.requests import AnyRequest, read_request
+from luma_poll._running.requests import AnyRequest, Keys, read_request
 from luma_poll._running.run_result import RunResult
 from luma_poll._tasks.alarm import Alarm
 from luma_poll._tasks.each import iterate
@@ -58,9 +57,9 @@ class Batch:
         self._next = Alarm()
         self.refusal: LumaError | None = None
         self.order: Sequence[int] = ()
-        self._digests = Counter[str]()
         self._recorder = recorder
         self._has_found = False
+        self._keys = Keys()
 
     async def take(self, requests: object) -> AsyncGenerator[Taken]:
         """Yield the requests, each when the one before has had its turn.
@@ -123,7 +122,5 @@ class Batch:
             raise copy.copy(self.refusal)
 
     def key_of(self, digest: str) -> str:
-        """A key for a request without one; requests that are alike are numbered."""
-        self._digests[digest] += 1
-        number = self._digests[digest]
-        return digest[:32] if number == 1 else f"{digest[:32]}-{number}"
+        """Return a key for a request without one; requests that are alike are numbered."""
+        return self._keys.of(digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -19,6 +20,19 @@ MAX_KEY_LENGTH = 1000
 
 AnyRequest: TypeAlias = str | Mapping[str, Any]
 """A prompt, or a mapping of the parameters of `generations.create`; `key` in it is ours."""
+
+
+class Keys:
+    """Keys for the requests of a batch that have none; requests that are alike are numbered."""
+
+    def __init__(self) -> None:
+        self._digests = Counter[str]()
+
+    def of(self, digest: str) -> str:
+        """Return the key of the next request with this digest."""
+        self._digests[digest] += 1
+        number = self._digests[digest]
+        return digest[:32] if number == 1 else f"{digest[:32]}-{number}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ def read_request(given: object) -> Request:
     params = dict(given)
     key = params.pop("key", None)
     if key is not None:
-        _check_key(key)
+        check_key(key)
     return Request(read_params(params), key)
 
 
@@ -71,7 +85,12 @@ async def read_request_async(given: object) -> Request:
     return read_request(given)
 
 
-def _check_key(key: object) -> None:
+def check_key(key: object) -> str:
+    """Return a key that names a request for people and for good.
+
+    Raises:
+        ConfigurationError: It cannot be one.
+    """
     if not isinstance(key, str) or not key.strip():
         raise ConfigurationError(f"a key is a string that is not blank, not {shown(key)}")
     if len(key) > MAX_KEY_LENGTH:
@@ -80,3 +99,6 @@ def _check_key(key: object) -> None:
         key.encode()
     except UnicodeEncodeError:
         raise ConfigurationError(f"a key is text, not {shown(key)}") from None
+    if "\0" in key:
+        raise ConfigurationError(f"a key is text, not {shown(key)}")
+    return key

@@ -31,9 +31,19 @@ from luma_poll._running.outstanding import Outstanding
 from luma_poll._running.requests import Request
 from luma_poll._running.room import SubmissionQueue, Turn
 from luma_poll._running.run import Run
-from luma_poll._running.run_events import RunReporter, Step
+from luma_poll._running.standstill import Standstill
 from luma_poll.errors import ConfigurationError, LumaError
+from luma_poll.events import (
+    RunRefused,
+    RunStateChanged,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
 from luma_poll.models import Generation
+
+LONGEST_STAND = 3
+"""Refusals, with nothing of ours under way, after which a request lets the others pass."""
 
 
 class Submitter:
@@ -44,7 +54,6 @@ class Submitter:
         account: What may be submitted now.
         outstanding: Hears of each id.
         recorder: Of the journal.
-        reporter: Hears of each step.
         numbers: The next place in the queue.
     """
 
@@ -54,20 +63,20 @@ class Submitter:
         account: Account,
         outstanding: Outstanding,
         recorder: Recorder,
-        reporter: RunReporter,
         numbers: count[int],
     ) -> None:
         self._client = client
         self._account = account
         self._outstanding = outstanding
         self._recorder = recorder
-        self._reporter = reporter
         self._numbers = numbers
+        self._standstill = Standstill(getattr(client, "base_url", None) and str(client.base_url))
         self.begin_loop()
 
     def begin_loop(self) -> None:
         """Begin again in another event loop."""
         self.queue = SubmissionQueue(self._account)
+        self._standstill.begin_loop()
 
     async def submit(self, run: Run, attempt: int) -> Generation:
         """Submit it in its turn, and where it was refused, in its next one."""
@@ -85,7 +94,7 @@ class Submitter:
                     raise run.failure
                 run.take_next()
                 give_up_at = min(give_up_at, anyio.current_time() + run.batch.seconds)
-                self._reporter.report(run.event("submitting"))
+                run.tell(RunSubmitting)
                 outcome = await self._post(run, attempt, turn)
             if isinstance(outcome, Accepted):
                 return outcome.generation
@@ -97,6 +106,12 @@ class Submitter:
         if isinstance(outcome, Unknown):
             return False
         if outcome.is_refusal:
+            if self._account.running == 0:
+                # Nothing of ours is in its way, so it may be too heavy for the account: it keeps
+                # its place for a while, and then lets the others try.
+                run.refusals += 1
+                if run.refusals % LONGEST_STAND == 0:
+                    run.place = next(self._numbers)
             return not self._account.cannot_fit(run.request.kind)
         run.place = next(self._numbers)  # behind the others: each of them may as well try
         return outcome.may_pass and anyio.current_time() < give_up_at
@@ -155,11 +170,16 @@ class Submitter:
 
     def _tell(self, run: Run, turn: Turn, outcome: Outcome) -> None:
         """Tell those who must know at once: nobody has a turn between."""
+        now = anyio.current_time()
         if isinstance(outcome, NotAccepted) and ends_all(outcome.error):
-            # Neither those that wait for a turn nor those of the batch that are about to are sent.
-            self.queue.stop(outcome.error)
-            run.batch.refusal = outcome.error
+            self._stop(run, outcome.error)
         turn.end(outcome)
+        if isinstance(outcome, NotAccepted) and outcome.may_pass and self._account.gives_up(now):
+            self._stop(run, outcome.error)
+        next_try = self._account.may_submit_at(run.request.kind)
+        if next_try == math.inf:  # others are under way
+            next_try = self._account.quiet_until
+        self._standstill.note(outcome, now, next_try, running=self._account.running)
         if isinstance(outcome, Accepted):
             self._take(run, outcome.generation)
         elif isinstance(outcome, Unknown):
@@ -171,8 +191,13 @@ class Submitter:
                 extra=fields(error=error),
             )
         elif isinstance(outcome, NotAccepted) and outcome.may_pass:
-            step: Step = "refused" if outcome.is_refusal else "unreachable"
-            self._reporter.report(run.event(step, outcome.error))
+            run.tell(RunRefused if outcome.is_refusal else RunUnreachable, outcome.error)
+
+    def _stop(self, run: Run, error: Exception) -> None:
+        """Send neither those that wait for a turn nor those of the batch that are about to."""
+        assert isinstance(error, LumaError), "what ends all is an error of ours"
+        self.queue.stop(error)
+        run.batch.refusal = error
 
     def _take(self, run: Run, generation: Generation) -> None:
         """Note the id of an accepted submission."""
@@ -182,4 +207,5 @@ class Submitter:
         run.latest = generation
         run.submitted.append(generation.id)
         run.begin_timeout(now)
-        self._reporter.report(run.event("submitted"))
+        run.tell(RunSubmitted)
+        run.tell(RunStateChanged)
