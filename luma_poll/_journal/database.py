@@ -328,7 +328,7 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
 def translated(
     path: Path, error: sqlite3.Error, otherwise: type[ConfigurationError | JournalError]
 ) -> ConfigurationError | JournalError:
-    """Return our error for one of SQLite; of the class `otherwise` where it says little."""
+    """Return our error for one of SQLite; of the class `otherwise` for want of a permission."""
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return JournalError(f"journal {path} is damaged ({error}): restore a copy of it")
@@ -338,7 +338,9 @@ def translated(
         return otherwise(f"journal {path} cannot be written: it, or its directory, is read-only")
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
         return JournalError(f"journal {path} cannot be written: {error}")
-    return otherwise(f"journal {path} cannot be used: {error}")
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return otherwise(f"journal {path} cannot be opened: {error}")
+    return JournalError(f"journal {path} cannot be used: {error}")
 
 
 NO_LOCKS = (
