@@ -24,7 +24,6 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -42,22 +41,21 @@ from luma_poll._polling.decisions import (
     decide,
 )
 from luma_poll._polling.limits import RequestLimits
-from luma_poll._polling.poll_events import (
-    PollBegan,
-    PollEnded,
-    Reporter,
-    StateChanged,
-    Wait,
-    WaitBegan,
-    WaitEnded,
-    outcome_of,
-    tell,
-)
+from luma_poll._polling.observers import Observers, outcome_of, tell
+from luma_poll._polling.poll_log import PollLog
 from luma_poll._polling.schedules import Schedule
 from luma_poll._tasks.alarm import Alarm
 from luma_poll._tasks.event_loops import PerLoop
 from luma_poll._tasks.heap import Heap
 from luma_poll.errors import APIError, APIStatusError
+from luma_poll.events import (
+    PollBegan,
+    PollEnded,
+    Wait,
+    WaitBegan,
+    WaitEnded,
+    WaitStateChanged,
+)
 from luma_poll.models import Generation
 
 MOST_CUTS = 2
@@ -134,7 +132,7 @@ class Waiter(Alarm):
         """Let others ask: the caller has the snapshot, and may keep it for as long as it likes."""
         latest = self.stream.progress.latest
         if self.wait is not None and latest is not None:
-            tell(StateChanged(self.wait, latest))
+            tell(WaitStateChanged(self.wait, latest))
         self.stream.leave(self)
         try:
             yield
@@ -271,7 +269,7 @@ class Stream:
 
 @dataclass
 class _Loop:
-    """What the streams of one poller have in one event loop."""
+    """The streams of one poller in one event loop, and their limits."""
 
     limits: RequestLimits
     by_id: dict[str, Stream] = field(default_factory=dict)
@@ -289,10 +287,9 @@ class Streams:
         schedule: When to ask again.
         max_in_flight: Requests under way at the same time; None for no limit.
         max_rate: Requests started per second; None for no limit.
-        reporter: Hears of every answer.
 
     Attributes:
-        reporter: The same, which has the observers.
+        observers: The observers of its waits and polls.
     """
 
     def __init__(
@@ -301,12 +298,12 @@ class Streams:
         schedule: Schedule,
         max_in_flight: int | None,
         max_rate: float | None,
-        reporter: Reporter,
     ) -> None:
         self._get = get
         self._schedule = schedule
         self._bounds = max_in_flight, max_rate
-        self.reporter = reporter
+        self.observers = Observers()
+        self._log = PollLog()
         self._loop = PerLoop("Poller", lambda: _Loop(RequestLimits(*self._bounds)))
 
     def __len__(self) -> int:
@@ -346,7 +343,7 @@ class Streams:
         stream = loop.by_id.get(generation_id)
         if stream is None:
             stream = loop.by_id[generation_id] = Stream(Progress(generation_id, started=now))
-        observers = self.reporter.observers
+        observers = self.observers.present
         wait = Wait(generation_id, timeout, observers) if observers else None
         waiter = Waiter(stream, Deadline(now, timeout), loop.ends, wait)
         stream.waits[waiter] = None
@@ -407,7 +404,9 @@ class Streams:
             if answer is None:  # cut short: the next one asks, as if this request had not been
                 now = _now(began)
                 if waiter.wait is not None:
-                    _tell_poll(waiter, waiter.wait, None, now, quiet=0.0, began=began)
+                    _tell_poll(
+                        waiter, waiter.wait, None, now, quiet=0.0, next_poll=None, began=began
+                    )
                 if not waiter.is_called_back:
                     stream.note_cut(has_left=now < waiter.deadline.at)
                 if self.quiet.until > now:  # its answer would have counted for them
@@ -429,26 +428,32 @@ class Streams:
         stream, progress, now = waiter.stream, waiter.stream.progress, anyio.current_time()
         quiet = self._keep_quiet(answer, now)
         state = progress.latest and progress.latest.state
-        is_news = progress.record(answer, now)
-        if waiter.wait is not None:  # and before the schedule is asked, which may raise
-            _tell_poll(waiter, waiter.wait, answer, now, quiet=quiet, began=progress.last_poll)
+        is_news, next_poll = progress.record(answer, now), None
         stream.note_answer()
         stream.turns.pop(waiter, None)
         stream.call_back(stream.turns)  # they ask for what is known now
-        # Of thousands that watch, all but one need not hear that nothing has changed.
-        has_changed = (
-            progress.result is not None or (progress.latest and progress.latest.state) != state
-        )
-        if has_changed or self.quiet.until > now:
+        has_ended = progress.result is not None
+        has_changed = (progress.latest and progress.latest.state) != state
+        # Of thousands that watch, all but one need not hear that nothing has changed. A quiet may
+        # outlast the deadlines of those that were spared.
+        if has_ended or has_changed or self.quiet.until > now:
             stream.wake_all()
         else:
             stream.wake_first()
-        if is_news:
-            progress.consult(self._schedule, now)
-        if progress.result is not None:
+        try:
+            if is_news:
+                progress.consult(self._schedule, now)
+            if waiter.wait is not None:  # else nobody asks for it
+                next_poll = progress.next_poll(stream.deadlines, self.quiet, now)
+        finally:  # also if the schedule raises: each poll that began has an end
+            if waiter.wait is not None:
+                began = progress.last_poll
+                _tell_poll(
+                    waiter, waiter.wait, answer, now, quiet=quiet, next_poll=next_poll, began=began
+                )
+        if has_ended:
             self._forget(stream)
-        next_poll = partial(progress.next_poll, stream.deadlines, self.quiet, now)
-        self.reporter.report(progress, answer, now, next_poll)
+        self._log.report(progress, answer)
 
     def _hand_in(self, stream: Stream, snapshot: Generation, now: float) -> None:
         if not stream.progress.hand_in(snapshot, now):
@@ -493,6 +498,7 @@ def _tell_poll(
     now: float,
     *,
     quiet: float,
+    next_poll: float | None,
     began: float,
 ) -> None:
     progress = waiter.stream.progress
@@ -509,6 +515,8 @@ def _tell_poll(
             is_end=answer is not None and progress.result is answer,
             age=now - progress.born,
             unfinished=None if unfinished is None else now - unfinished,
+            elapsed=now - progress.started,
+            next_delay=None if next_poll is None else max(0.0, next_poll - now),
         )
     )
 

@@ -65,7 +65,7 @@ class LoopGuard:
 
 
 class PerLoop(Generic[T]):
-    """What something keeps for one event loop: made afresh when it is used in another one.
+    """A possession for one event loop: made afresh when it is used in another one.
 
     Args:
         owner: The name of the class that keeps it, for the message.
