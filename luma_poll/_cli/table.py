@@ -19,7 +19,7 @@ from rich.text import Text
 from luma_poll._cli.bars import DownloadBars
 from luma_poll._cli.hints import plural
 from luma_poll._cli.results import Result, label_of
-from luma_poll._cli.terminal import can_print, escape, in_words, is_terminal, say
+from luma_poll._cli.terminal import can_print, escape, is_terminal, say
 from luma_poll._polling.poll_events import PollEvent
 from luma_poll._running.run_events import RunEvent
 
@@ -356,7 +356,6 @@ class RunTable(LiveTable):
         self._by_id: dict[str, RunRow] = {}
         self._counts = Counter[str]()
         self._rows_ended = 0
-        self._nothing_since: tuple[float, str] | None = None
 
     def on_run(self, event: RunEvent) -> None:
         """Show a step of a run."""
@@ -372,16 +371,12 @@ class RunTable(LiveTable):
             row.refusals += event.step == "refused"
             self._counts["refusals"] += event.step == "refused"
             self._change(row, "waiting", "" if event.error is None else type(event.error).__name__)
-            if event.step != "failed" and event.error is not None:
-                since = self._nothing_since[0] if self._nothing_since else time.monotonic()
-                self._nothing_since = since, in_words(event.error)
         elif event.step == "submitting":
             self._change(row, "submitting", "")
         elif event.step == "submitted" and event.generation is not None:
             row.attempts += 1
             row.submitted = time.monotonic()
             self._counts["submissions"] += 1
-            self._nothing_since = None
             self._by_id[event.generation.id] = row
             self._change(row, event.generation.state, "")
 
@@ -407,10 +402,6 @@ class RunTable(LiveTable):
         if result.error is not None:
             self._failures.append((result.label, type(result.error).__name__))
 
-    def status(self) -> str:
-        """How far it is, and why nothing is submitted, in one line."""
-        return "; ".join([super().status(), *(text.plain for text in self._why())])
-
     def _footer(self) -> list[Text]:
         states = self._states.copy()  # the original changes while another thread draws
         begun = states["waiting"] + states["submitting"]
@@ -421,16 +412,7 @@ class RunTable(LiveTable):
             f"{plural(self._counts['submissions'], 'submission')}, "
             f"{plural(self._counts['refusals'], 'refusal')}"
         )
-        return [Text(total, "dim", no_wrap=True, overflow="ellipsis"), *self._why()]
-
-    def _why(self) -> list[Text]:
-        """Why nothing is submitted, if something waits."""
-        stuck = self._nothing_since
-        if stuck is None or self._ended >= self._expected:
-            return []
-        since, reason = stuck
-        text = f"nothing submitted for {_minutes(time.monotonic() - since)}: {escape(reason)}"
-        return [Text(text, "yellow", no_wrap=True, overflow="ellipsis")]
+        return [Text(total, "dim", no_wrap=True, overflow="ellipsis")]
 
     def _numbers_of(self, row: Row, now: float, digits: int) -> tuple[str, ...]:
         assert isinstance(row, RunRow)
