@@ -153,8 +153,8 @@ def reference(value: str) -> object:
 def read_params(given: Mapping[str, Any], words: Iterable[str] | None) -> dict[str, Any]:
     """The parameters of `generations.create`, from options and from `KEY=VALUE` words.
 
-    Dots in a key lead into a parameter: `video.duration=5s`. A value is JSON; `@` before it makes it
-    a file; what is not valid JSON, as in `style=manga`, is plain text.
+    Dots in a key lead into a parameter: `video.duration=5s`. A value is JSON; `@` before it makes
+    it a file; what is not valid JSON, as in `style=manga`, is plain text.
 
     Raises:
         ConfigurationError: A word is not `KEY=VALUE`, or a key is given twice.

@@ -42,11 +42,19 @@ from luma_poll._journal.journal import Journal
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.poller import MAX_RATE, TIMEOUT, Poller
 from luma_poll._running.request_files import Overview, RequestFormat
-from luma_poll._running.run_events import RunEvent
 from luma_poll._running.run_result import RunResult
 from luma_poll._running.runner import REQUEST_COST, Runner
 from luma_poll._tasks.each import run_each
 from luma_poll.errors import SubmissionUnknownError
+from luma_poll.events import (
+    Event,
+    RunEvent,
+    RunFound,
+    RunRefused,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
 
 MANY = 20
 """More prompts than these are submitted from a terminal only after a question."""
@@ -122,7 +130,6 @@ def run(
                 wait=AdaptiveWait(request_cost=REQUEST_COST),
                 timeout=timeout,
                 max_rate=max_rate,
-                on_poll=table.on_poll,
             )
             runner = Runner(
                 client,
@@ -132,7 +139,8 @@ def run(
                 max_submissions=max_submissions,
                 journal=kept,
             )
-            runner._reporter.observers += (runs.on_run, table.on_run)
+            runner.observe(runs.on_run)
+            runner.observe(table.on_event)
             await run_prompts(runs, client, runner, table, bars, put, directory=download)
 
     with orderly_exit(lambda: runs.after_interrupt()):
@@ -250,16 +258,22 @@ class Runs:
         self._sent: dict[int, list[str]] = {}  # by identity: the ids of those that were begun
         self._ended: dict[int, Result] = {}
         self._outcomes = Counter[str]()
+        self._submissions = 0
 
-    def on_run(self, event: RunEvent) -> None:
+    def on_run(self, event: Event) -> None:
         """Note a step of a run."""
-        key = id(event.request)
-        if event.step == "submitting":
+        if not isinstance(event, RunEvent):
+            return
+        key = id(event.run.request)
+        if isinstance(event, RunSubmitting):
             self._sent.setdefault(key, [])
-        elif event.step in ("refused", "unreachable") and not self._sent.get(key):
+        elif isinstance(event, RunRefused | RunUnreachable) and not self._sent.get(key):
             self._sent.pop(key, None)  # it was certainly not accepted
-        elif event.step == "submitted" and event.generation is not None:
+        elif isinstance(event, RunFound) and event.running:
+            self._sent.setdefault(key, []).append(event.generation_id)
+        elif isinstance(event, RunSubmitted):
             self._sent.setdefault(key, []).append(event.generation.id)
+            self._submissions += 1
 
     def end(self, result: Result) -> None:
         """Note a result."""
@@ -354,8 +368,8 @@ class Runs:
                 sources = [sources[number - 1] for number in numbers]
         most = self._ctx.params.get("max_submissions")
         if most is not None:
-            sent = sum(map(len, self._sent.values()))
-            changed["max_submissions"] = str(most - sent if sent < most else most)
+            left = most - self._submissions
+            changed["max_submissions"] = str(left or most)
         return command("run", *sources, *options_given(self._ctx, **changed))
 
     def _unknown(self) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
-from inspect import iscoroutinefunction
 from itertools import count
 from typing import Any, Unpack
 
@@ -19,6 +18,7 @@ from luma_poll._journal.journal import Journal
 from luma_poll._journal.recorder import Record, Recorder
 from luma_poll._journal.steps import Raise, Submit, may_submit_again
 from luma_poll._polling.adaptive import AdaptiveWait
+from luma_poll._polling.observers import Observers, is_async, only, outcome_of
 from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
 from luma_poll._running.account import Account
 from luma_poll._running.batch import Batch
@@ -26,12 +26,21 @@ from luma_poll._running.outstanding import Outstanding
 from luma_poll._running.requests import AnyRequest, read_request_async
 from luma_poll._running.resubmission import pause_before_next
 from luma_poll._running.run import Run
-from luma_poll._running.run_events import RunReporter
 from luma_poll._running.run_result import RunResult
 from luma_poll._running.submitter import Submitter
 from luma_poll._tasks.each import run_each, run_in_order
 from luma_poll._tasks.event_loops import LoopGuard
 from luma_poll.errors import ConfigurationError, GenerationError
+from luma_poll.events import (
+    Observer,
+    RunBegan,
+    RunEnded,
+    RunFailed,
+    RunFound,
+    RunStateChanged,
+    RunSubmitted,
+)
+from luma_poll.events import Run as RunInfo
 from luma_poll.models import Generation
 
 REQUEST_COST = 0.05
@@ -60,8 +69,10 @@ class Runner:
         max_submissions: Submissions of this runner in all; None for no limit.
         journal: Keeps track of the submissions, so that the next process with the same file
             continues what this one has begun, and submits nothing twice.
-        on_submit: Called with the request and the first snapshot as soon as there is an id.
-            An exception in it is logged and dropped.
+        on_submit: A function (not async), called with a `RunSubmitted` as soon as there is an id.
+        on_state: The same, called with a `RunStateChanged` at each change of state of a run's
+            generation, the first state and the last one included. What either raises is logged
+            and dropped.
 
     Raises:
         ConfigurationError: An argument is unusable.
@@ -76,7 +87,8 @@ class Runner:
         max_attempts: int = 1,
         max_submissions: int | None = None,
         journal: Journal | None = None,
-        on_submit: Callable[[AnyRequest, Generation], object] | None = None,
+        on_submit: Callable[[RunSubmitted], object] | None = None,
+        on_state: Callable[[RunStateChanged], object] | None = None,
     ) -> None:
         if not callable(getattr(getattr(client, "generations", None), "create", None)):
             raise ConfigurationError(f"{type(client).__name__} has no generations.create")
@@ -84,10 +96,11 @@ class Runner:
             raise ConfigurationError(f"poller must be a Poller, not {shown(poller)}")
         if journal is not None and not isinstance(journal, Journal):
             raise ConfigurationError(f"journal must be a Journal, not {shown(journal)}")
-        if on_submit is not None and (not callable(on_submit) or iscoroutinefunction(on_submit)):
-            raise ConfigurationError(
-                f"on_submit must be a function (not async), not {shown(on_submit)}"
-            )
+        for name, function in (("on_submit", on_submit), ("on_state", on_state)):
+            if function is not None and (not callable(function) or is_async(function)):
+                raise ConfigurationError(
+                    f"{name} must be a function (not async), not {shown(function)}"
+                )
         attempts = check_count("max_attempts", max_attempts)
         if attempts is None:
             raise ConfigurationError("max_attempts must be a whole number from 1, not None")
@@ -96,7 +109,11 @@ class Runner:
         self._account = Account(
             check_count("max_running", max_running), check_count("max_submissions", max_submissions)
         )
-        self._reporter = RunReporter(on_submit)
+        self._observers = Observers()
+        if on_submit is not None:
+            self._observers.add(only(RunSubmitted, on_submit))
+        if on_state is not None:
+            self._observers.add(only(RunStateChanged, on_state))
         self._loop = LoopGuard("Runner")
         self._journal = journal
         self._recorder = Recorder(
@@ -109,9 +126,13 @@ class Runner:
             self._account,
             self._outstanding,
             self._recorder,
-            self._reporter,
             self._numbers,
         )
+
+    @property
+    def poller(self) -> Poller:
+        """The poller that waits for its generations."""
+        return self._poller
 
     @property
     def journal(self) -> Journal | None:
@@ -125,6 +146,30 @@ class Runner:
         After an interruption these may still be running, and be billed: wait for them by id.
         """
         return self._outstanding.requests
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Call a function with each event of its runs, and of the waits of its poller.
+
+            stop = runner.observe(print)
+
+        Args:
+            observer: A function (not async), called with the events of `luma_poll.events`. What it
+                raises is logged and dropped.
+
+        Returns:
+            A function that ends it. What is under way is observed to its end.
+
+        Raises:
+            ConfigurationError: It is not a function.
+        """
+        stop_runs = self._observers.add(observer)
+        stop_waits = self._poller.observe(observer)
+
+        def stop() -> None:
+            stop_runs()
+            stop_waits()
+
+        return stop
 
     @explicit
     async def run(
@@ -241,21 +286,23 @@ class Runner:
     async def _result(self, given: AnyRequest, batch: Batch) -> RunResult:
         """Run one; any failure is part of the result."""
         number = next(self._numbers)
-        run = Run(number, given, batch, place=number)
+        key = given.get("key") if isinstance(given, Mapping) else None
+        info = RunInfo(number, given, key, self._observers.present)
+        run = Run(info, batch, place=number)
         error: Exception | None = None
-        self._reporter.report(run.event("begun"))
+        run.tell(RunBegan)
         try:
             run.latest = await self._perform(run)
         except Exception as raised:
             error = raised
             if isinstance(error, GenerationError):
-                run.latest = error.generation
+                run.see(error.generation)
         except BaseException:
-            self._reporter.report(run.event("ended", cancelled=True))
+            run.tell(RunEnded, "cancelled", None)
             raise
         finally:
             run.take_next()
-        self._reporter.report(run.event("ended", error))
+        run.tell(RunEnded, outcome_of(run.latest, error), error)
         return RunResult(given, run.latest, error, run.submitted)
 
     async def _perform(self, run: Run) -> Generation:
@@ -284,7 +331,7 @@ class Runner:
                 if late or not may_submit_again(error, attempt, self._max_attempts):
                     raise
                 run.failure = error
-            self._reporter.report(run.event("failed", run.failure))
+            run.tell(RunFailed, run.failure)
             await anyio.sleep(pause)
 
     def _begin_loop(self) -> None:
@@ -310,6 +357,7 @@ class Runner:
         kind = run.request.kind
         if step.running and self._outstanding.add(step.generation_id, run.given, kind, now):
             self._account.adopt(kind)
+        run.tell(RunFound, step.generation_id, step.running)
         return step.generation_id
 
     async def _wait(self, run: Run, generation: Generation | str) -> Generation:
@@ -334,7 +382,7 @@ class Runner:
         timeout = None if left == math.inf else left
         async with aclosing(self._poller.watch(generation, timeout=timeout)) as snapshots:
             async for snapshot in snapshots:
-                run.latest = snapshot
+                run.see(snapshot)
         assert run.latest is not None, "watch ends with a terminal snapshot"
         return run.latest.raise_for_failure()
 

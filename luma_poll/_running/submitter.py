@@ -29,9 +29,15 @@ from luma_poll._running.outstanding import Outstanding
 from luma_poll._running.requests import Request
 from luma_poll._running.room import SubmissionQueue, Turn
 from luma_poll._running.run import Run
-from luma_poll._running.run_events import RunReporter, Step
 from luma_poll._running.standstill import Standstill
 from luma_poll.errors import ConfigurationError, LumaError
+from luma_poll.events import (
+    RunRefused,
+    RunStateChanged,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
 from luma_poll.models import Generation
 
 LONGEST_STAND = 3
@@ -46,7 +52,6 @@ class Submitter:
         account: What may be submitted now.
         outstanding: Hears of each id.
         recorder: Of the journal.
-        reporter: Hears of each step.
         numbers: The next place in the queue.
     """
 
@@ -56,14 +61,12 @@ class Submitter:
         account: Account,
         outstanding: Outstanding,
         recorder: Recorder,
-        reporter: RunReporter,
         numbers: count[int],
     ) -> None:
         self._client = client
         self._account = account
         self._outstanding = outstanding
         self._recorder = recorder
-        self._reporter = reporter
         self._numbers = numbers
         self._standstill = Standstill(getattr(client, "base_url", None) and str(client.base_url))
         self.begin_loop()
@@ -89,7 +92,7 @@ class Submitter:
                     raise run.failure
                 run.take_next()
                 give_up_at = min(give_up_at, anyio.current_time() + run.batch.seconds)
-                self._reporter.report(run.event("submitting"))
+                run.tell(RunSubmitting)
                 outcome = await self._post(run, attempt, turn)
             if isinstance(outcome, Accepted):
                 return outcome.generation
@@ -176,8 +179,7 @@ class Submitter:
         if isinstance(outcome, Accepted):
             self._take(run, outcome.generation)
         elif isinstance(outcome, NotAccepted) and outcome.may_pass:
-            step: Step = "refused" if outcome.is_refusal else "unreachable"
-            self._reporter.report(run.event(step, outcome.error))
+            run.tell(RunRefused if outcome.is_refusal else RunUnreachable, outcome.error)
 
     def _stop(self, run: Run, error: Exception) -> None:
         """Send neither those that wait for a turn nor those of the batch that are about to."""
@@ -193,4 +195,5 @@ class Submitter:
         run.latest = generation
         run.submitted.append(generation.id)
         run.begin_timeout(now)
-        self._reporter.report(run.event("submitted"))
+        run.tell(RunSubmitted)
+        run.tell(RunStateChanged)

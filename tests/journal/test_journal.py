@@ -558,7 +558,7 @@ def test_an_id_is_recorded_however_long_that_takes(
 
     async def main() -> None:
         with Journal(path) as journal:
-            runner = runner_of(api, journal, on_submit=lambda request, _: seen.append(request))
+            runner = runner_of(api, journal, on_submit=lambda event: seen.append(event.run.request))
             await runner.run("a fox", key="k")
             assert states(journal) == {"k": "completed"}
 
