@@ -275,7 +275,7 @@ async def stopped() -> None:
     """A worker is stopped past the patience, twice, with second attempts allowed."""
     async with world() as made:
         began = time.monotonic()
-        await made.submit(40, "sandbox:duration=3,fail=generation_failed", max_attempts=2)
+        await made.submit(40, "sandbox:duration=3 sandbox:fail=generation_failed", max_attempts=2)
         for worker in made.workers[:2]:
             await asyncio.sleep(2)
             worker.signal(signal.SIGSTOP)
