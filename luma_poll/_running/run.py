@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luma_poll._journal.recorder import Record
+from luma_poll._journal.steps import WaitFor
 from luma_poll._polling.observers import tell
 from luma_poll._running.batch import Batch
 from luma_poll._running.requests import AnyRequest, Request
@@ -38,6 +39,7 @@ class Run:
         place: In the queue.
         request: The request, checked.
         record: Its identity in the journal.
+        found: What the journal says of it, if it was submitted before.
         submitted: The ids of its attempts.
         latest: The latest snapshot.
         deadline: Of all its attempts, from the first accepted submission on; inf for none.
@@ -50,6 +52,7 @@ class Run:
     place: float
     request: Request = field(init=False)
     record: Record | None = None
+    found: WaitFor | None = None
     submitted: list[str] = field(default_factory=list)
     latest: Generation | None = None
     deadline: float = math.inf

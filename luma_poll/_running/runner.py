@@ -13,15 +13,14 @@ import anyio.to_thread
 
 from luma_poll._api.parameters import CreateParams, explicit
 from luma_poll._arguments import USE_DEFAULT, UseDefault, check_count, check_timeout, shown
-from luma_poll._journal.fingerprint import fingerprint
 from luma_poll._journal.journal import Journal
-from luma_poll._journal.recorder import Record, Recorder
+from luma_poll._journal.recorder import Recorder, identify
 from luma_poll._journal.steps import Raise, Submit, may_submit_again
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.observers import Observers, is_async, only, outcome_of
 from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
 from luma_poll._running.account import Account
-from luma_poll._running.batch import Batch
+from luma_poll._running.batch import Batch, Taken
 from luma_poll._running.outstanding import Outstanding
 from luma_poll._running.requests import AnyRequest, read_request_async
 from luma_poll._running.resubmission import pause_before_next
@@ -30,7 +29,13 @@ from luma_poll._running.run_result import RunResult
 from luma_poll._running.submitter import Submitter
 from luma_poll._tasks.each import run_each, run_in_order
 from luma_poll._tasks.event_loops import LoopGuard
-from luma_poll.errors import ConfigurationError, GenerationError
+from luma_poll.errors import (
+    APIError,
+    ConfigurationError,
+    GenerationError,
+    NotFoundError,
+    PollTimeoutError,
+)
 from luma_poll.events import (
     Observer,
     RunBegan,
@@ -45,6 +50,9 @@ from luma_poll.models import Generation
 
 REQUEST_COST = 0.05
 """Seconds of delay that a poll may cost: while the account is full, a delay is an idle slot."""
+
+MAX_FETCHES = 8
+"""Completed generations of a journal that are fetched again at the same time."""
 
 
 class Runner:
@@ -211,7 +219,7 @@ class Runner:
         seconds = check_timeout(timeout, self._poller.timeout)
         extras: dict[str, Any] = {**params} if key is None else {**params, "key": key}
         given: AnyRequest = {"prompt": prompt, **extras} if extras or prompt is None else prompt
-        result = await Batch(self._result, seconds).run(given)
+        result = await Batch(self._result, seconds).run(Taken(given))
         if result.error is not None:
             raise result.error
         assert result.generation is not None, "a run without an error has its generation"
@@ -271,7 +279,10 @@ class Runner:
             ConfigurationError: An argument is unusable.
         """
         batch = self._batch(requests, timeout)
-        return await run_in_order(batch.run, batch.take(requests), limit=None)
+        results = await run_in_order(batch.run, batch.take(requests), limit=None)
+        # Taken in another order where the journal had some of them.
+        places = sorted(range(len(batch.order)), key=batch.order.__getitem__)
+        return [results[place] for place in places] if places else results
 
     def _batch(self, requests: object, timeout: float | UseDefault | None) -> Batch:
         if isinstance(requests, (str, bytes, Mapping)) or not isinstance(
@@ -281,14 +292,14 @@ class Runner:
                 f"requests must be an iterable of prompts or mappings, not {shown(requests)}"
             )
         seconds = check_timeout(timeout, self._poller.timeout)
-        return Batch(self._result, seconds)
+        return Batch(self._result, seconds, self._recorder)
 
-    async def _result(self, given: AnyRequest, batch: Batch) -> RunResult:
+    async def _result(self, taken: Taken, batch: Batch) -> RunResult:
         """Run one; any failure is part of the result."""
-        number = next(self._numbers)
+        given, number = taken.given, next(self._numbers)
         key = given.get("key") if isinstance(given, Mapping) else None
         info = RunInfo(number, given, key, self._observers.present)
-        run = Run(info, batch, place=number)
+        run = Run(info, batch, place=number, record=taken.record)
         error: Exception | None = None
         run.tell(RunBegan)
         try:
@@ -310,15 +321,13 @@ class Runner:
         run.request = await read_request_async(run.given)
         if self._loop.enter():
             self._begin_loop()
-        if self._recorder.is_on:
-            params = run.request.params
-            digest = (
-                await anyio.to_thread.run_sync(fingerprint, params)
+        if self._recorder.is_on and run.record is None:
+            identity = run.request.params, run.request.key, run.batch.key_of
+            run.record = (
+                await anyio.to_thread.run_sync(identify, *identity)
                 if run.request.local_media
-                else fingerprint(params)
+                else identify(*identity)
             )
-            key = run.batch.key_of(digest) if run.request.key is None else run.request.key
-            run.record = Record(key, digest, params)
         while True:
             async with self._recorder.hold(run.record):
                 generation = await self._start(run)
@@ -340,23 +349,28 @@ class Runner:
         self._outstanding.begin_loop(anyio.current_time())
         self._recorder.begin_loop()
         self._submitter.begin_loop()
+        self._fetches = anyio.Semaphore(MAX_FETCHES)
 
     async def _start(self, run: Run) -> Generation | str:
         """Submit it, or find that it was; returns its first snapshot, or its id."""
         step = await self._recorder.next_step(run.record, run.submitted, self._max_attempts)
         run.submitted[:] = step.submitted
         if isinstance(step, Submit):
+            if step.attempt == 1:
+                run.batch.note_new(run.record)
             return await self._submitter.submit(run, step.attempt)
         run.take_next()
         if isinstance(step, Raise):
             raise step.error
         if run.failure is not None and run.failure.generation.id == step.generation_id:
             raise run.failure  # its end is not recorded as a failure, so it is not submitted again
-        now = anyio.current_time()
-        run.begin_timeout(now)
-        kind = run.request.kind
-        if step.running and self._outstanding.add(step.generation_id, run.given, kind, now):
-            self._account.adopt(kind)
+        run.found = step
+        run.batch.note_found()
+        if step.running:
+            kind, now = run.request.kind, anyio.current_time()
+            run.begin_timeout(now)
+            if self._outstanding.add(step.generation_id, run.given, kind, now):
+                self._account.adopt(kind)
         run.tell(RunFound, step.generation_id, step.running)
         return step.generation_id
 
@@ -364,7 +378,7 @@ class Runner:
         """Wait for its end, and record it; returns the completed generation."""
         generation_id = generation if isinstance(generation, str) else generation.id
         try:
-            latest = await self._watch(run, generation)
+            latest = await self._recorder.writing_beside(self._fetch(run, generation))
         except GenerationError as error:
             self._leave(generation_id, ended=True)
             run.latest = error.generation
@@ -376,6 +390,22 @@ class Runner:
         self._leave(generation_id, ended=True)
         await self._recorder.finish(run.record, latest, None)
         return latest
+
+    async def _fetch(self, run: Run, generation: Generation | str) -> Generation:
+        """Wait for its end; what has completed before is fetched in its turn."""
+        found, record = run.found, run.record
+        if found is None or record is None or generation != found.generation_id:
+            return await self._watch(run, generation)
+        try:
+            if found.running:
+                return await self._watch(run, generation)
+            async with self._fetches:  # a few at a time, so that the polls of what runs go on
+                run.begin_timeout(anyio.current_time())
+                return await self._watch(run, generation)
+        except (APIError, PollTimeoutError) as error:
+            if isinstance(error, NotFoundError):
+                await self._recorder.miss(record, found.generation_id)
+            raise found.told(error, record.key) from error.__cause__
 
     async def _watch(self, run: Run, generation: Generation | str) -> Generation:
         left = max(run.deadline - anyio.current_time(), 1e-3)
