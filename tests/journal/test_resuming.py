@@ -107,11 +107,11 @@ def test_a_full_account_withholds_nothing(path: Path, run: Run) -> None:
     async def main() -> None:
         with Journal(path) as journal:
             runner = runner_of(api, journal)
-            done = []
+            done: list[str] = []
             with anyio.fail_after(10):
                 async with runner.as_completed(["new", *OLD]) as results:
                     async for result in results:
-                        done.append(result.request)
+                        done.append(str(result.request))
                         if len(done) == len(OLD):
                             break
             assert sorted(done) == OLD
