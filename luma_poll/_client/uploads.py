@@ -28,6 +28,7 @@ from luma_poll._downloads.put import Pieces, put
 from luma_poll._downloads.storage import InterruptedTry
 from luma_poll._logging import fields, logger
 from luma_poll._polling.poller import Poller
+from luma_poll._tasks.threads import own_threads
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIError,
@@ -122,7 +123,9 @@ class Files:
         """
         check_positive("timeout", timeout)
         source = Path(path_or_file) if isinstance(path_or_file, str) else path_or_file
-        found = await anyio.to_thread.run_sync(read_local, "upload", source, media_type)
+        found = await anyio.to_thread.run_sync(
+            read_local, "upload", source, media_type, limiter=own_threads()
+        )
         if not isinstance(found, LocalMedia):
             raise ConfigurationError("a generation is not uploaded: give {'generation_id': …}")
         wanted = {

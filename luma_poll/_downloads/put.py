@@ -20,6 +20,7 @@ from luma_poll._downloads.storage import (
     _network,
     _untraced,
 )
+from luma_poll._tasks.threads import own_threads
 
 CHUNK = 64 * 1024
 """Bytes that are sent at a time: each must be taken within `STALL`, also on a slow line."""
@@ -50,7 +51,9 @@ class Pieces:
         if not self._piece:
             if not self._left:
                 raise StopAsyncIteration
-            read = await anyio.to_thread.run_sync(self._file.read, min(PIECE, self._left))
+            read = await anyio.to_thread.run_sync(
+                self._file.read, min(PIECE, self._left), limiter=own_threads()
+            )
             if not read:
                 raise OSError("the file has become shorter")
             self._left -= len(read)
