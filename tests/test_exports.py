@@ -168,6 +168,7 @@ WINGS = {
     "sandbox": [
         "clock",
         "pictures",
+        "films",
         "presigning",
         "faults",
         "bad_socket",
@@ -177,6 +178,8 @@ WINGS = {
         "lifecycles",
         "server",
         "refusals",
+        "stored_files",
+        "file_routes",
         "app",
     ],
 }

@@ -10,8 +10,8 @@ from itertools import count
 from typing import Any, Unpack
 
 import anyio
-import anyio.to_thread
 
+from luma_poll._api.media_reference import in_thread
 from luma_poll._api.parameters import CreateParams, explicit
 from luma_poll._arguments import USE_DEFAULT, UseDefault, check_count, check_timeout, shown
 from luma_poll._journal.fingerprint import fingerprint
@@ -265,11 +265,7 @@ class Runner:
             self._begin_loop()
         if self._recorder.is_on:
             params = run.request.params
-            digest = (
-                await anyio.to_thread.run_sync(fingerprint, params)
-                if run.request.local_media
-                else fingerprint(params)
-            )
+            digest = await in_thread(run.request.is_large, fingerprint, params)
             key = run.batch.key_of(digest) if run.request.key is None else run.request.key
             run.record = Record(key, digest, params)
         while True:
