@@ -176,6 +176,14 @@ def takes_time(value: object) -> bool:
     )
 
 
+def is_local(value: object) -> bool:
+    """Return True for what becomes a `LocalMedia`."""
+    kinds = (os.PathLike, bytes, bytearray, memoryview, LocalMedia)
+    return isinstance(value, kinds) or any(
+        callable(getattr(value, name, None)) for name in ("read", "save")
+    )
+
+
 async def in_thread(takes_time: bool, function: Callable[[T], R], argument: T) -> R:
     """Call a function, in a thread if it takes time: a few bytes are read faster than one begins.
 
@@ -247,16 +255,26 @@ def _of_bytes(place: str, name: str, content: bytes, media_type: str | None) -> 
 def _of_file(place: str, file: BinaryIO, media_type: str | None) -> LocalMedia:
     given = getattr(file, "name", "")
     name = Path(given).name[-MAX_NAME:] if isinstance(given, str) else ""
+    start = file.tell() if _is_seekable(file) else None
     content = file.read(MAX_DATA + 1)
+    if start is not None:
+        file.seek(start)  # so that it may be the input of another request, too
     if not isinstance(content, bytes):
         raise ConfigurationError(f"{place}: {name or 'the file'} is open as text: use mode 'rb'")
     if len(content) <= MAX_DATA:
         return _of_bytes(place, name, content, media_type)
-    if not file.seekable():
+    if start is None:
         raise ConfigurationError(f"{place}: {name or 'the file'} is too large to be sent from here")
-    start = file.tell() - len(content)
     size = file.seek(0, os.SEEK_END) - start
+    file.seek(start)
     return _known(place, name, content[:HEAD_SIZE], size, file, start, media_type)
+
+
+def _is_seekable(file: BinaryIO) -> bool:
+    try:
+        return file.seekable()
+    except AttributeError:
+        return False
 
 
 def _known(

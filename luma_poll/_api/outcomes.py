@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypeGuard
+from uuid import uuid4
 
 from luma_poll._api.answers import as_generation, snapshot_rate_limit, snapshot_request_id
 from luma_poll._api.evidence import nothing_was_sent
-from luma_poll._api.headers import RateLimit
+from luma_poll._api.headers import RateLimit, submission_id
 from luma_poll._api.translation import translate_error
 from luma_poll._arguments import check_generation_id
 from luma_poll._logging import fields, logger
 from luma_poll.errors import (
     APIError,
+    APIStatusError,
     AuthenticationError,
     ConfigurationError,
     InsufficientBalanceError,
@@ -28,6 +30,7 @@ _ADVICE = (
     "It is not known whether the generation was accepted: it may be running and be billed. "
     "Look at the usage of the account before you submit it again."
 )
+_OF_SOMEBODY_ELSE = (301, 302, 303, 307, 308, 401, 402, 403, 404, 405, 511)
 _OF_THE_ACCOUNT = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError)
 
 
@@ -64,7 +67,7 @@ class NotAccepted:
     @property
     def may_pass(self) -> bool:
         """True if the same submission may be accepted later."""
-        return isinstance(self.error, APIError) and self.error.retryable
+        return isinstance(self.error, APIError) and (self.error.retryable or _is_page(self.error))
 
 
 @dataclass(frozen=True)
@@ -96,28 +99,51 @@ def ends_all(error: object) -> TypeGuard[APIError]:
     return error.in_api_words and error.generation_id is None
 
 
-async def submit_once(create: Callable[[], Awaitable[object]]) -> Outcome:
+def _is_page(error: APIError) -> bool:
+    """True for a page that somebody between us and the API gave in its place: it may go away."""
+    if not isinstance(error, APIStatusError) or error.in_api_words:
+        return False
+    return error.status_code in _OF_SOMEBODY_ELSE
+
+
+def new_submission_id() -> str:
+    """Return an `X-Request-Id` for a submission."""
+    return str(uuid4())
+
+
+async def submit_once(
+    create: Callable[[], Awaitable[object]], handle: str | None = None
+) -> Outcome:
     """Submit, and say what became of it.
 
     Args:
         create: Sends one submission, once; returns what looks like a generation.
+        handle: The `X-Request-Id` that it carries; by default a new one.
 
     Returns:
         The outcome. A failure is part of it; only what is no `Exception`, such as a cancellation,
         is raised.
     """
+    handle = handle or submission_id.get() or new_submission_id()
+    before = submission_id.set(handle)
     try:
-        return _accepted(as_generation(await create()))
+        outcome = _accepted(as_generation(await create()))
     except Exception as error:
-        return outcome_of(error)
+        outcome = outcome_of(error)
     except BaseException as error:
         if not nothing_was_sent(error):
             logger.warning(
                 "a submission was cut off before its answer came: it may be running and be "
-                "billed, and its id is not known",
+                "billed, and its id is not known (X-Request-Id %s)",
+                handle,
                 extra=fields(error=error),
             )
         raise
+    finally:
+        submission_id.reset(before)
+    if not isinstance(outcome, Accepted) and isinstance(outcome.error, APIError):
+        outcome.error.submission_id = handle
+    return outcome
 
 
 def outcome_of(error: Exception) -> Outcome:

@@ -19,6 +19,7 @@ from luma_poll._api.media_reference import (
     PIECE,
     LocalMedia,
     in_thread,
+    is_local,
     read_local,
     string_given,
     takes_time,
@@ -231,12 +232,21 @@ class _Shown(str):
         return str(self)
 
 
-def takes_time_to_read(value: Any, depth: int = MAX_DEPTH) -> bool:
+def takes_time_to_read(value: Any) -> bool:
     """Return True if there is something in it that takes time to look at."""
+    return _holds(value, takes_time, MAX_DEPTH)
+
+
+def holds_media(value: Any) -> bool:
+    """Return True if there is something in it that is here and not at the API."""
+    return _holds(value, is_local, MAX_DEPTH)
+
+
+def _holds(value: Any, test: Callable[[object], bool], depth: int) -> bool:
     if isinstance(value, (str, int, float, type(None))) or not depth:
         return False
     if isinstance(value, Mapping):
-        return any(takes_time_to_read(item, depth - 1) for item in value.values())
+        return any(_holds(item, test, depth - 1) for item in value.values())
     if isinstance(value, (list, tuple)):
-        return any(takes_time_to_read(item, depth - 1) for item in value)
-    return takes_time(value)
+        return any(_holds(item, test, depth - 1) for item in value)
+    return test(value)

@@ -20,8 +20,18 @@ from luma_poll._cli.bars import DownloadBars
 from luma_poll._cli.hints import plural
 from luma_poll._cli.results import Result, label_of
 from luma_poll._cli.terminal import can_print, escape, in_words, is_terminal, say
-from luma_poll._polling.poll_events import PollEvent
-from luma_poll._running.run_events import RunEvent
+from luma_poll.events import (
+    Event,
+    PollEvent,
+    RunBegan,
+    RunEvent,
+    RunFailed,
+    RunFound,
+    RunRefused,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
 
 DRAWINGS_PER_SECOND = 5
 LAST_FAILURES = 5
@@ -358,26 +368,33 @@ class RunTable(LiveTable):
         self._rows_ended = 0
         self._nothing_since: tuple[float, str] | None = None
 
-    def on_run(self, event: RunEvent) -> None:
+    def on_run(self, event: Event) -> None:
         """Show a step of a run."""
-        request = event.request
+        if not isinstance(event, RunEvent):
+            return
+        request = event.run.request
         assert not isinstance(request, str)
-        if event.step == "begun":
+        if isinstance(event, RunBegan):
             row = RunRow((label_of(request),), "waiting", 0.0)
-            self._runs[id(request)] = self._rows[str(event.run)] = row
+            self._runs[id(request)] = self._rows[str(event.run.number)] = row
             self._states["waiting"] += 1
             return
         row = self._runs[id(request)]
-        if event.step in ("refused", "unreachable", "failed"):
-            row.refusals += event.step == "refused"
-            self._counts["refusals"] += event.step == "refused"
-            self._change(row, "waiting", "" if event.error is None else type(event.error).__name__)
-            if event.step != "failed" and event.error is not None:
+        if isinstance(event, RunRefused | RunUnreachable | RunFailed):
+            is_refusal = isinstance(event, RunRefused)
+            row.refusals += is_refusal
+            self._counts["refusals"] += is_refusal
+            self._change(row, "waiting", type(event.error).__name__)
+            if not isinstance(event, RunFailed):
                 since = self._nothing_since[0] if self._nothing_since else time.monotonic()
                 self._nothing_since = since, in_words(event.error)
-        elif event.step == "submitting":
+        elif isinstance(event, RunSubmitting):
             self._change(row, "submitting", "")
-        elif event.step == "submitted" and event.generation is not None:
+        elif isinstance(event, RunFound) and event.running:  # an earlier process submitted it
+            row.submitted = time.monotonic()
+            self._by_id[event.generation_id] = row
+            self._change(row, "queued", "")
+        elif isinstance(event, RunSubmitted):
             row.attempts += 1
             row.submitted = time.monotonic()
             self._counts["submissions"] += 1

@@ -77,7 +77,7 @@ def read_request(given: object) -> Request:
     params = dict(given)
     key = params.pop("key", None)
     if key is not None:
-        _check_key(key)
+        check_key(key)
     return Request(read_params(params), key)
 
 
@@ -87,7 +87,12 @@ async def read_request_async(given: object) -> Request:
     return await in_thread(slow, read_request, given)
 
 
-def _check_key(key: object) -> None:
+def check_key(key: object) -> str:
+    """Return a key that names a request for people and for good.
+
+    Raises:
+        ConfigurationError: It cannot be one.
+    """
     if not isinstance(key, str) or not key.strip():
         raise ConfigurationError(f"a key is a string that is not blank, not {shown(key)}")
     if len(key) > MAX_KEY_LENGTH:
@@ -96,3 +101,6 @@ def _check_key(key: object) -> None:
         key.encode()
     except UnicodeEncodeError:
         raise ConfigurationError(f"a key is text, not {shown(key)}") from None
+    if "\0" in key:
+        raise ConfigurationError(f"a key is text, not {shown(key)}")
+    return key

@@ -20,18 +20,30 @@ from luma_poll._api.outcomes import (
     Outcome,
     Unknown,
     ends_all,
+    new_submission_id,
     submit_once,
 )
 from luma_poll._api.request_body import encoded, uploaded
 from luma_poll._journal.recorder import Recorder
+from luma_poll._logging import fields, logger
 from luma_poll._running.account import Account
 from luma_poll._running.outstanding import Outstanding
 from luma_poll._running.requests import Request
 from luma_poll._running.room import SubmissionQueue, Turn
 from luma_poll._running.run import Run
-from luma_poll._running.run_events import RunReporter, Step
+from luma_poll._running.standstill import Standstill
 from luma_poll.errors import ConfigurationError, LumaError
+from luma_poll.events import (
+    RunRefused,
+    RunStateChanged,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
 from luma_poll.models import Generation
+
+LONGEST_STAND = 3
+"""Refusals, with nothing of ours under way, after which a request lets the others pass."""
 
 
 class Submitter:
@@ -42,7 +54,6 @@ class Submitter:
         account: What may be submitted now.
         outstanding: Hears of each id.
         recorder: Of the journal.
-        reporter: Hears of each step.
         numbers: The next place in the queue.
     """
 
@@ -52,20 +63,20 @@ class Submitter:
         account: Account,
         outstanding: Outstanding,
         recorder: Recorder,
-        reporter: RunReporter,
         numbers: count[int],
     ) -> None:
         self._client = client
         self._account = account
         self._outstanding = outstanding
         self._recorder = recorder
-        self._reporter = reporter
         self._numbers = numbers
+        self._standstill = Standstill(getattr(client, "base_url", None) and str(client.base_url))
         self.begin_loop()
 
     def begin_loop(self) -> None:
         """Begin again in another event loop."""
         self.queue = SubmissionQueue(self._account)
+        self._standstill.begin_loop()
 
     async def submit(self, run: Run, attempt: int) -> Generation:
         """Submit it in its turn, and where it was refused, in its next one."""
@@ -83,7 +94,7 @@ class Submitter:
                     raise run.failure
                 run.take_next()
                 give_up_at = min(give_up_at, anyio.current_time() + run.batch.seconds)
-                self._reporter.report(run.event("submitting"))
+                run.tell(RunSubmitting)
                 outcome = await self._post(run, attempt, turn)
             if isinstance(outcome, Accepted):
                 return outcome.generation
@@ -95,6 +106,12 @@ class Submitter:
         if isinstance(outcome, Unknown):
             return False
         if outcome.is_refusal:
+            if self._account.running == 0:
+                # Nothing of ours is in its way, so it may be too heavy for the account: it keeps
+                # its place for a while, and then lets the others try.
+                run.refusals += 1
+                if run.refusals % LONGEST_STAND == 0:
+                    run.place = next(self._numbers)
             return not self._account.cannot_fit(run.request.kind)
         run.place = next(self._numbers)  # behind the others: each of them may as well try
         return outcome.may_pass and anyio.current_time() < give_up_at
@@ -124,10 +141,10 @@ class Submitter:
 
     async def _post_in_turn(self, run: Run, attempt: int, turn: Turn) -> None:
         """Submit once: the intent on disk, the request on the wire, the outcome to all."""
-        record, recorder = run.record, self._recorder
+        record, recorder, handle = run.record, self._recorder, new_submission_id()
         try:
             with anyio.CancelScope(shield=True):
-                await recorder.begin(record, attempt)
+                await recorder.begin(record, attempt, handle)
         except LumaError as error:
             turn.end(NotAccepted(error))
             return
@@ -138,29 +155,49 @@ class Submitter:
             with anyio.CancelScope(shield=True):
                 # On the wire, until there is an answer. What ends this by force finds CUT_OFF.
                 outcome = CUT_OFF
-                outcome = await submit_once(partial(self._create, run.request))
+                outcome = await submit_once(partial(self._create, run.request, handle), handle)
         finally:
             # Known to the account, to the batch and to observers, in one step; then on disk.
             self._tell(run, turn, outcome)
-            saved = await recorder.end(record, attempt, outcome)
-        if isinstance(outcome, Accepted) and not saved:
-            await recorder.insist(record, attempt, outcome)
+            await recorder.end(record, attempt, outcome)
 
-    async def _create(self, request: Request) -> object:
-        return await self._client.generations.create(**await encoded(request.params))
+    async def _create(self, request: Request, handle: str) -> object:
+        params = await encoded(request.params)
+        create = self._client.generations.create
+        if "extra_headers" in signature(create).parameters:  # the official SDK's
+            params["extra_headers"] = {"X-Request-Id": handle}
+        return await create(**params)
 
     def _tell(self, run: Run, turn: Turn, outcome: Outcome) -> None:
         """Tell those who must know at once: nobody has a turn between."""
+        now = anyio.current_time()
         if isinstance(outcome, NotAccepted) and ends_all(outcome.error):
-            # Neither those that wait for a turn nor those of the batch that are about to are sent.
-            self.queue.stop(outcome.error)
-            run.batch.refusal = outcome.error
+            self._stop(run, outcome.error)
         turn.end(outcome)
+        if isinstance(outcome, NotAccepted) and outcome.may_pass and self._account.gives_up(now):
+            self._stop(run, outcome.error)
+        next_try = self._account.may_submit_at(run.request.kind)
+        if next_try == math.inf:  # others are under way
+            next_try = self._account.quiet_until
+        self._standstill.note(outcome, now, next_try, running=self._account.running)
         if isinstance(outcome, Accepted):
             self._take(run, outcome.generation)
+        elif isinstance(outcome, Unknown):
+            error = outcome.error
+            logger.warning(
+                "a submission may have been accepted, and be billed: %s (X-Request-Id %s)",
+                error,
+                getattr(error, "submission_id", None),
+                extra=fields(error=error),
+            )
         elif isinstance(outcome, NotAccepted) and outcome.may_pass:
-            step: Step = "refused" if outcome.is_refusal else "unreachable"
-            self._reporter.report(run.event(step, outcome.error))
+            run.tell(RunRefused if outcome.is_refusal else RunUnreachable, outcome.error)
+
+    def _stop(self, run: Run, error: Exception) -> None:
+        """Send neither those that wait for a turn nor those of the batch that are about to."""
+        assert isinstance(error, LumaError), "what ends all is an error of ours"
+        self.queue.stop(error)
+        run.batch.refusal = error
 
     def _take(self, run: Run, generation: Generation) -> None:
         """Note the id of an accepted submission."""
@@ -170,4 +207,5 @@ class Submitter:
         run.latest = generation
         run.submitted.append(generation.id)
         run.begin_timeout(now)
-        self._reporter.report(run.event("submitted"))
+        run.tell(RunSubmitted)
+        run.tell(RunStateChanged)

@@ -19,7 +19,7 @@ from luma_poll import (
 )
 from luma_poll._client.generations import Generations
 from tests.cli.support import COMMAND, Cli, started
-from tests.fakes import snapshot
+from tests.fakes import ID, snapshot
 
 
 def test_create_prints_the_id(cli: Cli) -> None:
@@ -108,7 +108,6 @@ def test_any_parameter_can_be_given(cli: Cli, sent: Sent) -> None:
             "user_id": "7",
             "seed": 7,
             "self": "a=b",
-            "source": None,
             "image_ref": [{"url": "https://example.com/a.png"}],
         }
     ]
@@ -163,6 +162,22 @@ def test_one_prompt_becomes_one_file(cli: Cli, tmp_path: Path) -> None:
     told = cli("create", "a red fox sandbox:duration=0", "--download", str(tmp_path / "out"))
     assert told.out.startswith(str(tmp_path / "out"))
     assert generation_id not in told.out
+
+
+def test_a_file_is_an_input(cli: Cli, sent: Sent, tmp_path: Path) -> None:
+    """By --source, --image and @; also an address, and the id of a generation."""
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(PNG + b"x" * 92)
+    options = ["--source", str(photo), "--image", "https://example.com/a.png", "--image", ID]
+    assert cli("create", "at night", "--type", "image_edit", *options).code == 0
+    assert cli("create", "at night", "--param", f"source=@{photo}").code == 0
+    assert repr(sent[0]["source"]) == "<photo.png: image/png, 100 bytes>"
+    assert sent[0]["image_ref"] == [{"url": "https://example.com/a.png"}, {"generation_id": ID}]
+    assert repr(sent[1]["source"]) == repr(sent[0]["source"])
+    told = cli("create", "at night", "--source", str(tmp_path / "none.png"))
+    assert (told.code, len(sent)) == (2, 2)
+    assert "source" in told.err
+    assert "none.png" in told.err
 
 
 def test_the_outputs_are_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -226,16 +241,16 @@ def test_ctrl_c_waits_for_the_answer(
     monkeypatch.setattr(Generations, "create", create)
     code, out, err = cli("create", "a fox", "--wait")
     assert (code, out) == (130, "")
-    assert (
-        err.splitlines()
-        == {
-            "accepted": [
-                "Generation number-1 was submitted. To wait for it:",
-                "  luma-poll wait number-1",
-            ],
-            "refused": ["RateLimitError: HTTP 429: full"],
-        }[answer]
-    )
+    ends = {
+        "accepted": [
+            "Generation number-1 was submitted. To wait for it:",
+            "  luma-poll wait number-1",
+        ],
+        "refused": ["RateLimitError: HTTP 429: full"],
+    }
+    said, *rest = err.splitlines()
+    assert said == "Waiting for the answer, which has the id; Ctrl-C again gives up."
+    assert rest == ends[answer]
 
 
 @pytest.mark.parametrize("command", [["create", "a fox"], ["run", "a red fox"]])

@@ -259,9 +259,7 @@ def tally(outcomes: list[dict[str, Any]]) -> Counter[str]:
 
 
 async def results(of: Process, prefix: str, count: int) -> list[dict[str, Any]]:
-    ends: list[dict[str, Any]] = await asyncio.gather(
-        *(of.call("result", key=f"{prefix}-{n}") for n in range(count))
-    )
+    ends: list[dict[str, Any]] = await of.call("results", prefix=prefix, count=count)
     return ends
 
 
@@ -269,7 +267,7 @@ async def settled(of: Process, prefix: str, count: int) -> tuple[list[dict[str, 
     """The results, and the keys that are unknown; an answer may still be late on a busy machine."""
     while True:
         ends = await results(of, prefix, count)
-        unknown = await of.call("unknown")
+        unknown = await of.call("keys", state="unknown")
         if len(unknown) == tally(ends)["SubmissionUnknownError"]:
             return ends, unknown
         await asyncio.sleep(0.2)
