@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
 import anyio
 import anyio.to_thread
@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from dbos import DBOS
 
 from luma_poll._api.media_reference import LocalMedia
+from luma_poll._api.parameters import CreateParams
 from luma_poll._api.request_body import local_media, read_params_async, uploaded
 from luma_poll._arguments import check_count, check_generation_id, check_positive
 from luma_poll._client.client import LumaClient
@@ -35,6 +36,7 @@ from luma_poll._fleet.settings import SCHEMA, database_of_dbos, fleet_config, is
 from luma_poll._fleet.tables import check_name
 from luma_poll._fleet.worker import Client, Settings, Worker
 from luma_poll._journal.fingerprint import fingerprint
+from luma_poll._polling.poller import Poller
 from luma_poll._polling.schedules import Schedule
 from luma_poll._running.requests import Request, check_key
 from luma_poll.errors import ConfigurationError, LumaError
@@ -278,7 +280,7 @@ class Fleet:
         max_attempts: int = 1,
         callback: str | None = None,
         timeout: float | None = 3600.0,
-        **params: Any,
+        **params: Unpack[CreateParams],
     ) -> FleetHandle:
         """Submit a generation, once for each key, from any process, worker or not.
 
@@ -580,6 +582,15 @@ class Fleet:
     def name(self) -> str:
         """The name of the fleet."""
         return self._name
+
+    @property
+    def poller(self) -> Poller | None:
+        """The poller of this worker, to be observed; None if this process is none.
+
+        instrument(fleet.poller)                      # of luma_poll.opentelemetry
+        """
+        worker = self._worker
+        return worker.poller if worker is not None and worker.ready.is_set() else None
 
     @property
     def worker_id(self) -> str | None:

@@ -34,6 +34,8 @@ from luma_poll.errors import (
 
 MOST_AT_ONCE = 4
 """Submissions under way in one worker: what a kill, or the first moment of an outage, can cost."""
+AFTER_TROUBLE = 2.0
+"""Seconds until the next look after an error of the database."""
 LOOK = 0.5
 """Seconds between two looks for something to submit."""
 MOST_ODD_REFUSALS = 5
@@ -112,7 +114,7 @@ class Sender:
                         pause = await self._step(tasks)
                     except Exception as error:  # whatever it is: nothing is lost by looking again
                         logger.warning("nothing is submitted: %s", error, extra=fields(error=error))
-                        pause = 2.0
+                        pause = AFTER_TROUBLE
                     await self._sleep(pause)
             if self._permit is not None:
                 await self._withdraw(self._permit)

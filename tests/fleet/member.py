@@ -19,15 +19,18 @@ from tenacity import wait_fixed
 
 import luma_poll.dbos
 from luma_poll import LumaClient, LumaError
-from luma_poll._fleet import callbacks
+from luma_poll._fleet import callbacks, worker
 from luma_poll.dbos import Fleet
 
 STATEMENTS: list[None] = []
+SUBMITTED: list[None] = []
 
 
 @event.listens_for(Engine, "before_cursor_execute")
-def count_statement(*_: Any) -> None:
+def count_statement(_: Any, __: Any, statement: str, *___: Any) -> None:
     STATEMENTS.append(None)
+    if statement.startswith("INSERT") and "_posts" in statement:
+        SUBMITTED.append(None)
 
 
 class Member:
@@ -35,13 +38,15 @@ class Member:
         self._settings = settings
         self._parent = parent
         self.fleet = Fleet(
-            lambda: LumaClient(
-                settings.get("key", "luma-api-fleet"), base_url=settings["base_url"]
-            ),
+            self._open_client,
             database=settings["database"],
             wait=wait_fixed(settings.get("poll_every", 0.1)),
             **{"heartbeat": 0.2, "patience": 0.8, **settings.get("fleet", {})},
         )
+
+    def _open_client(self) -> LumaClient:
+        key = self._settings.get("key", "luma-api-fleet")
+        return LumaClient(key, base_url=self._settings["base_url"])
 
     async def run(self) -> None:
         reader, self._writer = await asyncio.open_connection(sock=self._parent, limit=2**24)
@@ -122,6 +127,7 @@ class Member:
             "mb": int(memory.split()[1]) / 1024,
             "cpu": spent.ru_utime + spent.ru_stime,
             "statements": len(STATEMENTS),
+            "submissions": len(SUBMITTED),
             "now": time.monotonic(),
         }
 
@@ -136,6 +142,7 @@ def run(settings: dict[str, Any], parent: socket.socket) -> None:
         level=settings.get("level", "WARNING"),
         force=True,
     )
+    setattr(worker, "__version__", settings.get("version", "1"))  # noqa: B010
     luma_poll.dbos.RESULT_INTERVAL = settings.get("result_every", 0.2)
     callbacks.PAUSES = tuple(settings.get("pauses", callbacks.PAUSES))
     asyncio.run(Member(settings, parent).run())

@@ -160,7 +160,8 @@ class Processes:
         self._started: list[Process] = []
 
     async def start(self, *, worker: bool = True, **settings: Any) -> Process:
-        process = Process({**self._settings, "worker": worker, **settings})
+        fleet = self._settings.get("fleet", {}) | settings.pop("fleet", {})
+        process = Process({**self._settings, "worker": worker, **settings, "fleet": fleet})
         self._started.append(process)
         await process.start()
         return process

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from luma_poll import ConfigurationError, RateLimitError
 from luma_poll._api.outcomes import Accepted, NotAccepted
 from luma_poll._fleet.ends import end_of
-from luma_poll._fleet.engine import Database
+from luma_poll._fleet.engine import Database, FleetDatabaseError
 from luma_poll._fleet.ledger import Alive, Later, Ledger, Limits, Turn
 from luma_poll._fleet.tables import SCHEMA
 from luma_poll.models import Generation
@@ -271,3 +271,34 @@ def test_tables_are_made_by_whoever_may(database: str) -> None:
     ledger.prepare()
     ledger.prepare(make=False)
     ledger.database.close()
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_worker_needs_no_rights_on_the_schema(database: str) -> None:
+    """Whoever owns the tables makes them; a worker only reads and writes."""
+    owner = Database(database, "luma", "dbos")
+    Ledger(owner, "luma").prepare()
+    with owner.transaction() as (connection, _):
+        for statement in (
+            "DROP ROLE IF EXISTS worker",
+            "CREATE ROLE worker LOGIN",
+            "GRANT USAGE ON SCHEMA dbos TO worker",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA dbos TO worker",
+            "GRANT USAGE ON ALL SEQUENCES IN SCHEMA dbos TO worker",
+        ):
+            connection.execute(sa.text(statement))
+    opened = Database(database.replace("postgres@", "worker@"), "luma", "dbos")
+    ledger = Ledger(opened, "luma")
+    ledger.prepare()
+    ledger.beat("one", {})
+    add(ledger, "a", callback="https://example.com/hook")
+    wait = ledger.accept(turn(ledger, "p-1"), "one", "id-1")
+    assert wait is not None
+    ledger.end_wait(wait, *end_of(Generation(id="id-1", state="completed")))
+    assert ledger.waiting_callbacks() == 1
+    other = Ledger(Database(opened.engine.url, "shop", "dbos"), "shop")
+    with pytest.raises(FleetDatabaseError) as caught:
+        other.prepare()
+    assert not caught.value.retryable
+    for each in (owner, opened, other.database):
+        each.close()
