@@ -160,6 +160,7 @@ def run(
                     f"warning: none of these is in the journal {journal}, which has others: all "
                     "are submitted, and billed. Other parameters make another request."
                 )
+                kept._store.are_strangers_said = True  # before the question, not by the runner
             if not yes:
                 _ask(found)
             anyio.run(run_all, prompts, kept, put)
@@ -231,7 +232,8 @@ async def run_prompts(
     table.expect(len(runs.prompts.lines))
     with table.shown():
         async with (
-            runner.as_completed(line.request for line in runs.prompts.lines) as ran,
+            # A list: what the journal has of it comes first.
+            runner.as_completed([line.request for line in runs.prompts.lines]) as ran,
             run_each(finish, ran, limit=None) as results,
         ):
             async for result in results:

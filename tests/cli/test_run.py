@@ -216,6 +216,7 @@ def test_other_parameters_are_other_requests(cli: Cli) -> None:
     assert cli(*command).err == ""
     told = cli(*command, "--model", "uni-1")
     assert told.err.startswith("warning: none of these is in the journal runs.db, which has others")
+    assert told.err.count("warning") == 1
 
 
 # --- limits --------------------------------------------------------------------------------------
