@@ -177,6 +177,7 @@ WINGS = {
     "sandbox": [
         "clock",
         "pictures",
+        "films",
         "presigning",
         "faults",
         "bad_socket",
@@ -186,6 +187,8 @@ WINGS = {
         "lifecycles",
         "server",
         "refusals",
+        "stored_files",
+        "file_routes",
         "app",
     ],
 }

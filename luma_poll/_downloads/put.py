@@ -6,11 +6,8 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
 
-import anyio
-import anyio.to_thread
-
 from luma_poll._api.headers import retry_after
-from luma_poll._api.media_reference import PIECE
+from luma_poll._api.media_reference import PIECE, in_thread
 from luma_poll._arguments import is_loopback
 from luma_poll._downloads.storage import (
     LONGEST_RETRY_AFTER,
@@ -20,7 +17,6 @@ from luma_poll._downloads.storage import (
     _network,
     _untraced,
 )
-from luma_poll._tasks.threads import own_threads
 
 CHUNK = 64 * 1024
 """Bytes that are sent at a time: each must be taken within `STALL`, also on a slow line."""
@@ -51,9 +47,8 @@ class Pieces:
         if not self._piece:
             if not self._left:
                 raise StopAsyncIteration
-            read = await anyio.to_thread.run_sync(
-                self._file.read, min(PIECE, self._left), limiter=own_threads()
-            )
+            wanted = min(PIECE, self._left)
+            read = await in_thread(self._size > PIECE, self._file.read, wanted)
             if not read:
                 raise OSError("the file has become shorter")
             self._left -= len(read)
