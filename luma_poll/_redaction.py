@@ -14,6 +14,8 @@ _SECRETS = re.compile(
 )
 MIN_SECRET_LENGTH = 8
 """Characters; anything shorter may be a part of ordinary words."""
+LONGEST_SECRET = 200
+"""Characters of a key or a signature."""
 MAX_DEPTH = 20
 """Levels of nested containers; deeper ones are left out."""
 
@@ -25,6 +27,17 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
             text = text.replace(secret, "...")
     text = _URL.sub(lambda found: f"{found[1]}?..." if found[2] else found[0], text)
     return _SECRETS.sub(lambda found: f"{found[found.lastindex or 0]}...", text)
+
+
+def excerpt(text: str, length: int, secrets: Iterable[str] = ()) -> str:
+    """`redact` the begin of a foreign text, at a cost that does not grow with the text."""
+    if len(text) > 4 * length:
+        # The last word may be a part of a secret, which as a part would not be recognised.
+        text = (
+            text[: 4 * length - LONGEST_SECRET]
+            + text[4 * length - LONGEST_SECRET : 4 * length].rpartition(" ")[0]
+        )
+    return redact(text, secrets)[:length]
 
 
 def redact_value(value: Any, secrets: Iterable[str] = (), depth: int = MAX_DEPTH) -> Any:

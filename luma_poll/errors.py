@@ -139,6 +139,8 @@ class APIStatusError(APIError):
         request_id: `X-Request-Id`, which Luma's support asks for, or None.
         retry_after: Seconds to wait before the next request (`Retry-After`), or None.
         retryable: True if the same request may succeed later.
+        in_api_words: False if the answer lacks the API's own `{"detail": ...}`. Then a gateway or
+            a proxy in between may have given it, and the status may say nothing of the generation.
         hint: Advice for every error of this class, which its message ends with; may be empty.
     """
 
@@ -153,12 +155,14 @@ class APIStatusError(APIError):
         request_id: str | None = None,
         retry_after: float | None = None,
         generation_id: str | None = None,
+        in_api_words: bool = True,
     ) -> None:
         super().__init__(message, generation_id=generation_id)
         self.status_code = status_code
         self.detail: str | None = None if detail is None else redact(detail)
         self.request_id = request_id
         self.retry_after = retry_after
+        self.in_api_words = in_api_words
         self.retryable: bool = status_code in _RETRYABLE_STATUSES or status_code >= 500
 
 

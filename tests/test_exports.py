@@ -39,6 +39,7 @@ def test_every_public_name_is_documented(name: str) -> None:
 BASE = [
     "_version",
     "_redaction",
+    "_texts",
     "errors",
     "models",
     "_logging",

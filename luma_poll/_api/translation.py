@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import sys
 from collections.abc import Iterator, MutableMapping, Sequence
+from html import unescape
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +15,8 @@ import anyio
 from pydantic import ValidationError
 
 from luma_poll._api.headers import retry_after
-from luma_poll._redaction import redact, redact_value
+from luma_poll._redaction import excerpt, redact, redact_value
+from luma_poll._texts import encodable
 from luma_poll.errors import (
     STATUS_ERRORS,
     APIConnectionError,
@@ -29,6 +32,12 @@ MAX_DETAIL = 1000
 """Characters of the API's description that are kept."""
 MAX_REQUEST_ID = 200
 """Characters that are kept of `X-Request-Id`."""
+MAX_FOREIGN_TEXT = 200
+"""Characters that are quoted of an answer that is not in the API's words."""
+_MAX_PAGE = 4000
+_GATEWAY_HINT = "Check the base URL (LUMA_BASE_URL), and the proxy or gateway if there is one."
+_TITLE = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
+_NOT_TEXT = re.compile(r"<(script|style|title)\b.*?</\1\s*>|<[^<>]*>", re.IGNORECASE | re.DOTALL)
 _LIBRARIES = ("httpx", "httpcore", "httpx2", "httpcore2", "aiohttp", "luma_agents", "json")
 _REDIRECTS = (300, 301, 302, 303, 307, 308)
 BROKEN_STREAM = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
@@ -120,8 +129,11 @@ def status_error(
     *,
     secrets: Sequence[str] = (),
     base_url: str = "/v1",
-) -> APIStatusError:
-    """Make the typed error for a response with an error status.
+) -> APIError:
+    """Make the typed error for a response with a status other than 2xx.
+
+    It is in the API's own words if it has the API's `detail`. Otherwise its message names what
+    seems to have answered.
 
     Args:
         response: Of httpx, or one that looks like it.
@@ -130,15 +142,24 @@ def status_error(
         base_url: The base URL of the request, for advice on it.
     """
     status = int(response.status_code)
+    if status == HTTPStatus.NOT_MODIFIED:
+        return InvalidResponseError(
+            "the answer is unreadable (HTTP 304 Not Modified: a cache in between has answered a "
+            "request that asked for no comparison)",
+            generation_id=generation_id,
+        )
     fallback = ServerError if status >= 500 else APIStatusError
     error_class = STATUS_ERRORS.get(status, fallback)
     detail = _detail(response, secrets)
-    request_id = redact(response.headers.get("X-Request-Id") or "", secrets)[:MAX_REQUEST_ID]
+    in_api_words = detail is not None
+    request_id = excerpt(response.headers.get("X-Request-Id") or "", MAX_REQUEST_ID, secrets)
     said = [f"HTTP {status} {_phrase(status)}".rstrip(), detail]
+    if not in_api_words:
+        said[0] = f"{said[0]}, {_answered_by(response, secrets)}"
     if status in _REDIRECTS:
         said.append("the API never redirects, so check the base URL")
     message = ": ".join(part.rstrip(".") for part in said if part) + "."
-    hint = _hint(status, generation_id, base_url)
+    hint = _hint(status, generation_id, base_url, in_api_words=in_api_words)
     if hint:
         message += f" {hint}"
     if request_id:
@@ -150,14 +171,17 @@ def status_error(
         request_id=request_id or None,
         retry_after=retry_after(response.headers),
         generation_id=generation_id,
+        in_api_words=in_api_words,
     )
 
 
-def _hint(status: int, generation_id: str | None, base_url: str) -> str:
+def _hint(status: int, generation_id: str | None, base_url: str, *, in_api_words: bool) -> str:
     if status in (404, 405) and not base_url.endswith("/v1"):
         return "Check the base URL (LUMA_BASE_URL), which does not end in /v1 as the API's does."
     if status == 404 and generation_id is None:
         return "Check the base URL (LUMA_BASE_URL)."
+    if not in_api_words:  # neither the id nor the key is known to be at fault
+        return "" if status in _REDIRECTS or status >= 500 else _GATEWAY_HINT
     return STATUS_ERRORS[status].hint if status in STATUS_ERRORS else ""
 
 
@@ -219,16 +243,35 @@ def _request_headers(error: BaseException) -> list[MutableMapping[str, str]]:
 def _detail(response: Any, secrets: Sequence[str]) -> str | None:
     """The text of `{"detail": text}`; None for any other body, such as a proxy's page."""
     try:
-        detail = redact_value(json.loads(response.content)["detail"], secrets)
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        RuntimeError,
-    ):  # the last: nested too deep, or unread
+        detail = json.loads(response.content)["detail"]
+        text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
+    # RuntimeError: nested too deep, or unread.
+    except (ValueError, LookupError, TypeError, RuntimeError):
         return None
-    text = detail if isinstance(detail, str) else json.dumps(detail)
-    return text[:MAX_DETAIL] or None
+    if detail is None:
+        return None
+    return excerpt(encodable(text), MAX_DETAIL, secrets) or None
+
+
+def _answered_by(response: Any, secrets: Sequence[str]) -> str:
+    """Name what has answered in words that are not the API's, and quote it."""
+
+    def quoted(text: str) -> str:
+        return repr(excerpt(" ".join(unescape(text).split()), MAX_FOREIGN_TEXT, secrets))
+
+    try:
+        page = bytes(response.content[:_MAX_PAGE]).decode(errors="replace")
+    except (RuntimeError, TypeError):  # unread, or of another library
+        page = ""
+    server, title = response.headers.get("Server"), _TITLE.search(page)
+    text = " ".join(_NOT_TEXT.sub(" ", page).split())
+    said = ["not in the API's words"]
+    if server:
+        said.append(f"from the server {quoted(server)}")
+    if title and title[1].strip():
+        said.append(f"a page with the title {quoted(title[1])}")
+    said.append(f"saying {quoted(text)}" if text else "without any text")
+    return ", ".join(said)
 
 
 def _phrase(status: int) -> str:

@@ -290,7 +290,52 @@ async def test_a_redirect_is_an_error_and_the_key_stays_here(method: str) -> Non
 async def test_not_modified_is_no_redirect() -> None:
     """A cache in between says so; the base URL is not at fault."""
     error = await error_for(httpx.Response(304))
-    assert str(error) == f"generation {ID}: HTTP 304 Not Modified."
+    assert type(error) is InvalidResponseError
+    assert error.retryable
+    assert "HTTP 304 Not Modified: a cache in between" in str(error)
+    assert "base URL" not in str(error)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("body", "headers", "words"),
+    [
+        (b"", {}, "not in the API's words, without any text."),
+        (
+            b"<html><title>404 Not Found</title><h1>default  backend</h1></html>",
+            {"Server": "nginx/1.25"},
+            "from the server 'nginx/1.25', a page with the title '404 Not Found', saying "
+            "'default backend'.",
+        ),
+        (b"<script>let key = 1</script>Just a moment&hellip;", {}, "saying 'Just a moment\u2026'."),
+        (b'{"message": "no Route matched"}', {}, """saying '{"message": "no Route matched"}'."""),
+        (b'{"detail": null}', {}, """saying '{"detail": null}'."""),
+        (b"<p>\x1b[2J\r\nhttps://x/y?token=abc</p>", {}, r"saying '\x1b[2J https://x/y?..."),
+        (b"<" * 100_000, {}, "saying '" + "<" * 200 + "'."),
+        (f"Not allowed: {TOKEN}".encode(), {}, "saying 'Not allowed: ...'."),
+    ],
+)
+@pytest.mark.parametrize("status", [404, 403, 502])
+async def test_a_foreign_answer_names_who_gave_it(
+    body: bytes, headers: dict[str, str], words: str, status: int
+) -> None:
+    """Server, title and some text, safe to show; and no advice about the id or the key."""
+    error = await error_for(httpx.Response(status, content=body, headers=headers))
+    assert isinstance(error, APIStatusError)
+    assert not error.in_api_words
+    assert words in str(error)
+    assert "Check the id" not in str(error)
+    assert len(str(error)) < 600
+    assert ("proxy or gateway" in str(error)) == (status < 500)
+
+
+@pytest.mark.anyio
+async def test_a_foreign_answer_never_shows_a_part_of_the_key() -> None:
+    """The key is longer than what is kept of a text, and the text is cut in the middle of it."""
+    page = b"x" * 795 + b" " + TOKEN.encode()
+    for body in (page, b"https://x/?" + b"y" * 780 + b" " + TOKEN.encode()):
+        error = await error_for(httpx.Response(403, content=body))
+        assert "luma" not in str(error)
 
 
 # --- Retry-After ---------------------------------------------------------------------------------
