@@ -73,7 +73,18 @@ ABOVE = {
 WINGS = {
     "_tasks": ["event_loops", "heap", "alarm", "each"],
     "_api": ["headers", "media_types", "answers", "parameters", "translation"],
-    "_downloads": ["media", "files", "storage", "output", "download"],
+    "_downloads": [
+        "names",
+        "files",
+        "ownership",
+        "encodings",
+        "storage",
+        "output",
+        "saving",
+        "memory",
+        "viewing",
+        "download",
+    ],
     "_client": ["transport", "http_client", "connections", "exchange", "generations", "client"],
     "_polling": [
         "schedules",

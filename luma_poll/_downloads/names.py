@@ -82,7 +82,9 @@ def naming_of(target: object, name: object, key: object = None) -> Naming:
         path, name = path.parent, path.name
     for field in _FIELD.findall(name or ""):
         if field not in _FIELDS:
-            raise ConfigurationError(f"{{{field}}} is unknown in a name: use {{id}}, {{key}}, {{n}}")
+            raise ConfigurationError(
+                f"{{{field}}} is unknown in a name: use {{id}}, {{key}}, {{n}}"
+            )
         if field == "key" and key is None:
             raise ConfigurationError("name has a {key}, and there is no key")
     return Naming(path, name, key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
@@ -31,6 +31,10 @@ from luma_poll.errors import APIError, APIStatusError, DownloadError
 
 MAX_BYTES: Final = 2 * 1024**3
 """Bytes of one file, unless the caller says otherwise."""
+MAX_READ: Final = 256 * 1024**2
+"""Bytes of one output in memory, unless the caller says otherwise."""
+TIMEOUT: Final = 600.0
+"""Seconds for all outputs of a generation, unless the caller says otherwise."""
 MAX_PAUSE = 8.0
 """Seconds between two requests, before jitter; `Retry-After` may ask for more."""
 
@@ -384,11 +388,9 @@ def check_head(head: bytes, content_type: str) -> None:
 def is_final(error: APIError) -> bool:
     """True if it is the API's own word that there is nothing to wait for.
 
-    A status without a description comes from something in between, which may be gone at the next
-    request.
+    Something in between, which answers in other words, may be gone at the next request.
     """
-    in_its_own_words = isinstance(error, APIStatusError) and error.detail is not None
-    return in_its_own_words and not error.retryable
+    return isinstance(error, APIStatusError) and error.in_api_words and not error.retryable
 
 
 def too_late(

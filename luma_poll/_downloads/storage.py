@@ -144,9 +144,7 @@ class Storage:
         return is_loopback(host) or host == self.plain_host
 
 
-async def request(
-    storage: Storage, url: str, version: Version | None, start: int
-) -> Response:
+async def request(storage: Storage, url: str, version: Version | None, start: int) -> Response:
     """The storage's response, with status 200 or 206; `close` it at the end.
 
     Args:

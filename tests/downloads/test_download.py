@@ -34,7 +34,7 @@ from luma_poll import (
     OutputNotFoundError,
 )
 from luma_poll._downloads import output as job
-from luma_poll._downloads.files import stem_of
+from luma_poll._downloads.names import naming_of
 from luma_poll._downloads.output import backoff
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.object_store import Blob
@@ -434,7 +434,7 @@ def test_cancelled_anywhere(times: list[float]) -> None:
 @given(st.text(min_size=1), st.integers(1, 100))
 def test_no_id_leads_out_of_the_directory(generation_id: str, number: int) -> None:
     """Whatever the API calls a generation, its file is in the directory."""
-    name = stem_of(generation_id, number)
+    name = naming_of("out", None).stem(generation_id, number)[0]
     assert Path("out", name).parent == Path("out")
     assert name.strip(".")
     assert "\0" not in name
