@@ -2,8 +2,8 @@
 
 from luma_poll._client.client import LumaClient
 from luma_poll._downloads.output import DownloadProgress
+from luma_poll._journal.entry import JournalEntry
 from luma_poll._journal.journal import Journal
-from luma_poll._journal.store import JournalEntry
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.poll_events import PollEvent
 from luma_poll._polling.poll_result import PollResult

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
+MAX_DEPTH = 100
+"""Levels of nested containers; deeper ones are left out."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
+# Control characters, line ends, and marks that change the direction of writing.
+_NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def encodable(text: str) -> str:
@@ -16,3 +21,25 @@ def encodable(text: str) -> str:
     if text.isascii() or not _SURROGATES.search(text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def one_line(text: str) -> str:
+    r"""Escape what would end a line or command a terminal: `\n`, `\x1b`."""
+    return _NOT_IN_A_LINE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def cleaned(value: Any, longest: int | None = None, depth: int = MAX_DEPTH) -> Any:
+    """Make all texts in a JSON value encodable, and cut those that are longer than `longest`."""
+    if isinstance(value, str):
+        return encodable(value[:longest])
+    if not isinstance(value, (dict, list, tuple)):
+        return value
+    if not depth:
+        return None
+
+    def clean(item: Any) -> Any:
+        return cleaned(item, longest, depth - 1)
+
+    if isinstance(value, dict):
+        return {clean(key): clean(item) for key, item in value.items()}
+    return [clean(item) for item in value]

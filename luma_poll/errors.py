@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luma_poll._redaction import redact
+from luma_poll._texts import encodable, one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,7 @@ class LumaError(Exception):
     """Root of all errors raised by luma-poll."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        super().__init__(_safe(message))
 
     # The default would call the class with `args`, which our keyword-only fields make impossible.
     def __reduce__(self) -> tuple[Callable[..., LumaError], tuple[Any, ...]]:
@@ -51,6 +52,11 @@ class LumaError(Exception):
         if "__notes__" in state:
             state["__notes__"] = list(state["__notes__"])
         return _rebuild, (type(self), self.args, state, cause)
+
+
+def _safe(message: str) -> str:
+    """One line without secrets: a log, a terminal and a header can show it."""
+    return redact(one_line(encodable(message)))
 
 
 def _rebuild(
@@ -83,7 +89,7 @@ class APIError(LumaError):
         subject = "" if generation_id is None else f"generation {generation_id}: "
         super().__init__(subject + message)
         self.generation_id = generation_id
-        self.message: str = redact(message)
+        self.message: str = _safe(message)
 
     @property
     def may_have_been_accepted(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -20,22 +21,47 @@ from pydantic import (
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic's own from 2.8
 
-from luma_poll._redaction import redact, redact_value
+from luma_poll._redaction import excerpt, redact_value
+from luma_poll._texts import cleaned, encodable
 from luma_poll.errors import FAILURE_ERRORS, GenerationError
 
 LONGEST_AGE = 3600.0
 """Seconds: the API ends every job within an hour (https://docs.agents.lumalabs.ai, FAQ)."""
 MAX_CLOCK_ERROR = 60.0
 """Seconds by which a generation may seem to come from the future."""
+LONGEST_NAME = 200
+"""Characters that are kept of a state, a type, a model or a failure code."""
+LONGEST_TEXT = 1000
+"""Characters that are kept of a failure's reason, or of a layer's description."""
+LONGEST_UNKNOWN = 10_000
+"""Characters that are kept of a text in a field that is not known here; a prompt has 6,000."""
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 TERMINAL_STATES = frozenset({"completed", "failed"})
 
 
+def _text(value: Any, longest: int = LONGEST_NAME) -> Any:
+    return encodable(str(value)[:longest])
+
+
+def _name(value: Any) -> Any:
+    """A word for programs: it has no line ends, which would end a line of a log or of an SSE."""
+    return _CONTROL.sub(" ", _text(value)) if isinstance(value, str) else value
+
+
+def _name_or_none(value: Any) -> str | None:
+    return None if value is None else _name(str(value))
+
+
 def _text_or_none(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else str(value)
+    return None if value is None else _text(value, LONGEST_TEXT)
 
 
 def _redacted_text(value: Any) -> str | None:
-    return None if value is None else redact(str(value))
+    return None if value is None else excerpt(encodable(str(value)), LONGEST_TEXT)
+
+
+def _encodable(value: Any) -> Any:
+    return encodable(value) if isinstance(value, str) else value
 
 
 def _none_if_invalid(value: Any, parse: Any) -> Any:
@@ -71,6 +97,8 @@ def field_of(entry: Any, name: str) -> Any:
 
 
 # A bad value in a minor field must not make the whole answer unreadable.
+Name = Annotated[str, BeforeValidator(_name)]
+OptionalName = Annotated[str | None, BeforeValidator(_name_or_none)]
 OptionalText = Annotated[str | None, BeforeValidator(_text_or_none)]
 RedactedText = Annotated[str | None, BeforeValidator(_redacted_text)]
 
@@ -83,6 +111,15 @@ class _Snapshot(BaseModel):
         hide_input_in_errors=True,
         defer_build=True,  # until the first snapshot, to keep the import of the library fast
     )
+
+    @model_validator(mode="after")
+    def _clean_unknown_fields(self) -> Self:
+        extra = self.__pydantic_extra__
+        if extra:  # in place: a frozen model has no other way
+            clean = cleaned(extra, LONGEST_UNKNOWN)
+            extra.clear()
+            extra.update(clean)
+        return self
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
@@ -105,7 +142,7 @@ class OutputLayer(_Snapshot):
     index: int | None = None
     label: OptionalText = None
     description: OptionalText = None
-    alpha_hint: OptionalText = None
+    alpha_hint: OptionalName = None
 
 
 class GenerationOutput(_Snapshot):
@@ -120,8 +157,8 @@ class GenerationOutput(_Snapshot):
         layer: Only for generations of type `layering`.
     """
 
-    type: OptionalText = None
-    url: str
+    type: OptionalName = None
+    url: Annotated[str, BeforeValidator(_encodable)]
     layer: Annotated[OutputLayer | None, WrapValidator(_none_if_invalid)] = None
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -187,12 +224,12 @@ class Generation(_Snapshot):
             kept in the attribute `unreadable_output`, which other snapshots do not have.
     """
 
-    id: str
-    created_at: OptionalText = None
-    model: OptionalText = None
-    state: str
-    type: OptionalText = None
-    failure_code: OptionalText = None
+    id: Annotated[str, BeforeValidator(_encodable)]
+    created_at: OptionalName = None
+    model: OptionalName = None
+    state: Name
+    type: OptionalName = None
+    failure_code: OptionalName = None
     failure_reason: RedactedText = None
     output: Annotated[list[GenerationOutput], BeforeValidator(_usable_outputs)] = []
 
@@ -209,10 +246,16 @@ class Generation(_Snapshot):
         outputs = field_of(value, "output")
         if generation.output and len(generation.output) < len(outputs):
             unreadable = [entry for entry in outputs if _is_unreadable(entry)]
-            cast(dict[str, Any], generation.model_extra)["unreadable_output"] = unreadable
+            # The API may have a field of that name.
+            cast(dict[str, Any], generation.model_extra).setdefault("unreadable_output", unreadable)
         for number, output in zip(numbers_of(generation.output), generation.output, strict=True):
             vars(output).update(_generation_id=generation.id, _number=number)
         return generation
+
+    @property
+    def outputs(self) -> list[GenerationOutput]:
+        """The outputs, never None: empty until it has completed. The same as `output`."""
+        return self.output
 
     @property
     def age(self) -> float | None:

@@ -154,7 +154,7 @@ _KINDS: dict[type[LumaError], _Kind] = {
         "It is still running: ask again with the same id, rather than submit it again.",
     ),
 }
-_LINK = re.compile(r"\S*://\S*")
+_WORD = re.compile(r"\S+")
 _LONGEST_DETAIL = 500
 """Characters."""
 
@@ -208,6 +208,8 @@ def retry_after(error: LumaError) -> int | None:
 
 
 def _kind(error: LumaError) -> _Kind:
+    if isinstance(error, APIStatusError) and not error.in_api_words and error.status_code < 500:
+        return _KINDS[RateLimitError if isinstance(error, RateLimitError) else APIError]
     return next(_KINDS[base] for base in type(error).__mro__ if base in _KINDS)
 
 
@@ -219,7 +221,12 @@ def _detail(error: LumaError, kind: _Kind) -> str:
         words = getattr(error, "failure_reason", None) or getattr(error, "detail", None)
     if not words or isinstance(error, NotFoundError):
         return kind.detail
-    return _LINK.sub("(link)", words)[:_LONGEST_DETAIL]
+    # Cut first: what a text may cost must not depend on who wrote it.
+    return _WORD.sub(_without_link, words[: 4 * _LONGEST_DETAIL])[:_LONGEST_DETAIL]
+
+
+def _without_link(word: re.Match[str]) -> str:
+    return "(link)" if "://" in word[0] else word[0]
 
 
 def _generation_id(error: LumaError) -> str | None:

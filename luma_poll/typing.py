@@ -28,6 +28,7 @@ from luma_poll._api.parameters import (
     VideoOptions,
 )
 from luma_poll._arguments import USE_DEFAULT, UseDefault
+from luma_poll._journal.entry import EntryState
 from luma_poll._polling.poller import AnyGeneration, SupportsGenerations, SupportsGet
 from luma_poll._polling.schedules import Observer, Schedule
 from luma_poll._running.requests import AnyRequest
@@ -40,6 +41,7 @@ __all__ = [
     "AspectRatio",
     "CreateParams",
     "DepthControl",
+    "EntryState",
     "FaceControl",
     "GenerationLike",
     "GenerationType",

@@ -10,6 +10,9 @@ import trio.testing
 
 from tests.virtual_time import VirtualTimeLoop
 
+# Here rather than by its entry point, which is off: the coverage of what it imports is counted.
+pytest_plugins = ["luma_poll.testing"]
+
 
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name a case by its value, without addresses: the same name in every process."""

@@ -51,6 +51,8 @@ from luma_poll import (
 )
 from luma_poll._api.translation import translate_error
 from luma_poll._redaction import redact
+from luma_poll.errors import STATUS_ERRORS
+from luma_poll.problems import to_problem
 from tests.fakes import ID, URL, FakeClient, snapshot
 
 TREE: dict[type[LumaError], tuple[type[BaseException], ...]] = {
@@ -542,3 +544,33 @@ def test_a_secret_in_any_part_of_a_url_is_found(url: str) -> None:
 def test_long_texts_are_redacted_in_no_time(piece: str) -> None:
     """A text of a megabyte must not hold up the event loop; the time limit of the tests says so."""
     assert redact(piece * (1_000_000 // len(piece)))
+
+
+def test_the_words_of_the_api_stay_in_one_line_of_a_log() -> None:
+    """A line break in them could forge a record, an escape could command a terminal."""
+    generation = snapshot("failed", failure_reason="a\r\nERROR root: b\x1b[2J\u2028\ud83e")
+    refused = APIStatusError("HTTP 400: a\nb\x1b", status_code=400, detail="a\nb")
+    for error in (GenerationError(generation), refused):
+        assert str(error).isprintable()
+        assert str(error).encode()
+    assert refused.message == "HTTP 400: a\\nb\\x1b"
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 2_000_000, "://" * 700_000, "bearer " * 300_000, "<" * 2_000_000]
+)
+def test_a_problem_costs_the_same_whatever_the_text(text: str) -> None:
+    """Luma's words are cut before they are searched; without that this takes minutes."""
+    refused = APIStatusError("HTTP 400", status_code=400, detail=text)
+    bad = BadRequestError("HTTP 400", status_code=400, detail=text)
+    failed = ContentModeratedError(snapshot("failed", failure_reason=text))
+    for error in (refused, bad, failed):
+        assert len(to_problem(error).detail) <= 500
+
+
+def test_a_gateway_that_refuses_is_not_the_callers_fault() -> None:
+    """Its 404 does not mean that there is no such generation."""
+    for status in (400, 403, 404):
+        cls = STATUS_ERRORS[status]
+        problem = to_problem(cls("HTTP", status_code=status, in_api_words=False))
+        assert (problem.status, problem.code) == (502, "upstream_error")

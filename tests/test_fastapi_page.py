@@ -25,7 +25,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from luma_poll import Journal
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.server import serve_app
-from tests.running.kills import Recorded
+from tests.journal.kills import Recorded
 
 APP = Path(__file__).parent.parent / "docs/examples/fastapi_app.py"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -4,7 +4,7 @@ import copy
 import json
 import pickle
 from datetime import UTC, datetime
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import anyio
@@ -32,7 +32,12 @@ from luma_poll import (
     OutputNotFoundError,
     UnsupportedFormatError,
 )
-from luma_poll._api.answers import as_generation, note_answer, snapshot_retry_after
+from luma_poll._api.answers import (
+    as_generation,
+    note_answer,
+    read_generation,
+    snapshot_retry_after,
+)
 from tests.fakes import ID, OUTPUT, URL, snapshot
 
 DOCUMENTED = """{
@@ -533,3 +538,128 @@ def test_a_snapshot_can_be_a_key() -> None:
     assert first == second
     assert len({first, second, snapshot("queued"), pickle.loads(pickle.dumps(first))}) == 2
     assert len({first.output[0], second.output[0]}) == 1
+
+
+HALF = "\ud83e"  # of a surrogate pair: what JavaScript's `slice` leaves of an emoji
+WITH_HALVES: dict[str, Any] = {
+    "id": ID,
+    "state": "completed",
+    "type": f"layering{HALF}",
+    "failure_reason": f"a fox {HALF}",
+    "output": [
+        {
+            "url": URL,
+            "type": HALF,
+            "layer": {"index": 0, "label": HALF, HALF: HALF},
+            "new": [HALF],
+        }
+    ],
+    "request": {"prompt": f"a fox {HALF}", HALF: {"deep": HALF}},
+}
+
+
+def doors() -> list[Any]:
+    """All ways by which an answer becomes a generation."""
+    text = json.dumps(WITH_HALVES)
+    return [
+        lambda: read_generation(text.encode(), ID),
+        lambda: read_generation(
+            json.dumps(WITH_HALVES, ensure_ascii=False).encode("utf-8", "surrogatepass"), ID
+        ),
+        lambda: as_generation(WITH_HALVES, ID),
+        lambda: as_generation(MappingProxyType(WITH_HALVES), ID),
+    ]
+
+
+@pytest.mark.parametrize("door", range(4))
+def test_half_of_a_character_never_loses_a_generation(door: int) -> None:
+    """It is replaced on the way in, so that nothing behind it ever meets one."""
+    generation = doors()[door]()
+    assert generation.outputs[0].url == URL
+    assert generation.outputs[0].layer is not None
+    assert generation.outputs[0].layer.label == "\ufffd"
+    assert generation.failure_reason == "a fox \ufffd"
+    for text in (generation.model_dump_json(), repr(generation), f"{generation.model_dump()}"):
+        text.encode()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_is_read_in_every_encoding_that_json_may_have(encoding: str) -> None:
+    """A byte order mark in front, or another encoding than UTF-8, is no reason to lose it."""
+    text = json.dumps({"id": ID, "state": "completed", "output": OUTPUT, "prompt": "a f\u00f6x"})
+    assert read_generation(text.encode(encoding), ID).outputs[0].url == URL
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 990 + b"1" + b"}" * 990, b"9" * 5000],
+)
+def test_what_is_no_json_is_an_unreadable_answer(body: bytes) -> None:
+    """Neither parser makes sense of it."""
+    with pytest.raises(InvalidResponseError, match="not a generation"):
+        read_generation(body, ID)
+
+
+@pytest.mark.parametrize("depth", [150, 900, 5000])
+def test_a_field_that_is_nested_deep_is_no_reason_to_crash(depth: int) -> None:
+    """It is left out where it is too deep, or the answer is unreadable."""
+    deep: Any = []
+    for _ in range(depth):
+        deep = [deep]
+    for field in ("new", "type", "failure_reason"):
+        try:
+            generation = as_generation({"id": ID, "state": "queued", field: deep}, ID)
+        except InvalidResponseError:
+            continue
+        assert generation.state == "queued"
+
+
+@pytest.mark.parametrize("value", [7, None, [], {}, True, "text", [1], {"a": 1}])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("unreadable_output", "is_terminal", "outputs", "model_config", "model_dump", "age"),
+        *("model_extra", "model_fields_set", "raise_for_failure", "__dict__", "_date", "__class__"),
+    ],
+)
+def test_a_field_named_like_one_of_ours_never_collides(name: str, value: object) -> None:
+    """The API may name its fields as it likes; ours keep their meaning."""
+    fields = {"id": ID, "state": "completed", "output": [*OUTPUT, {}], name: value}
+    for generation in (
+        as_generation(fields, ID),
+        read_generation(json.dumps(fields).encode(), ID),
+    ):
+        assert generation.is_terminal is True
+        assert generation.age is None
+        assert generation.outputs is generation.raise_for_failure().output
+        assert generation.model_dump()[name] == value
+        assert copy.copy(generation) == generation
+        repr(generation)
+
+
+LONG = "x" * 2_000_000
+
+
+def test_what_is_kept_of_a_long_text_is_bounded() -> None:
+    """Thousands of snapshots are held at the same time."""
+    generation = as_generation(
+        {
+            "id": ID,
+            "state": LONG,
+            "model": LONG,
+            "type": {"a": LONG},
+            "created_at": LONG,
+            "failure_code": LONG,
+            "failure_reason": LONG,
+            "new": {"a": [LONG]},
+            "output": [{"url": URL, "type": LONG, "layer": {"index": 0, "label": LONG}}],
+        }
+    )
+    assert len(generation.model_dump_json()) < 20_000
+    assert generation.outputs[0].url == URL
+
+
+def test_a_word_for_programs_has_no_line_ends() -> None:
+    """A state is an event of an SSE stream, and stands in one line of a log."""
+    generation = as_generation({"id": ID, "state": "new\nstate\r\n\x00", "type": "a\u2028b"})
+    assert (generation.state, generation.type) == ("new state ", "a b")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from luma_poll._api.headers import RateLimit
 from luma_poll._arguments import MAX_ID_LENGTH
+from luma_poll._texts import cleaned
 from luma_poll.errors import InvalidResponseError
 from luma_poll.models import Generation, field_of
 
@@ -69,8 +70,14 @@ def as_generation(value: object, generation_id: str | None = None) -> Generation
     """
     if isinstance(value, Generation):
         return _checked_id(value, generation_id)
-    # Only its own dump includes the unknown fields of another library's model.
-    fields = value.model_dump(warnings=False) if isinstance(value, BaseModel) else value
+    fields: Any = value
+    if isinstance(value, BaseModel):
+        # Only its own dump includes the unknown fields of another library's model.
+        fields = value.model_dump(warnings=False)
+    elif isinstance(value, Mapping):
+        fields = dict(value)
+    if isinstance(fields, dict):  # pydantic refuses keys that cannot be encoded
+        fields = cleaned(fields)
     return _validated(partial(Generation.model_validate, fields), generation_id, fields)
 
 
@@ -81,7 +88,22 @@ def read_generation(content: bytes, generation_id: str | None = None) -> Generat
         InvalidResponseError: It is not a generation, or not the one with the id that is expected.
             An id that could be read is its `generation_id`.
     """
-    return _validated(partial(Generation.model_validate_json, content), generation_id, content)
+    return _validated(partial(_parsed, content), generation_id, content)
+
+
+def _parsed(content: bytes) -> Generation:
+    try:
+        return Generation.model_validate_json(content)
+    except ValidationError as error:
+        if error.errors(include_url=False, include_input=False)[0]["type"] != "json_invalid":
+            raise
+        try:
+            # It reads more, and at a higher price: half of a surrogate pair in any field, a byte
+            # order mark, UTF-16. None of that may lose a generation that has been paid for.
+            fields = json.loads(content)
+        except (ValueError, RecursionError):
+            raise error from None
+    return Generation.model_validate(cleaned(fields))
 
 
 def _validated(
@@ -91,10 +113,13 @@ def _validated(
         return _checked_id(validate(), generation_id)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        why = f"{place + ': ' if place else ''}{problem['msg']}"
+    except RecursionError:
+        why = "it is nested too deep"
     # Raised outside the `except`: pydantic's error holds the body, and with it the signed URLs.
-    place = ".".join(str(part) for part in problem["loc"])
     raise InvalidResponseError(
-        f"the answer is not a generation ({place + ': ' if place else ''}{problem['msg']})",
+        f"the answer is not a generation ({why})",
         generation_id=generation_id or _id_in(answer),
     )
 

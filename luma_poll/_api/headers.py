@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 MAX_RETRY_AFTER = 120.0
 """Seconds; a longer `Retry-After` counts as this. The API itself sends 60 s at most."""
+MAX_VALUES = 10
+"""Values of one header that are looked at."""
+_CODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz")
 MAX_DIGITS = 9
 """Digits that are read of a number of units."""
 
@@ -23,21 +26,32 @@ class RateLimit(NamedTuple):
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds of a `Retry-After`, at most `MAX_RETRY_AFTER`; None if absent or invalid."""
-    value = headers.get("Retry-After")
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = _seconds_until(value, headers.get("Date"))
-    return min(seconds, MAX_RETRY_AFTER) if 0 <= seconds < math.inf else None
+    """The seconds of a `Retry-After`, at most `MAX_RETRY_AFTER`; None if absent or invalid.
+
+    Of several the longest counts: a proxy may have added its own. As in the official SDK, a
+    `retry-after-ms` goes before them.
+    """
+    said = _seconds(headers.get("retry-after-ms", ""), None) / 1000
+    if not 0 <= said < math.inf:
+        said = max(
+            (
+                seconds
+                for value in _values(headers, "Retry-After")
+                if 0 <= (seconds := _seconds(value, headers.get("Date"))) < math.inf
+            ),
+            default=math.nan,
+        )
+    return None if math.isnan(said) else min(said, MAX_RETRY_AFTER)
 
 
 def content_encoding(headers: Mapping[str, str]) -> str:
-    """How a body is encoded, in lower case; empty if it is not."""
-    encoding = headers.get("Content-Encoding", "").strip().lower()
-    return "" if encoding == "identity" else encoding
+    """How a body is encoded, in lower case; empty if it is not.
+
+    Several codings are separated by commas. Names that are none (`identity`, or a charset that
+    has strayed into the header) change nothing about the bytes.
+    """
+    names = headers.get("Content-Encoding", "").lower().split(",")
+    return ", ".join(name for each in names if (name := each.strip()) in _CODINGS)
 
 
 def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
@@ -50,6 +64,20 @@ def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
     except ValueError:
         return None
     return found if 0 <= found.remaining <= found.limit else None
+
+
+def _values(headers: Mapping[str, str], name: str) -> list[str]:
+    """All values of a header: httpx joins them with commas, and so may a proxy."""
+    value = headers.get(name, "")
+    return [value, *value.split(",")[:MAX_VALUES]]  # the whole one first: a date has a comma
+
+
+def _seconds(value: str, now: str | None) -> float:
+    """Seconds from a number or a date; NaN if it is neither."""
+    try:
+        return float(value)
+    except ValueError:
+        return _seconds_until(value, now)
 
 
 def _seconds_until(date: str, now: str | None) -> float:

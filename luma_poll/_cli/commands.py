@@ -27,8 +27,8 @@ from luma_poll._cli.terminal import err, out, put_line, say, say_lines
 from luma_poll._cli.waiting import Batch, wait_for
 from luma_poll._cli.waiting import watch as watch_changes
 from luma_poll._cli.worker_command import worker
+from luma_poll._journal.entry import STATES, check_state
 from luma_poll._journal.journal import Journal
-from luma_poll._journal.store import STATES
 from luma_poll._polling.poller import MAX_RATE, TIMEOUT
 from luma_poll._version import __version__
 from luma_poll.errors import ConfigurationError, LumaError
@@ -318,7 +318,7 @@ def journal_command(
         journal = open_journal(path)
         with journal:
             if action is None:
-                put_entries(journal.entries(state), as_json=as_json)
+                put_entries(journal.entries(check_state(state)), as_json=as_json)
             elif action != "resolve" or key is None:
                 raise ConfigurationError("the only action is: resolve KEY --id ID | --resubmit")
             else:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 from luma_poll._cli.terminal import put_line
+from luma_poll._journal.entry import JournalEntry
 from luma_poll._journal.journal import Journal
-from luma_poll._journal.store import JournalEntry
 from luma_poll.errors import ConfigurationError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from luma_poll._redaction import redact_value
@@ -14,47 +14,88 @@ from luma_poll.errors import ConfigurationError
 MAX_TEXT = 2000
 """Characters of one string that are kept for people to read; an image in Base64 has millions."""
 
-# Such a URL is signed anew each time, for the same file.
+# The parameters of a URL that are new each time it is signed, for the same file. Those of the
+# second kind have meanings of their own, too, and the third are Azure's: they count only beside a
+# signature. All others may say which file it is.
+_SIGNING = re.compile(r"x-(?:amz|goog|oss|ms|cos|tos|obs)-.+|signature|sig|token")
+_BESIDE = re.compile("expires?|(?:aws|oss)accesskeyid|googleaccessid|key-pair-id|policy")
+_BESIDE_SIG = re.compile("se|sp|sv|sr|st|ss|srt|spr|sip|sdd|sk(?:oid|tid|t|e|s|v)|scid|saoid|suoid")
+
+_QUERY = re.compile(r"(://[^\s?#]*)\?([^\s#]*)")
+_PART = re.compile(r"""([^=&]+)=([^&"'<>(),;]*)""")
 _SIGNED = re.compile(r"(?i)(://[^\s?]*)\?[^\s]*\b(?:x-amz-|signature=|sig=|token=)[^\s]*")
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
-    """A digest of a request's parameters, in any order, and with any signature of their URLs.
+    """Return a digest of a request's parameters, in any order, and however its URLs are signed.
 
     Raises:
         ConfigurationError: They are not JSON.
     """
+    return _digest(params, lambda text: _QUERY.sub(_without_signature, text))
+
+
+def older_fingerprint(params: Mapping[str, Any]) -> str:
+    """Return the digest that the first version made: without the whole query of a signed URL."""
+    return _digest(params, lambda text: _SIGNED.sub(r"\1", text))
+
+
+def _digest(params: Mapping[str, Any], unsigned: Callable[[str], str]) -> str:
     try:
-        unsigned = _unsigned(params)
-        text = json.dumps(unsigned, sort_keys=True, allow_nan=False, separators=(",", ":"))
+        plain = _plain(params, unsigned)
+        text = json.dumps(plain, sort_keys=True, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"the parameters are not JSON: {error}") from None
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _unsigned(value: Any) -> Any:
+def _plain(value: Any, unsigned: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return _SIGNED.sub(r"\1", value)
-    if isinstance(value, dict):
-        return {name: _unsigned(item) for name, item in value.items()}
+        return unsigned(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item, unsigned) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_unsigned(item) for item in value]
-    return value
+        return [_plain(item, unsigned) for item in value]
+    # Media that are read later than this know their own digest.
+    digest = getattr(value, "fingerprint", None)
+    return {"media": digest} if isinstance(digest, str) else value
+
+
+def _without_signature(found: re.Match[str]) -> str:
+    """Return a URL without the parameters that its signature consists of."""
+    address, query = found[1], found[2]
+    parts = [(_PART.match(part), part) for part in query.split("&")]
+    names = {match[1].lower() for match, _ in parts if match}
+    signing = {name for name in names if _SIGNING.fullmatch(name)}
+    for beside, is_one in ((_BESIDE, bool(signing)), (_BESIDE_SIG, "sig" in signing)):
+        signing |= {name for name in names if is_one and beside.fullmatch(name)}
+    # What follows a value without being one, such as a bracket in a prompt, is no part of it.
+    rests = [
+        part[match.end() :] if match and match[1].lower() in signing else part
+        for match, part in parts
+    ]
+    rest = "&".join(rest for rest in rests if rest)
+    return f"{address}?{rest}" if rest else address
 
 
 def readable(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters for people to read: without secrets, and with long strings cut."""
-    found: dict[str, Any] = redact_value(json.loads(json.dumps(dict(params)), object_hook=_cut))
+    """Return the parameters for people to read: without secrets and media, long strings cut."""
+    found: dict[str, Any] = redact_value(_cut(_plain(params, str)))
     return found
 
 
-def _cut(mapping: dict[str, Any]) -> dict[str, Any]:
-    return {name: _cut_value(value) for name, value in mapping.items()}
-
-
-def _cut_value(value: Any) -> Any:
+def _cut(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            str(name): _described(item) if name == "data" and isinstance(item, str) else _cut(item)
+            for name, item in value.items()
+        }
     if isinstance(value, list):
-        return [_cut_value(item) for item in value]
+        return [_cut(item) for item in value]
     if isinstance(value, str) and len(value) > MAX_TEXT:
         return f"{value[:MAX_TEXT]}... ({len(value):,} characters)"
     return value
+
+
+def _described(data: str) -> str:
+    return f"... ({len(data):,} characters)"

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
+import httpx
 
+from luma_poll._arguments import shown
 from luma_poll._journal.fingerprint import readable
 from luma_poll._journal.steps import Step, Submit, next_step
 from luma_poll._journal.store import Store
@@ -37,11 +39,17 @@ class Recorder:
     """Reads and writes the entries of requests; belongs to one event loop.
 
     Args:
-        store: Of the journal; None: there is none, and every request is submitted as it comes.
+        store: The entries; None: there is no journal, and every request is submitted as it comes.
+        base_url: The address of the client's API; None if the client does not know it.
+
+    Raises:
+        ConfigurationError: The journal is of another API, or closed.
     """
 
-    def __init__(self, store: Store | None) -> None:
+    def __init__(self, store: Store | None, base_url: object = None) -> None:
         self._store = store
+        if store is not None and base_url is not None:
+            store.claim(_normal(base_url))
         self.begin_loop()
 
     @property
@@ -159,3 +167,11 @@ class Recorder:
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(1)
         return await anyio.to_thread.run_sync(partial(function, *args), limiter=self._limiter)
+
+
+def _normal(base_url: object) -> str:
+    """Return an address as every client has it: without a last slash, or a port that is usual."""
+    try:
+        return str(httpx.URL(shown(base_url, str))).rstrip("/")
+    except httpx.InvalidURL:
+        return shown(base_url, str)

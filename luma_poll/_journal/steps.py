@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from luma_poll._journal.store import JournalEntry
+from luma_poll._journal.entry import JournalEntry
 from luma_poll.errors import (
     ConfigurationError,
     GenerationError,

@@ -1,303 +1,303 @@
-"""The journal's file: an SQLite database, whose every change is on disk before the next step."""
+"""The entries of a journal: changes are on disk before the next step, or kept until they are."""
 
 from __future__ import annotations
 
-import json
-import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TypeVar
 
-from luma_poll._arguments import shown
+from luma_poll._journal import transitions
+from luma_poll._journal.database import Database, translated
+from luma_poll._journal.entry import EntryState, JournalEntry, read_entry
+from luma_poll._logging import logger
 from luma_poll.errors import ConfigurationError, JournalError
 
-State: TypeAlias = Literal["submitting", "running", "completed", "failed", "unknown"]
-STATES: tuple[State, ...] = get_args(State)
+T = TypeVar("T")
+Change = Callable[[sqlite3.Cursor], T]
 
-SCHEMA = 1
-"""The version of the tables, in `user_version`. An older file is migrated, a newer one refused."""
-APPLICATION = 0x4C504A31
-"""Says that a file is one of these, in `application_id`."""
-
-_MIGRATIONS = (
-    """
-    CREATE TABLE entries (
-        key TEXT PRIMARY KEY,
-        fingerprint TEXT NOT NULL,
-        request TEXT NOT NULL,
-        state TEXT NOT NULL,
-        attempt INTEGER NOT NULL,
-        generation_id TEXT,
-        submitted TEXT NOT NULL DEFAULT '[]',
-        failure_code TEXT,
-        failure_reason TEXT,
-        updated_at TEXT NOT NULL
-    ) WITHOUT ROWID
-    """,
+_COLUMNS = (
+    "key, fingerprint, request, state, attempt, generation_id, submitted, failure_code, "
+    "failure_reason, updated_at, request_id"
 )
-"""The statement that leads from each version to the next one."""
-
-
-@dataclass(frozen=True)
-class JournalEntry:
-    """A request in a journal.
-
-    Attributes:
-        key: The request's key.
-        request: Its parameters, for people: without secrets, long strings cut.
-        state: `submitting`, `running`, `completed`, `failed`, or `unknown`: its submission was
-            begun by a process that died before it knew the id.
-        attempt: Which submission it is, from 1.
-        generation_id: The id of this attempt, if it is known.
-        failure_code: Why it failed, or None.
-        updated_at: When the state changed (aware, UTC).
-        submitted: The ids of all attempts that are known.
-        failure_reason: Why it failed, for people, or None.
-    """
-
-    key: str
-    request: Mapping[str, Any]
-    state: State
-    attempt: int
-    generation_id: str | None
-    failure_code: str | None
-    updated_at: datetime
-    submitted: tuple[str, ...] = ()
-    failure_reason: str | None = None
 
 
 class Store:
-    """The file of a journal. One process at a time has it; its methods may be called in any thread.
+    """The entries of a journal. One process at a time has them; any thread may call a method.
+
+    A change that says what became of a submission is never dropped: if it cannot be written now,
+    it is kept, and written before anything else as soon as the file can be written again.
 
     Args:
-        path: Of the file; it is made if it does not exist.
+        path: The file; it is made if it does not exist.
+        wait: Seconds to wait for another process that has it.
+
+    Attributes:
+        is_closed: True after `close`.
+        base_url: The address of the API that its ids are of, or None as long as it has none.
 
     Raises:
         ConfigurationError: It is in use, is no journal, or is of a newer version.
+        JournalError: It is damaged, or cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wait: float = 0.0) -> None:
         self._path = path
-        self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._unwritten = deque[tuple[str, Change[None]]]()
+        self._is_move_said = False
         self.is_closed: bool = False
-        self._connection = self._open()
-
-    def _open(self) -> sqlite3.Connection:
+        self._database = Database(path, wait)
         try:
-            # Prompts are nobody else's business. Only a new file is opened here: to close one that
-            # this process has open would end its locks (POSIX).
-            with suppress(FileExistsError):
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-            connection = sqlite3.connect(
-                self._path.absolute(),  # ":memory:" is a file here, too
-                timeout=0,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-        except (OSError, ValueError, sqlite3.Error) as error:
-            raise ConfigurationError(f"journal {self._path}: {error}") from None
-        try:
-            # The lock is the operating system's: it ends with the process, however that ends.
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN EXCLUSIVE")
-            self._migrate(connection)
-            connection.execute(
-                "UPDATE entries SET state = 'unknown', updated_at = ? WHERE state = 'submitting'",
-                (_now(),),
-            )
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            connection.close()
-            raise ConfigurationError(f"journal {self._path} {_why(error)}") from None
-        except ConfigurationError:
-            connection.close()
+            self._change(transitions.forget_process)
+            self.base_url = self._fact("base_url")
+            self._is_base_url_written = self.base_url is not None
+            self.was_empty: bool = self._count() == 0
+        except BaseException:
+            self._database.close()
             raise
-        return connection
 
-    def _migrate(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application != APPLICATION and tables:
-            raise ConfigurationError(f"{self._path} is the database of another program")
-        if version > SCHEMA:
-            raise ConfigurationError(
-                f"journal {self._path} was written by a newer version of luma-poll: upgrade"
-            )
-        for statement in _MIGRATIONS[version:]:
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {SCHEMA}")
-        connection.execute(f"PRAGMA application_id = {APPLICATION}")
+    @property
+    def path(self) -> Path:
+        """The path that it was opened by."""
+        return self._path
 
     def close(self) -> None:
-        """Let another process have it. To close it a second time does nothing."""
+        """Let another process have it. To close it a second time does nothing, nor in a fork."""
+        if self._database.is_of_a_fork:
+            return  # the lock below may be held for ever by a thread that did not survive it
         with self._lock:
+            if self.is_closed:
+                return
             self.is_closed = True
-            self._connection.close()
+            try:
+                with closing(self._cursor()) as cursor:
+                    self._write_kept(cursor)
+            except sqlite3.Error as error:
+                for words, _ in self._unwritten:
+                    logger.error("%s: %s", translated(self._path, error, JournalError), words)
+            self._database.close()
+
+    def claim(self, base_url: str) -> None:
+        """Note the address of the API, with the next submission.
+
+        Raises:
+            ConfigurationError: The journal is of another one.
+        """
+        if self.base_url is None:
+            self.base_url = base_url
+        elif self.base_url != base_url:
+            raise ConfigurationError(
+                f"journal {self._path} is of {self.base_url}, and the client of {base_url}: their "
+                "ids mean nothing to each other. Use another journal, or the client that it is "
+                "of; if the same API has a new address, say so with Journal.move_to"
+            )
+
+    def move_to(self, base_url: str) -> None:
+        """Note that the API has another address from now on."""
+        self._change(lambda cursor: transitions.note_fact(cursor, "base_url", base_url))
+        self.base_url, self._is_base_url_written = base_url, True
 
     def entry(self, key: str) -> tuple[JournalEntry, str] | None:
-        """An entry with its fingerprint, or None."""
-        with self._cursor() as cursor:
-            row = cursor.execute(f"SELECT {_COLUMNS} FROM entries WHERE key = ?", (key,)).fetchone()
-        return None if row is None else (_entry(row), row["fingerprint"])
+        """Return an entry with its fingerprint, or None."""
+        query = f"SELECT {_COLUMNS} FROM entries WHERE key = ?"
+        with self._transaction() as cursor:
+            row = cursor.execute(query, (key,)).fetchone()
+            return None if row is None else (read_entry(row), row["fingerprint"])
 
-    def entries(self, state: State | None) -> list[JournalEntry]:
-        """The entries in this state, or all; the oldest change first."""
+    def entries(self, state: EntryState | None) -> list[JournalEntry]:
+        """Return the entries in this state, or all; the oldest change first."""
         query = f"SELECT {_COLUMNS} FROM entries WHERE ? IS NULL OR state = ? ORDER BY updated_at"
-        with self._cursor() as cursor:
-            return [_entry(row) for row in cursor.execute(query, (state, state))]
+        with self._transaction() as cursor:
+            return [read_entry(row) for row in cursor.execute(query, (state, state))]
 
-    def begin(self, key: str, fingerprint: str, request: Mapping[str, Any], attempt: int) -> None:
-        """Note the intent to submit: a new key, or the next attempt of one that failed."""
-        with self._cursor() as cursor:
-            cursor.execute(
-                "INSERT INTO entries (key, fingerprint, request, state, attempt, updated_at) "
-                "VALUES (?, ?, ?, 'submitting', ?, ?) ON CONFLICT (key) DO UPDATE SET "
-                "state = 'submitting', attempt = excluded.attempt, generation_id = NULL, "
-                "updated_at = excluded.updated_at "
-                "WHERE state = 'failed' AND attempt = excluded.attempt - 1",
-                (key, fingerprint, json.dumps(request), attempt, _now()),
+    def knows_any(self, keys: Sequence[str]) -> bool:
+        """Return True if one of these keys has an entry."""
+        with self._transaction() as cursor:
+            return any(
+                cursor.execute("SELECT 1 FROM entries WHERE key = ?", (key,)).fetchone()
+                for key in keys
             )
-            if cursor.rowcount != 1:
-                raise JournalError(
-                    f"request {key!r} is in use by another Runner of this process: nothing was sent"
-                )
+
+    def begin(
+        self,
+        key: str,
+        fingerprint: str,
+        request: Mapping[str, object],
+        attempt: int,
+        request_id: str | None = None,
+    ) -> None:
+        """Note the intent to submit: a new key, or the next attempt of one that failed."""
+        self._check_place()
+
+        def change(cursor: sqlite3.Cursor) -> bool:
+            if not self._is_base_url_written and self.base_url is not None:
+                transitions.note_fact(cursor, "base_url", self.base_url)
+            return transitions.begin(cursor, key, fingerprint, request, attempt, request_id)
+
+        if not self._change(change):
+            raise JournalError(
+                f"request {key!r} is in use by another Runner of this process: nothing was sent"
+            )
+        self._is_base_url_written = self.base_url is not None
 
     def retract(self, key: str, attempt: int) -> None:
         """Take back an intent: the API has certainly not accepted it."""
-        self._take_back(key, attempt, "submitting")
+        words = f"request {key!r} was not accepted, which is not recorded"
+        self._keep(words, lambda cursor: transitions.retract(cursor, key, attempt))
 
     def accept(self, key: str, attempt: int, generation_id: str) -> None:
         """Note the id: of a submission that is under way, or of one that was thought lost."""
-        self._settle(key, attempt, "running", generation_id, ("submitting", "unknown"))
+        words = (
+            f"generation {generation_id} was submitted, and its id is not in the journal: settle "
+            f"request {key!r}"
+        )
+        self._keep(words, lambda cursor: transitions.accept(cursor, key, attempt, generation_id))
 
     def lose(self, key: str, attempt: int) -> None:
         """Note that it is not known whether the API accepted it."""
-        self._settle(key, attempt, "unknown", None, ("submitting",))
+        words = f"request {key!r} may have been accepted, which is not recorded"
+        self._keep(words, lambda cursor: transitions.lose(cursor, key, attempt))
 
     def end(
         self,
         key: str,
         generation_id: str,
-        state: State,
+        state: EntryState,
         failure_code: str | None,
         failure_reason: str | None,
     ) -> None:
         """Note the end of a generation."""
-        with self._cursor() as cursor:
-            cursor.execute(
-                "UPDATE entries SET state = ?, failure_code = ?, failure_reason = ?, "
-                "updated_at = ? WHERE key = ? AND generation_id = ? AND state = 'running'",
-                (state, failure_code, failure_reason, _now(), key, generation_id),
+        why = failure_code, failure_reason
+        words = f"the end of request {key!r}, generation {generation_id}, is not recorded"
+        self._keep(words, lambda cursor: transitions.end(cursor, key, generation_id, state, *why))
+
+    def miss(self, key: str, generation_id: str) -> None:
+        """Note that the API does not know the id."""
+        words = f"generation {generation_id} does not exist, which is not recorded"
+        self._keep(words, lambda cursor: transitions.miss(cursor, key, generation_id))
+
+    def flush(self) -> None:
+        """Write what could not be written.
+
+        Raises:
+            JournalError: It still cannot be.
+        """
+        with self._transaction():
+            pass
+
+    @property
+    def has_unwritten(self) -> bool:
+        """True if something could not be written yet."""
+        return bool(self._unwritten)
+
+    def resolve(self, keys: Sequence[str], generation_id: str | None) -> None:
+        """Settle entries, all or none: by the id, or (None) by taking them back.
+
+        Raises:
+            ConfigurationError: One of them cannot be settled.
+        """
+        with self._transaction() as cursor:
+            if generation_id is not None:
+                owner = transitions.key_of(cursor, generation_id)
+                if owner is not None and [owner] != list(keys):
+                    raise ConfigurationError(
+                        f"generation {generation_id} is that of request {owner!r}"
+                    )
+            for key in keys:
+                why = transitions.resolve(cursor, key, generation_id)
+                if why is not None:
+                    raise ConfigurationError(f"request {key!r} is not unknown, but {why}")
+
+    def _check_place(self) -> None:
+        """Send nothing for a file that is gone; say once that it has another name."""
+        if self.is_closed or self._database.is_of_a_fork:
+            return
+        if self._database.is_deleted:
+            raise JournalError(
+                f"journal {self._path} was deleted while it is in use: nothing was sent"
+            )
+        if self._database.is_moved and not self._is_move_said:
+            self._is_move_said = True
+            logger.warning(
+                "journal %s was moved while it is in use, and is written where it is now: another "
+                "process that opens the old path begins a new journal, and submits again",
+                self._path,
             )
 
-    def resolve(self, key: str, generation_id: str | None) -> bool:
-        """Settle an unknown entry: by its id, or (None) by taking it back. False: there is none."""
-        if generation_id is None:
-            return self._take_back(key, None, "unknown")
-        return self._settle(key, None, "running", generation_id, ("unknown",))
+    def _fact(self, name: str) -> str | None:
+        with self._transaction() as cursor:
+            row = cursor.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+            return None if row is None else str(row["value"])
 
-    def _settle(
-        self,
-        key: str,
-        attempt: int | None,
-        state: State,
-        generation_id: str | None,
-        before: tuple[State, ...],
-    ) -> bool:
-        marks = ", ".join("?" * len(before))
-        with self._cursor() as cursor:
-            cursor.execute(
-                "UPDATE entries SET state = ?, generation_id = ?, updated_at = ?, "
-                "submitted = CASE WHEN ? IS NULL "
-                "THEN submitted ELSE json_insert(submitted, '$[#]', ?) END "
-                f"WHERE key = ? AND attempt = ifnull(?, attempt) AND state IN ({marks})",
-                (state, generation_id, _now(), generation_id, generation_id, key, attempt, *before),
-            )
-            return cursor.rowcount == 1
+    def _count(self) -> int:
+        with self._transaction() as cursor:
+            return int(cursor.execute("SELECT count(*) FROM entries").fetchone()[0])
 
-    def _take_back(self, key: str, attempt: int | None, state: State) -> bool:
-        """Let the attempt before be the last one, or the entry be gone, if this is the first."""
-        where = "WHERE key = ? AND state = ? AND attempt = ifnull(?, attempt)"
-        with self._cursor() as cursor:
-            cursor.execute(f"DELETE FROM entries {where} AND attempt = 1", (key, state, attempt))
-            if cursor.rowcount == 0:
-                cursor.execute(
-                    "UPDATE entries SET state = 'failed', attempt = attempt - 1, updated_at = ?, "
-                    f"generation_id = json_extract(submitted, '$[#-1]') {where}",
-                    (_now(), key, state, attempt),
-                )
-            return cursor.rowcount == 1
+    def _change(self, change: Change[T]) -> T:
+        """Write a change, on disk when this returns."""
+        with self._transaction() as cursor:
+            return change(cursor)
+
+    def _keep(self, words: str, change: Change[None]) -> None:
+        """Write a change now; if that fails, before the next read or write."""
+        self._check_usable()
+        with self._lock:
+            self._unwritten.append((words, change))
+        self.flush()
 
     @contextmanager
-    def _cursor(self) -> Iterator[sqlite3.Cursor]:
-        """A transaction of its own, on disk when the block ends."""
-        if self._pid != os.getpid():  # locks and connections do not survive a fork
+    def _transaction(self) -> Iterator[sqlite3.Cursor]:
+        """A transaction: on disk when the block ends, and nothing if it raises."""
+        self._check_usable()
+        with self._lock, self._errors(), closing(self._cursor()) as cursor:
+            self._write_kept(cursor)
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                yield cursor
+                cursor.execute("COMMIT")
+            except BaseException:
+                if self._database.connection.in_transaction:
+                    cursor.execute("ROLLBACK")
+                raise
+
+    def _cursor(self) -> sqlite3.Cursor:
+        cursor = self._database.connection.cursor()
+        cursor.row_factory = sqlite3.Row
+        return cursor
+
+    def _write_kept(self, cursor: sqlite3.Cursor) -> None:
+        while self._unwritten:
+            _, change = self._unwritten[0]
+            try:
+                change(cursor)
+            except sqlite3.Error:
+                raise  # it stays the first
+            except BaseException:
+                self._unwritten.popleft()
+                raise
+            self._unwritten.popleft()
+
+    def _check_usable(self) -> None:
+        if self._database.is_of_a_fork:  # locks and connections do not survive a fork
             raise ConfigurationError(
                 f"journal {self._path} was opened by the parent process: open it in its own process"
             )
-        with self._lock:
-            try:
-                with closing(self._connection.cursor()) as cursor:
-                    cursor.row_factory = sqlite3.Row
-                    yield cursor
-            except sqlite3.ProgrammingError:
-                raise ConfigurationError(f"journal {self._path} is closed") from None
-            except sqlite3.Error as error:
-                raise JournalError(f"journal {self._path} {_why(error)}") from error
+        if self.is_closed:
+            raise ConfigurationError(f"journal {self._path} is closed")
 
-
-_COLUMNS = (
-    "key, fingerprint, request, state, attempt, generation_id, submitted, failure_code, "
-    "failure_reason, updated_at"
-)
-
-
-def _entry(row: sqlite3.Row) -> JournalEntry:
-    failed = row["state"] == "failed"  # otherwise why the attempt before failed
-    return JournalEntry(
-        key=row["key"],
-        request=json.loads(row["request"]),
-        state=row["state"],
-        attempt=row["attempt"],
-        generation_id=row["generation_id"],
-        failure_code=row["failure_code"] if failed else None,
-        updated_at=datetime.fromisoformat(row["updated_at"]),
-        submitted=tuple(json.loads(row["submitted"])),
-        failure_reason=row["failure_reason"] if failed else None,
-    )
-
-
-def check_state(state: object) -> State | None:
-    """The state, or None for all.
-
-    Raises:
-        ConfigurationError: It is none.
-    """
-    for known in STATES:
-        if state == known:
-            return known
-    if state is None:
-        return None
-    raise ConfigurationError(f"a state is one of {', '.join(STATES)}, not {shown(state)}")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
-
-
-def _why(error: sqlite3.Error) -> str:
-    said = str(error)
-    if "locked" in said:
-        return "is in use by another process, or twice in this one"
-    if "not a database" in said or "malformed" in said:
-        return "is not a journal, or is damaged"
-    return f"cannot be written: {said}"
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.ProgrammingError:
+            raise ConfigurationError(f"journal {self._path} is closed") from None
+        except sqlite3.Error as error:
+            raise translated(self._path, error, JournalError) from error
+        except ConfigurationError:
+            raise
+        except (ValueError, TypeError) as error:  # a row that no version of ours has written
+            raise JournalError(f"journal {self._path} is damaged: {error}") from error

@@ -32,7 +32,7 @@ from luma_poll._arguments import (
 from luma_poll._polling.decisions import Poll, Raise, Return, Sleep
 from luma_poll._polling.poll_events import PollEvent, Reporter
 from luma_poll._polling.poll_result import PollResult
-from luma_poll._polling.schedules import DEFAULT_WAIT, Schedule
+from luma_poll._polling.schedules import DEFAULT_WAIT, Schedule, scaled_by_environment
 from luma_poll._polling.streams import Streams
 from luma_poll._tasks.each import run_each, run_in_order
 from luma_poll.errors import (
@@ -116,7 +116,7 @@ class Poller:
         self._timeout = check_positive("timeout", timeout)
         self._streams = Streams(
             get,
-            DEFAULT_WAIT if wait is None else wait,
+            scaled_by_environment(DEFAULT_WAIT if wait is None else wait),
             check_count("max_in_flight", max_in_flight),
             check_positive("max_rate", max_rate),
             Reporter(on_poll),

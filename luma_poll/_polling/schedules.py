@@ -10,7 +10,9 @@ Any callable that takes a `tenacity.RetryCallState` and returns seconds will do:
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -34,6 +36,9 @@ DEFAULT_WAIT: Schedule = tenacity.wait_exponential(
     multiplier=FIRST_DELAY, exp_base=FACTOR, max=LONGEST_DELAY
 ) + tenacity.wait_random(-JITTER, JITTER)
 """Exponential backoff with a cap, and jitter both ways: 4.5 s x 1.02 to 8 s, each +- 0.5 s."""
+
+SPEED = "LUMA_POLL_SPEED"
+"""Environment variable for tests against a fast sandbox: how many times as fast schedules are."""
 
 
 class Observer(Protocol):
@@ -105,3 +110,38 @@ def next_delay(
             f"the schedule {shown(schedule)} returned {shown(delay)[:50]}, not seconds"
         )
     return max(0.0, seconds)
+
+
+def scaled_by_environment(schedule: Schedule) -> Schedule:
+    """Return the schedule, as many times as fast as `LUMA_POLL_SPEED` says; as it is without it.
+
+    Raises:
+        ConfigurationError: The variable is not a number above zero.
+    """
+    given = os.environ.get(SPEED)
+    if not given:
+        return schedule
+    try:
+        speed = float(given)
+    except ValueError:
+        speed = math.nan
+    if not 0 < speed < math.inf:
+        raise ConfigurationError(f"{SPEED} must be a number above zero, not {shown(given)[:50]}")
+    return _Scaled(schedule, speed)
+
+
+class _Scaled:
+    """A schedule in another time: it sees long ages, and its long delays become short."""
+
+    def __init__(self, schedule: Schedule, speed: float) -> None:
+        self._schedule = schedule
+        self._speed = speed
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
+        state = copy.copy(retry_state)
+        ends = state.outcome_timestamp or 0.0
+        state.start_time = ends - (ends - state.start_time) * self._speed
+        return self._schedule(state) / self._speed
+
+    def observe(self, generation: Generation, /, *, after: float, by: float) -> None:
+        tell_end(self._schedule, generation, after=after * self._speed, by=by * self._speed)

@@ -98,7 +98,9 @@ class Runner:
         self._reporter = RunReporter(on_submit)
         self._loop = LoopGuard("Runner")
         self._journal = journal
-        self._recorder = Recorder(None if journal is None else journal.store)
+        self._recorder = Recorder(
+            None if journal is None else journal._store, getattr(client, "base_url", None)
+        )
         self._numbers = count()
         self._outstanding = Outstanding(self._account)
         self._submitter = Submitter(

@@ -5,7 +5,7 @@ A submission weighs one unit or more. Polling counts towards neither limit (rate
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Final, TypeAlias, TypedDict
 
@@ -50,6 +50,7 @@ class SubmissionRecord:
             refused.
         refused: `"rate"` or `"concurrency"` for the two limits, otherwise the status, for
             example `"400"`; None if it was accepted.
+        params: The parameters of the body, `prompt` among them; empty if it was refused.
     """
 
     at: float
@@ -57,6 +58,7 @@ class SubmissionRecord:
     generation_id: str | None = None
     ends: float | None = None
     refused: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Account:

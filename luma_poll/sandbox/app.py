@@ -216,6 +216,11 @@ class Sandbox:
         """
         return DEFAULT_WAIT(retry_state) / self._speed
 
+    @property
+    def speed(self) -> float:
+        """How many times as fast as real generations these are."""
+        return self._speed
+
     @asynccontextmanager
     async def serve(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
         """Listen on a real socket until the block ends; yields the base URL, `/v1` included.
@@ -283,7 +288,9 @@ class Sandbox:
         job = self._make_job(client, *parsed, now)
         account.start(now, job.ends, units)
         self._jobs[job.id] = job
-        self.submissions.append(SubmissionRecord(now, units, job.id, job.ends))
+        self.submissions.append(
+            SubmissionRecord(now, units, job.id, job.ends, params=parsed[0].parameters)
+        )
         return job
 
     async def _get(self, request: Request) -> Response:

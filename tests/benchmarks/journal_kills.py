@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.running.kills import campaign
+from tests.journal.kills import campaign
 
 
 def main() -> None:

@@ -234,7 +234,7 @@ def test_an_unknown_entry_is_settled(cli: Cli) -> None:
     )
     cli("run", source, "--journal", "runs.db")
     with Journal("runs.db") as journal:  # as a process that died would have left it
-        journal.store._connection.execute(
+        journal._store._database.connection.execute(
             "UPDATE entries SET state = 'submitting', generation_id = NULL"
         )
     code, out, err = cli("run", source, "--journal", "runs.db")

@@ -388,6 +388,33 @@ async def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | Non
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ([("Retry-After", "5"), ("Retry-After", "60")], 60.0),
+        ([("Retry-After", "60"), ("Retry-After", "5")], 60.0),
+        ([("Retry-After", "5, 60")], 60.0),
+        ([("Retry-After", "soon"), ("Retry-After", "-1"), ("Retry-After", "7")], 7.0),
+        ([("Retry-After", http_date(90)), ("Retry-After", "7")], 90.0),
+        ([("Retry-After", "7"), ("Retry-After", http_date(90))], 90.0),
+        ([("Retry-After-Ms", "1500")], 1.5),
+        ([("Retry-After-Ms", "500"), ("Retry-After", "7")], 0.5),
+        ([("Retry-After-Ms", "0"), ("Retry-After", "7")], 0.0),
+        ([("Retry-After-Ms", "1e9")], 120.0),
+        *[([("Retry-After-Ms", bad), ("Retry-After", "7")], 7.0) for bad in ("-1", "nan", "x", "")],
+        ([("Retry-After", "1," * 30_000)], 1.0),
+    ],
+)
+async def test_of_several_hints_one_counts(
+    headers: list[tuple[str, str]], seconds: float | None
+) -> None:
+    """A proxy may add its own: the longest valid one; milliseconds go first, as in the SDK."""
+    answer = httpx.Response(429, headers=[*headers, ("Date", http_date(0))])
+    error = await error_for(answer)
+    assert error.retry_after == seconds
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("date", [None, "", "today", "Wed, 08 Apr 99999999999999999999 12:00 GMT"])
 async def test_without_a_usable_date_our_own_clock_counts(date: str | None) -> None:
     """A server may leave the header out."""
@@ -854,7 +881,27 @@ async def test_an_error_status_counts_although_its_body_is_of_no_use(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip"])
+@pytest.mark.parametrize(
+    ("encoding", "zipped"),
+    [
+        *[(name, False) for name in ("", "identity", "Identity ", "utf-8", "aws-chunked", ",")],
+        *[(name, True) for name in ("gzip", "x-gzip", "identity, gzip", "GZIP,identity")],
+    ],
+)
+async def test_a_content_encoding_is_a_list_in_which_some_names_say_nothing(
+    encoding: str, zipped: bool
+) -> None:
+    """What is no coding leaves the bytes as they are."""
+    body = gzip.compress(OK.content) if zipped else OK.content
+    answer = httpx.Response(
+        200, stream=httpx.ByteStream(body), headers={"Content-Encoding": encoding}
+    )
+    client = connected(lambda request: answer)
+    assert (await client.generations.get(ID)).id == ID
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip", "utf-8, br"])
 async def test_an_encoding_that_was_not_asked_for_is_an_unreadable_answer(encoding: str) -> None:
     """Only gzip is asked for, which can be decoded bit by bit."""
     answer = httpx.Response(200, stream=Endless(b"x"), headers={"Content-Encoding": encoding})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running.kills import campaign
+from tests.journal.kills import campaign
 
 pytestmark = pytest.mark.asyncio
 

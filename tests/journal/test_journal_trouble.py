@@ -27,8 +27,8 @@ from luma_poll import (
 )
 from luma_poll._journal.fingerprint import fingerprint
 from luma_poll._journal.store import Store
+from tests.journal.test_journal import FAILED, Run, api_of, path, run, runner_of, states
 from tests.running.fakes import FakeAccount
-from tests.running.test_journal import FAILED, Run, api_of, path, run, runner_of, states
 
 __all__ = ["path", "run"]  # fixtures
 
@@ -223,7 +223,7 @@ def test_every_path_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     """Names that mean something to SQLite, too: a journal in memory would forget."""
     monkeypatch.chdir(tmp_path)
     with Journal(name) as journal:
-        journal.store.begin("k", "f", {}, 1)
+        journal._store.begin("k", "f", {}, 1)
     with Journal(name) as journal:
         assert states(journal) == {"k": "unknown"}
     assert (tmp_path / name).exists()

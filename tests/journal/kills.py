@@ -97,7 +97,7 @@ async def campaign(
     async with AsyncExitStack() as stack:
         origin = await stack.enter_async_context(serve_app(api, "127.0.0.1", 0))
         for turn in range(rounds + 1):
-            command = [sys.executable, "-m", "tests.running.journal_child"]
+            command = [sys.executable, "-m", "tests.journal.journal_child"]
             command += [f"{origin}/v1", str(path), str(number), backend]
             is_last = turn == rounds
             # The more there is to submit, the later it may be ended: each round does a part of it.

@@ -1,0 +1,103 @@
+"""One entry of a journal, and the states that it may be in."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, TypeAlias, get_args
+from uuid import UUID
+
+from luma_poll._arguments import shown
+from luma_poll.errors import ConfigurationError
+
+EntryState: TypeAlias = Literal["submitting", "running", "completed", "failed", "unknown"]
+"""The state of an entry: `unknown` is a submission whose answer no process saw."""
+
+STATES: tuple[EntryState, ...] = get_args(EntryState)
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """A request in a journal.
+
+    Attributes:
+        key: The request's key.
+        request: Its parameters, for people: without secrets, long strings cut.
+        state: `submitting`, `running`, `completed`, `failed`, or `unknown`: its submission was
+            begun by a process that died before it knew the id, or had no usable answer.
+        attempt: Which submission it is, from 1.
+        generation_id: The id of this attempt, if it is known.
+        failure_code: Why it failed, or None.
+        updated_at: When the state changed (aware, UTC).
+        submitted: The ids of all attempts that are known.
+        failure_reason: Why it failed, for people, or None.
+        request_id: The `X-Request-Id` that the latest submission carried: a handle of one that is
+            `unknown`, for Luma's support. None for an entry of an earlier version.
+    """
+
+    key: str
+    request: Mapping[str, Any]
+    state: EntryState
+    attempt: int
+    generation_id: str | None
+    failure_code: str | None
+    updated_at: datetime
+    submitted: tuple[str, ...] = ()
+    failure_reason: str | None = None
+    request_id: str | None = None
+
+
+def read_entry(row: sqlite3.Row) -> JournalEntry:
+    """Read the entry of a row.
+
+    Raises:
+        ValueError: The row is damaged.
+    """
+    failed = row["state"] == "failed"  # otherwise why the attempt before failed
+    state: EntryState = row["state"]
+    request, submitted = json.loads(row["request"]), json.loads(row["submitted"])
+    if state not in STATES or not isinstance(request, dict) or not isinstance(submitted, list):
+        raise ValueError("an entry is damaged")
+    return JournalEntry(
+        key=row["key"],
+        request=request,
+        state=state,
+        attempt=row["attempt"],
+        generation_id=row["generation_id"],
+        failure_code=row["failure_code"] if failed else None,
+        updated_at=datetime.fromisoformat(row["updated_at"]),
+        submitted=tuple(submitted),
+        failure_reason=row["failure_reason"] if failed else None,
+        request_id=row["request_id"],
+    )
+
+
+def check_state(state: object) -> EntryState | None:
+    """Return the state, or None for all.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    for known in STATES:
+        if state == known:
+            return known
+    if state is None:
+        return None
+    raise ConfigurationError(f"a state is one of {', '.join(STATES)}, not {shown(state)}")
+
+
+def same_id(one: str | None, other: str | None) -> bool:
+    """True for two spellings of one generation's id: UUIDs are compared as such."""
+    return one == other or (
+        one is not None and other is not None and _canonical(one) == _canonical(other)
+    )
+
+
+def _canonical(generation_id: str) -> str:
+    try:
+        return str(UUID(generation_id))
+    except ValueError:
+        return generation_id

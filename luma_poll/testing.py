@@ -1,0 +1,133 @@
+"""A pytest plugin: fixtures for code that uses luma-poll, without a network and without sleeping.
+
+Needs the extra `sandbox`. pytest finds it by itself; nothing has to be imported:
+
+    @pytest.mark.anyio
+    async def test_a_picture_is_made(luma_client, luma_poller):
+        generation = await luma_client.generations.create("a red fox")
+        assert await luma_poller.wait(generation)
+
+- `luma_sandbox`: the simulated API, in memory; it counts what was submitted, polled, downloaded.
+- `luma_client`, `luma_poller`, `luma_runner`: over that sandbox, closed at the end, on asyncio
+  and trio.
+- `luma_redirect`: the same sandbox on a local socket, to which every client goes that the code
+  under test makes, of luma-poll and of the official SDK. The real host cannot be reached.
+
+The sandbox is a thousand times as fast as the API. `@pytest.mark.luma_sandbox(...)` takes the
+arguments of `luma_poll.sandbox.Sandbox` for one test, a class or a module:
+
+    @pytest.mark.luma_sandbox(max_concurrent=2, faults={"503": 0.5})
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx
+import pytest
+
+from luma_poll._client.client import LumaClient
+from luma_poll._polling.poller import Poller
+from luma_poll._polling.schedules import SPEED
+from luma_poll._running.runner import Runner
+
+if TYPE_CHECKING:
+    from luma_poll.sandbox import Sandbox
+
+__all__ = ["luma_client", "luma_poller", "luma_redirect", "luma_runner", "luma_sandbox"]
+
+DEFAULT_SPEED = 1000.0
+KEY = "luma-api-test"
+REAL_HOSTS = (".lumalabs.ai", ".luma.ai")
+_BASE_URL = "http://localhost/v1"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker."""
+    config.addinivalue_line(
+        "markers",
+        "luma_sandbox(**options): arguments of luma_poll.sandbox.Sandbox for the luma_* fixtures",
+    )
+
+
+def _options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return the arguments of the sandbox: those of the nearest marker win."""
+    options: dict[str, Any] = {"speed": DEFAULT_SPEED, "seed": 0}
+    for marker in reversed(list(request.node.iter_markers("luma_sandbox"))):
+        if marker.args:
+            pytest.fail("the marker luma_sandbox takes keyword arguments only")
+        options |= marker.kwargs
+    return options
+
+
+@pytest.fixture
+def luma_sandbox(request: pytest.FixtureRequest) -> Sandbox:
+    """A simulated API in memory: `.submissions`, `.calls` and `.refusals` say what came in.
+
+    `async with luma_sandbox.serve() as base_url` puts it on a local socket, on asyncio.
+    """
+    from luma_poll.sandbox import Sandbox
+
+    return Sandbox(**_options(request))
+
+
+@pytest.fixture
+def luma_client(luma_sandbox: Sandbox) -> Iterator[LumaClient]:
+    """A `LumaClient` over `luma_sandbox`."""
+    transport = httpx.ASGITransport(app=luma_sandbox.app)
+    http_client = httpx.AsyncClient(transport=transport)
+    yield LumaClient(KEY, base_url=_BASE_URL, http_client=http_client)
+    # No socket is open, so that any event loop can do this: that of the test has ended.
+    anyio.run(http_client.aclose)
+
+
+@pytest.fixture
+def luma_poller(luma_client: LumaClient, luma_sandbox: Sandbox) -> Poller:
+    """A `Poller` over `luma_client`, whose schedule is as fast as the sandbox."""
+    return Poller(luma_client, wait=luma_sandbox.wait, max_rate=None)
+
+
+@pytest.fixture
+def luma_runner(luma_client: LumaClient, luma_poller: Poller) -> Runner:
+    """A `Runner` over `luma_client` and `luma_poller`."""
+    return Runner(luma_client, luma_poller)
+
+
+@pytest.fixture
+def luma_redirect(luma_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """The sandbox, served on a local socket, with the environment of the test pointing to it.
+
+    A client without a key and base URL of its own finds them in the environment: `LumaClient`,
+    `luma_poll.sync`, the command line and the official SDK. Schedules are scaled by
+    `LUMA_POLL_SPEED`. Names under lumalabs.ai are not looked up, so that nothing reaches the API.
+    """
+    from anyio.from_thread import start_blocking_portal
+
+    for name in list(os.environ):
+        if name.upper().endswith("_PROXY"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(socket, "getaddrinfo", _refuse_real_hosts(socket.getaddrinfo))
+    with (
+        start_blocking_portal("asyncio") as portal,
+        portal.wrap_async_context_manager(luma_sandbox.serve()) as base_url,
+    ):
+        monkeypatch.setenv("LUMA_AGENTS_API_KEY", KEY)
+        monkeypatch.setenv("LUMA_BASE_URL", base_url)
+        monkeypatch.setenv(SPEED, str(luma_sandbox.speed))
+        yield luma_sandbox
+
+
+def _refuse_real_hosts(look_up: Any) -> Any:
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        name = host.decode("ascii", "replace") if isinstance(host, bytes) else str(host)
+        if f".{name.rstrip('.').lower()}".endswith(REAL_HOSTS):
+            raise socket.gaierror(
+                socket.EAI_NONAME, f"a test with luma_redirect does not reach the real {name}"
+            )
+        return look_up(host, *args, **kwargs)
+
+    return getaddrinfo
