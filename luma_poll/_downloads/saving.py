@@ -133,16 +133,20 @@ class Saving:
             InterruptedTry: The part has vanished, or is no media.
             DownloadError: The name is taken, or the disk failed. What is complete is kept.
         """
-        part, private = self._part(version), self._part(None)
         try:
-            head = await self._patiently(partial(seal, part, private, version.total))
+            return await self._name(version)
         except DownloadError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-            of_another = await self._disk(self._find)
-            if of_another is None:
-                raise InterruptedTry("the file was taken away while it was written") from None
-            return of_another
+        # Another download of this output has finished it, and tidied up.
+        of_another = await self._disk(self._find)
+        if of_another is None:
+            raise InterruptedTry("the file was taken away while it was written")
+        return of_another
+
+    async def _name(self, version: Version) -> Path:
+        part, private = self._part(version), self._part(None)
+        head = await self._patiently(partial(seal, part, private, version.total))
         try:
             check_head(head, version.content_type)
         except InterruptedTry as error:
