@@ -1,14 +1,16 @@
 """Wait for Luma generations, done right."""
 
+from luma_poll._api.media_reference import media
 from luma_poll._client.client import LumaClient
+from luma_poll._client.uploads import UploadProgress
 from luma_poll._downloads.output import DownloadProgress
 from luma_poll._journal.entry import JournalEntry
 from luma_poll._journal.journal import Journal
 from luma_poll._polling.adaptive import AdaptiveWait
-from luma_poll._polling.poll_events import PollEvent
 from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import Poller
 from luma_poll._polling.schedules import DEFAULT_WAIT
+from luma_poll._running.request_files import requests_from
 from luma_poll._running.run_result import RunResult
 from luma_poll._running.runner import Runner
 from luma_poll._version import __version__
@@ -44,7 +46,9 @@ from luma_poll.errors import (
     SubmissionUnknownError,
     UnprocessableEntityError,
     UnsupportedFormatError,
+    UploadError,
 )
+from luma_poll.events import PollEvent
 from luma_poll.models import Generation, GenerationOutput, OutputLayer
 
 __all__ = [
@@ -93,5 +97,9 @@ __all__ = [
     "SubmissionUnknownError",
     "UnprocessableEntityError",
     "UnsupportedFormatError",
+    "UploadError",
+    "UploadProgress",
     "__version__",
+    "media",
+    "requests_from",
 ]

@@ -69,13 +69,17 @@ def check_generation_id(generation_id: object) -> str:
     return stripped
 
 
-def check_prompt(prompt: object) -> str:
-    """The prompt.
+def check_prompt(prompt: object, *, optional: bool = False) -> str:
+    """Return the prompt.
+
+    Args:
+        prompt: A string; only where it is `optional` may it be blank.
+        optional: True for the types of generation that need none.
 
     Raises:
         ConfigurationError: It is not a string, or is blank.
     """
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str) or not (optional or prompt.strip()):
         raise ConfigurationError(f"prompt must be a string that is not blank, not {shown(prompt)}")
     return prompt
 

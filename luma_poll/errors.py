@@ -15,6 +15,7 @@
     │   ├── OutputNotFoundError · ImageTooLargeError · UnsupportedFormatError
     │   └── CorruptInputError · InvalidRequestError · GenerationRateLimitedError
     ├── DownloadError
+    ├── UploadError
     ├── JournalError
     ├── SubmissionLimitError
     ├── SubmissionUnknownError
@@ -25,7 +26,7 @@ Every error pickles, and none contains the API key or the query of a presigned U
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luma_poll._redaction import redact
@@ -70,7 +71,15 @@ def _rebuild(
 
 
 class ConfigurationError(LumaError, ValueError):
-    """An argument or a setting is unusable; nothing was sent."""
+    """An argument or a setting is unusable; nothing was sent.
+
+    Attributes:
+        problems: Each of several problems with a file of requests, with its line; else empty.
+    """
+
+    def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(redact(problem) for problem in problems)
 
 
 class APIError(LumaError):
@@ -81,9 +90,12 @@ class APIError(LumaError):
             unless an answer that is otherwise unreadable has its id.
         message: The text without the generation's id.
         retryable: True if the same request may succeed later.
+        submission_id: For a failed submission: the `X-Request-Id` of ours that it carried, which
+            Luma's support can find it by. None for every other request.
     """
 
     retryable: bool = False
+    submission_id: str | None = None
 
     def __init__(self, message: str, *, generation_id: str | None = None) -> None:
         subject = "" if generation_id is None else f"generation {generation_id}: "
@@ -353,6 +365,24 @@ class DownloadError(LumaError):
         self.retryable = retryable
 
 
+class UploadError(LumaError):
+    """A file could not be uploaded. Nothing was submitted, and an upload is not billed.
+
+    Attributes:
+        name: The name of the file; `bytes` if it has none.
+        file_id: The id of the file that is not complete, or None.
+        retryable: True if the same call may succeed later.
+    """
+
+    def __init__(
+        self, message: str, *, name: str = "", file_id: str | None = None, retryable: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.name = name
+        self.file_id = file_id
+        self.retryable = retryable
+
+
 class SubmissionLimitError(LumaError):
     """`max_submissions` of a `Runner` is reached; nothing was sent for this request."""
 
@@ -373,12 +403,22 @@ class SubmissionUnknownError(LumaError):
     Attributes:
         key: The request's key, by which it is settled.
         request: The request: a mapping of the parameters of `generations.create`.
+        submission_id: The `X-Request-Id` that the submission carried, which Luma's support can
+            find it by, or None.
     """
 
-    def __init__(self, message: str, *, key: str, request: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        key: str,
+        request: Mapping[str, Any],
+        submission_id: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.key = key
         self.request = request
+        self.submission_id = submission_id
 
 
 class PollTimeoutError(LumaError, TimeoutError):

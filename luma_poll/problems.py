@@ -40,6 +40,7 @@ from luma_poll.errors import (
     SubmissionUnknownError,
     UnprocessableEntityError,
     UnsupportedFormatError,
+    UploadError,
 )
 
 __all__ = ["PERHAPS_SUBMITTED", "Problem", "retry_after", "to_problem"]
@@ -144,6 +145,7 @@ _KINDS: dict[type[LumaError], _Kind] = {
     DownloadError: _Kind(
         502, "download_failed", "The result could not be fetched", "Try again later."
     ),
+    UploadError: _Kind(502, "upload_failed", "An input could not be uploaded", "Try again later."),
     SubmissionUnknownError: _Kind(
         502, "submission_unknown", "The submission got no answer", PERHAPS_SUBMITTED
     ),
@@ -243,7 +245,10 @@ def _retryable(error: LumaError, kind: _Kind) -> bool:
         return True
     if _may_have_been_submitted(error):
         return False  # a second submission may be billed too
-    return isinstance(error, (APIError, GenerationError, DownloadError)) and error.retryable
+    return (
+        isinstance(error, (APIError, GenerationError, DownloadError, UploadError))
+        and error.retryable
+    )
 
 
 def _may_have_been_submitted(error: LumaError) -> bool:

@@ -17,11 +17,14 @@ from luma_poll._api.parameters import (
     FaceControl,
     GenerationType,
     Layering,
+    Media,
     MediaRef,
     Model,
     NormalsControl,
     PoseControl,
     SourcePosition,
+    SupportsRead,
+    SupportsSave,
     TrajectoryControl,
     VideoControls,
     VideoEdit,
@@ -31,6 +34,7 @@ from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._journal.entry import EntryState
 from luma_poll._polling.poller import AnyGeneration, SupportsGenerations, SupportsGet
 from luma_poll._polling.schedules import Observer, Schedule
+from luma_poll._running.request_files import RequestFile, RequestFormat
 from luma_poll._running.requests import AnyRequest
 from luma_poll.models import GenerationLike
 
@@ -46,15 +50,20 @@ __all__ = [
     "GenerationLike",
     "GenerationType",
     "Layering",
+    "Media",
     "MediaRef",
     "Model",
     "NormalsControl",
     "Observer",
     "PoseControl",
+    "RequestFile",
+    "RequestFormat",
     "Schedule",
     "SourcePosition",
     "SupportsGenerations",
     "SupportsGet",
+    "SupportsRead",
+    "SupportsSave",
     "TrajectoryControl",
     "UseDefault",
     "VideoControls",

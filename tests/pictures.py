@@ -28,7 +28,7 @@ from rich.text import Text
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from luma_poll._cli.demo import run_demo
+from luma_poll._cli.demo_command import run_demo
 from luma_poll.sandbox import DEFAULT_ACCOUNT, Sandbox
 from tests import test_fastapi_page as example
 from tests.benchmarks import makespan

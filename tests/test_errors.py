@@ -48,6 +48,7 @@ from luma_poll import (
     SubmissionUnknownError,
     UnprocessableEntityError,
     UnsupportedFormatError,
+    UploadError,
 )
 from luma_poll._api.translation import translate_error
 from luma_poll._redaction import redact
@@ -82,6 +83,7 @@ TREE: dict[type[LumaError], tuple[type[BaseException], ...]] = {
     InvalidRequestError: (GenerationError,),
     GenerationRateLimitedError: (GenerationError,),
     DownloadError: (LumaError,),
+    UploadError: (LumaError,),
     SubmissionLimitError: (LumaError,),
     JournalError: (LumaError,),
     SubmissionUnknownError: (LumaError,),
@@ -501,8 +503,12 @@ def test_errors_that_are_none_of_the_request_stay_as_they_are() -> None:
     earlier = translate_error(certificate)
     assert earlier is not None
     earlier.__cause__ = certificate
-    for context, retryable in ((own, True), (earlier, True), (certificate, False)):
-        error = httpx.ReadError("reset")
+    for error, context, retryable in (
+        (httpx.ReadError("reset"), own, True),
+        (httpx.ReadError("reset"), earlier, True),
+        (httpx.ReadError("reset"), certificate, True),  # what was sent had a connection
+        (httpx.ConnectError("failed"), certificate, False),
+    ):
         error.__context__ = context
         translated = translate_error(error)
         assert isinstance(translated, APIConnectionError)

@@ -362,7 +362,7 @@ def test_an_unknown_submission_is_explained_until_it_is_settled(
                 journal.resolve(entry.key, resubmit=True)
         assert "May be running" in said
         assert "Look at the usage of the account" in said
-        assert f"luma-poll journal {luma['LUMA_JOURNAL']} resolve {entry.key} --id ID" in said
+        assert f"luma-poll journal resolve {luma['LUMA_JOURNAL']} {entry.key} --id ID" in said
         assert "Try again" not in said
         with running_app(port, **luma):
             browser.refresh()

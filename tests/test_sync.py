@@ -229,7 +229,7 @@ def test_errors_are_those_of_the_async_poller(poller: SyncPoller) -> None:
         poller.get(ID)
     names = [frame.name for frame in traceback.extract_tb(missing.value.__traceback__)]
     assert names[0] == "test_errors_are_those_of_the_async_poller"
-    assert names[-1] == "request"
+    assert names[-1] == "answer"
     assert missing.value.generation_id == ID
     slow = poller.create("a fox sandbox:duration=600000")
     with pytest.raises(PollTimeoutError) as timed_out:
@@ -528,7 +528,7 @@ def test_one_run(sandbox_url: str) -> None:
         "a fox sandbox:duration=1",
         model="uni-1",
         timeout=10,
-        on_submit=lambda request, snapshot: submitted.append(snapshot.id),
+        on_submit=lambda event: submitted.append(event.generation.id),
         base_url=sandbox_url,
     )
     assert generation.state == "completed"

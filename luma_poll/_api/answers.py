@@ -23,6 +23,7 @@ def note_answer(
     date: str | None = None,
     retry_after: float | None = None,
     rate_limit: RateLimit | None = None,
+    request_id: str | None = None,
 ) -> Generation:
     """Attach headers of the answer to a snapshot; they do not count when snapshots are compared.
 
@@ -31,6 +32,7 @@ def note_answer(
         date: The `Date` of the answer, for `Generation.age`.
         retry_after: Seconds of its `Retry-After`, for `snapshot_retry_after`.
         rate_limit: Of its `X-RateLimit-` headers, for `snapshot_rate_limit`.
+        request_id: Its `X-Request-Id`, for `snapshot_request_id`.
 
     Returns:
         The same snapshot.
@@ -39,6 +41,7 @@ def note_answer(
         vars(generation)["_date"] = date
     object.__setattr__(generation, "_retry_after", retry_after)
     object.__setattr__(generation, "_rate_limit", rate_limit)
+    object.__setattr__(generation, "_request_id", request_id)
     return generation
 
 
@@ -52,6 +55,12 @@ def snapshot_rate_limit(generation: Generation) -> RateLimit | None:
     """The account's rate limit as the answer with this snapshot reported it, or None."""
     rate_limit: RateLimit | None = _header_of(generation, "_rate_limit")
     return rate_limit
+
+
+def snapshot_request_id(generation: Generation) -> str | None:
+    """The `X-Request-Id` of the answer with this snapshot, or None."""
+    request_id: str | None = _header_of(generation, "_request_id")
+    return request_id
 
 
 def _header_of(generation: Generation, name: str) -> Any:

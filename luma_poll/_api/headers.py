@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
+submission_id: ContextVar[str | None] = ContextVar("submission_id", default=None)
+"""The `X-Request-Id` of the submission that is being made: a handle of one that is lost."""
+
 MAX_RETRY_AFTER = 120.0
 """Seconds; a longer `Retry-After` counts as this. The API itself sends 60 s at most."""
+MAX_REQUEST_ID = 200
+"""Characters that are kept of `X-Request-Id`."""
 MAX_VALUES = 10
 """Values of one header that are looked at."""
 _CODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz")
@@ -42,6 +48,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             default=math.nan,
         )
     return None if math.isnan(said) else min(said, MAX_RETRY_AFTER)
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """The `X-Request-Id`, which Luma's support asks for; None if there is none."""
+    return headers.get("X-Request-Id", "")[:MAX_REQUEST_ID] or None
 
 
 def content_encoding(headers: Mapping[str, str]) -> str:

@@ -7,8 +7,14 @@ https://docs.agents.lumalabs.ai/api/resources/generations/methods/create
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeAlias, TypedDict
+import os
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
+
+from luma_poll.models import GenerationLike
+
+F = TypeVar("F", bound=Callable[..., object])
 
 Model: TypeAlias = Literal["uni-1", "uni-1-max", "ray-3.2"] | str
 """The model: `uni-1` and `uni-1-max` make images, `ray-3.2` makes videos."""
@@ -39,6 +45,24 @@ class MediaRef(TypedDict, total=False):
     generation_id: str | None
     file_id: str | None
     media_type: str | None
+
+
+class SupportsRead(Protocol):
+    """A file that is open for reading bytes."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+
+class SupportsSave(Protocol):
+    """An image in memory, as Pillow has them."""
+
+    def save(self, fp: Any, format: str | None = ...) -> object: ...  # noqa: A002 (its name)
+
+
+Media: TypeAlias = (
+    MediaRef | os.PathLike[str] | bytes | SupportsRead | SupportsSave | GenerationLike
+)
+"""An image or a video as input: a reference, or what one can be made of."""
 
 
 class Layering(TypedDict, total=False):
@@ -126,7 +150,7 @@ class VideoEdit(TypedDict, total=False):
     )
     auto_controls: bool | None
     controls: VideoControls | None
-    keyframes: Sequence[MediaRef] | None
+    keyframes: Sequence[Media] | None
     keyframe_indexes: Sequence[int] | None
 
 
@@ -168,9 +192,9 @@ class VideoOptions(TypedDict, total=False):
     loop: bool | None
     hdr: bool | None
     exr_export: bool | None
-    start_frame: MediaRef | None
-    end_frame: MediaRef | None
-    keyframes: Sequence[MediaRef] | None
+    start_frame: Media | None
+    end_frame: Media | None
+    keyframes: Sequence[Media] | None
     keyframe_indexes: Sequence[int] | None
     edit: VideoEdit | None
     source_position: SourcePosition | None
@@ -196,11 +220,29 @@ class CreateParams(TypedDict, total=False):
     model: Model | None
     type: GenerationType | None
     aspect_ratio: AspectRatio | None
-    image_ref: Sequence[MediaRef] | None
-    source: MediaRef | None
+    image_ref: Sequence[Media] | None
+    source: Media | None
     output_format: Literal["png", "jpeg"] | str | None
     style: Literal["auto", "manga"] | str | None
     web_search: bool | None
     layering: Layering | None
     video: VideoOptions | None
     user_id: str | None
+
+
+def explicit(function: F) -> F:
+    """Show the parameters of `create` in the signature of a function that takes them as a whole.
+
+    `help()`, IPython and other tools that look at the signature list them; type checkers and
+    editors know them from the annotation.
+    """
+    shown = signature(function)
+    known = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in CreateParams.__annotations__.items()
+    ]
+    last = list(shown.parameters.values())[-1]
+    newer = last.replace(annotation=Parameter.empty)
+    own = list(shown.parameters.values())[:-1]
+    function.__signature__ = shown.replace(parameters=[*own, *known, newer])  # type: ignore[attr-defined]
+    return function

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import ssl
-import sys
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from html import unescape
 from http import HTTPStatus
 from typing import Any
@@ -14,7 +13,15 @@ from typing import Any
 import anyio
 from pydantic import ValidationError
 
-from luma_poll._api.headers import retry_after
+from luma_poll._api.evidence import (
+    at_the_proxy,
+    chain,
+    classes_in,
+    is_closed_client,
+    nothing_was_sent,
+    proxy_classes,
+)
+from luma_poll._api.headers import MAX_REQUEST_ID, retry_after
 from luma_poll._redaction import excerpt, redact, redact_value
 from luma_poll._texts import encodable
 from luma_poll.errors import (
@@ -24,14 +31,11 @@ from luma_poll.errors import (
     APIStatusError,
     APITimeoutError,
     InvalidResponseError,
-    LumaError,
     ServerError,
 )
 
 MAX_DETAIL = 1000
 """Characters of the API's description that are kept."""
-MAX_REQUEST_ID = 200
-"""Characters that are kept of `X-Request-Id`."""
 MAX_FOREIGN_TEXT = 200
 """Characters that are quoted of an answer that is not in the API's words."""
 _MAX_PAGE = 4000
@@ -66,37 +70,66 @@ def translate_error(
     response = getattr(error, "response", None)
     if isinstance(error, classes("APIStatusError", "HTTPStatusError")) and response is not None:
         return status_error(response, generation_id, secrets=secrets)
-    said = redact(str(error), secrets) or type(error).__name__
     unreadable = classes("DecodingError", "APIResponseValidationError")
     if isinstance(error, (*unreadable, json.JSONDecodeError, UnicodeDecodeError, ValidationError)):
         # Their messages and attributes may contain the body: only the kind of error is reported.
         return InvalidResponseError(
             f"the answer is unreadable ({type(error).__name__})", generation_id=generation_id
         )
-    for cause in _chain(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return _certificate_error(cause, generation_id)
-    where: Any = {"generation_id": generation_id, "request_sent": _may_have_been_sent(error)}
-    timed_out = isinstance(error, (TimeoutError, *classes("TimeoutException", "APITimeoutError")))
-    if timed_out and not _is_broken_connection(error.__cause__):
-        return APITimeoutError(f"no answer in time ({said})", **where)
-    broken = classes("RequestError", "APIConnectionError", "ClientError")
+    broken = classes("RequestError", "InvalidURL", "APIConnectionError", "ClientError")
     if isinstance(error, (OSError, *BROKEN_STREAM, *broken)):
-        return APIConnectionError(f"the connection to the API failed ({said})", **where)
+        return _connection_error(error, generation_id, secrets)
+    failed_to_connect = any(isinstance(cause, (OSError, *broken)) for cause in chain(error))
+    if failed_to_connect and nothing_was_sent(error):  # a wrapper of the user's own client
+        return _connection_error(error, generation_id, secrets)
     return None
 
 
-def warn_if_accepted(error: APIError) -> None:
-    """Add a note to the error of a submission that the API may have accepted all the same."""
-    if error.generation_id is None:
-        note = (
-            "It is not known whether the generation was accepted: it may be running and be billed. "
-            "Look at the usage of the account before you submit it again."
-        )
-    else:
-        note = "It was accepted, and may be billed: wait for it by its id, do not submit it again."
-    if error.may_have_been_accepted and note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+def _connection_error(
+    error: BaseException, generation_id: str | None, secrets: Sequence[str]
+) -> APIConnectionError:
+    sent = not nothing_was_sent(error)
+    where: Any = {"generation_id": generation_id, "request_sent": sent}
+    said = redact(_said(error), secrets)
+    # Once it was sent, such a one in the chain is of an earlier request.
+    for cause in () if sent else chain(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _certificate_error(cause, generation_id)
+        if isinstance(cause, proxy_classes()):
+            return _proxy_error(cause, said, generation_id)
+        if is_closed_client(cause):
+            return APIConnectionError("the client has been closed", retryable=False, **where)
+        if isinstance(cause, classes("UnsupportedProtocol", "InvalidURL")):
+            return APIConnectionError(f"the URL is unusable ({said})", retryable=False, **where)
+    if not sent and at_the_proxy(error):
+        return APIConnectionError(f"the proxy did not connect to the API ({said})", **where)
+    timed_out = isinstance(error, (TimeoutError, *classes("TimeoutException", "APITimeoutError")))
+    if timed_out and not _is_broken_connection(error.__cause__):
+        return APITimeoutError(f"no answer in time ({said})", **where)
+    return APIConnectionError(f"the connection to the API failed ({said})", **where)
+
+
+def _said(error: BaseException) -> str:
+    """The words of an error, or of its cause: those of the official SDK are always the same."""
+    is_of_sdk = type(error).__module__.partition(".")[0] == "luma_agents"
+    if is_of_sdk and isinstance(error.__cause__, Exception):
+        return _said(error.__cause__)
+    return str(error) or type(error).__name__
+
+
+def _proxy_error(error: BaseException, said: str, generation_id: str | None) -> APIConnectionError:
+    """Make the error for a proxy that refuses: for now (its 503), or until it is set up (407)."""
+    found = re.match(r"\s*(\d{3})\b", str(error))
+    status = getattr(error, "status", None) or (int(found[1]) if found else 0)
+    passes = not 400 <= status < 500 or status in (408, 425, 429)
+    passes = passes and "password" not in said and "Requested" not in said  # of a SOCKS proxy
+    advice = "" if passes else ": check the proxy's settings (HTTPS_PROXY, ALL_PROXY, NO_PROXY)"
+    return APIConnectionError(
+        f"the proxy refused to connect to the API ({said}){advice}",
+        generation_id=generation_id,
+        request_sent=False,
+        retryable=passes,
+    )
 
 
 def _certificate_error(
@@ -116,11 +149,6 @@ def _is_broken_connection(cause: BaseException | None) -> bool:
     """True for errors of aiohttp that httpx-aiohttp calls a ConnectTimeout at any stage."""
     broken = isinstance(cause, classes("ClientConnectionError"))
     return broken and not isinstance(cause, (TimeoutError, *classes("ClientConnectorError")))
-
-
-def _may_have_been_sent(error: BaseException) -> bool:
-    not_sent = classes("ConnectError", "ConnectTimeout", "PoolTimeout")
-    return not isinstance(error, not_sent) or _is_broken_connection(error.__cause__)
 
 
 def status_error(
@@ -176,6 +204,8 @@ def status_error(
 
 
 def _hint(status: int, generation_id: str | None, base_url: str, *, in_api_words: bool) -> str:
+    if status == 407:
+        return "It is the proxy's answer: check the proxy's settings (HTTPS_PROXY, HTTP_PROXY)."
     if status in (404, 405) and not base_url.endswith("/v1"):
         return "Check the base URL (LUMA_BASE_URL), which does not end in /v1 as the API's does."
     if status == 404 and generation_id is None:
@@ -192,40 +222,23 @@ def classes(*names: str) -> tuple[type[BaseException], ...]:
 
 def classes_named(*names: str) -> tuple[type[Any], ...]:
     """The classes with these names in httpx, httpx2, the official SDK and aiohttp, if imported."""
-    modules = [sys.modules.get(name) for name in ("httpx", "httpx2", "luma_agents", "aiohttp")]
-    return tuple(
-        vars(module)[name] for module in modules if module for name in names if name in vars(module)
-    )
+    return classes_in(("httpx", "httpx2", "luma_agents", "aiohttp"), *names)
 
 
 def _forget_secrets(error: BaseException, secret: str) -> list[str]:
     """Remove the secrets from an error and its causes, and return all that were found."""
     secrets = [secret] if secret else []
-    chain = list(_chain(error))
-    for cause in chain:
+    causes = list(chain(error))
+    for cause in causes:
         for headers in _request_headers(cause):
             secrets += headers.pop("Authorization", "").split()[1:]  # of "Bearer KEY"
-    for cause in chain:
+    for cause in causes:
         cause.args = redact_value(cause.args, secrets)
         if type(cause).__module__.partition(".")[0] in _LIBRARIES:
             vars(cause).update(redact_value(vars(cause), secrets))
         if isinstance(cause, OSError) and isinstance(cause.strerror, str):
             cause.strerror = redact(cause.strerror, secrets)
     return secrets
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error with its causes and contexts, except errors of ours."""
-    seen: set[int] = set()
-    left: list[BaseException | None] = [error]
-    while left:
-        found = left.pop()
-        if isinstance(found, LumaError):
-            continue  # it belongs to an earlier request, while handling which this one was sent
-        if found is not None and id(found) not in seen:  # chains can be circular
-            seen.add(id(found))
-            left += [found.__context__, found.__cause__]
-            yield found
 
 
 def _request_headers(error: BaseException) -> list[MutableMapping[str, str]]:

@@ -1,8 +1,9 @@
-"""Progress bars of downloads, one for each file under way."""
+"""Downloads, and their progress bars, one for each file under way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
@@ -17,8 +18,16 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from luma_poll._cli.escaping import escape
+from luma_poll._cli.results import Put, Result
+from luma_poll._cli.terminal import err, escape, is_terminal
+from luma_poll._client.client import LumaClient
 from luma_poll._downloads.output import DownloadProgress
+from luma_poll._tasks.each import run_each
+from luma_poll.errors import ConfigurationError
+from luma_poll.models import Generation
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".mov", ".webm", ".exr", ".zip")
+"""A place for downloads with one of these is a file."""
 
 
 class DownloadBars:
@@ -76,9 +85,63 @@ def download_bars(console: Console) -> Iterator[DownloadBars]:
         yield bars
 
 
-def is_terminal(console: Console) -> bool:
-    """True if something can be drawn and drawn again.
+def is_file(path: str) -> bool:
+    """True if a place for downloads is a file, by its extension."""
+    return os.path.splitext(path)[1].lower() in EXTENSIONS and not os.path.isdir(path)
 
-    Not `Console.is_terminal`: FORCE_COLOR makes every file a terminal.
+
+async def fetch_all(
+    client: LumaClient, ids: Sequence[str], directory: str, put: Put, *, overwrite: bool = False
+) -> list[Result]:
+    """Download the files of generations that have ended, and `put` each result as it ends.
+
+    Returns:
+        The results, in the order of their ends.
     """
-    return console.file.isatty() and not console.is_dumb_terminal
+    done: list[Result] = []
+    with download_bars(err) as bars:
+
+        async def fetch_one(generation_id: str) -> Result:
+            return await fetch(client, generation_id, directory, bars, overwrite=overwrite)
+
+        async with run_each(fetch_one, ids, limit=None) as results:
+            async for result in results:
+                put(result)
+                done.append(result)
+    return done
+
+
+async def fetch(
+    client: LumaClient,
+    generation: Generation | str,
+    directory: str,
+    bars: DownloadBars,
+    *,
+    overwrite: bool = False,
+    name: str | None = None,
+) -> Result:
+    """Download the files of one generation, under their ids or this name.
+
+    Returns:
+        The result; an error is part of it.
+    """
+    if is_file(directory):
+        directory, name = os.path.split(os.path.splitext(directory)[0])
+        directory = directory or "."
+    generation_id = generation if isinstance(generation, str) else generation.id
+    snapshot = generation if isinstance(generation, Generation) else None
+    try:
+        if snapshot is None:
+            snapshot = await client.generations.get(generation_id)
+        if not snapshot.is_terminal:
+            raise ConfigurationError(
+                f"generation {generation_id} is {snapshot.state!r}, and has no files yet"
+            )
+        paths = await client.download(
+            snapshot, directory, name=name, overwrite=overwrite, on_progress=bars.on_progress
+        )
+    except Exception as error:
+        return Result(generation_id, snapshot, error, [])
+    finally:
+        bars.forget(generation_id)
+    return Result(generation_id, snapshot, paths=paths)

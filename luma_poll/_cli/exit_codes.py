@@ -12,7 +12,7 @@ MEANINGS = {
     USAGE: "usage: a bad argument, no API key",
     TIMED_OUT: "timed out; it may still finish: wait again",
     TROUBLE: "trouble with the API, the connection or the output",
-    INTERRUPTED: "interrupted by Ctrl-C or SIGTERM",
+    INTERRUPTED: "interrupted by Ctrl-C, SIGTERM, SIGHUP or SIGQUIT",
     OUTPUT_CLOSED: "standard output was closed, as head does",
 }
 

@@ -6,6 +6,7 @@ import io
 import logging
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,13 @@ import typer
 
 from luma_poll._cli.exit_codes import INTERRUPTED, OUTPUT_CLOSED, TROUBLE, exit_code
 from luma_poll._cli.terminal import LogHandler, release_stdout, say, say_error, say_lines
+from luma_poll._redaction import redact
 from luma_poll.errors import LumaError
+
+ENDINGS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
+]
+"""Signals that end a command as Ctrl-C does: of `kill`, of a closed terminal, of Ctrl-\\."""
 
 
 def run_app(app: typer.Typer) -> None:
@@ -23,9 +30,15 @@ def run_app(app: typer.Typer) -> None:
         if isinstance(stream, io.TextIOWrapper):  # None where it is closed
             stream.reconfigure(errors="backslashreplace")
     # A shell starts a script's background jobs with SIGINT ignored. asyncio would leave it ignored,
-    # and SIGTERM, which is turned into SIGINT, could not end the command in an orderly way.
+    # and the others, which are turned into SIGINT, could not end the command in an orderly way.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    heeded = [
+        each
+        for each in ENDINGS
+        if each == signal.SIGTERM or signal.getsignal(each) != signal.SIG_IGN  # nohup
+    ]
+    for each in heeded:
+        signal.signal(each, _interrupt)
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
     logging.getLogger("luma_poll").addHandler(LogHandler(logging.WARNING))
     try:
@@ -36,29 +49,45 @@ def run_app(app: typer.Typer) -> None:
             sys.exit(OUTPUT_CLOSED)
         raise
     finally:  # from here on a second Ctrl-C ends the process at once, without a traceback
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each in (signal.SIGINT, *heeded):
+            signal.signal(each, signal.SIG_DFL)
+
+
+def _interrupt(number: int, _: object) -> None:
+    if number != signal.SIGTERM:
+        # The shell and the system both send a hang-up. A second interruption would cut off the
+        # submission whose answer the first one waits for.
+        signal.signal(number, signal.SIG_IGN)
+    signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
 def orderly_exit(hints: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
-    """Turn exceptions that end a command into a message and an exit code.
+    """Turn exceptions that end a command into a message, hints and an exit code.
 
     Args:
-        hints: The lines to print after Ctrl-C.
+        hints: The lines to print after any end by an exception.
     """
     try:
         yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except LumaError as error:
         say_error(error)
-        raise typer.Exit(exit_code(error)) from None
-    except KeyboardInterrupt:
-        say_lines(hints())
-        raise typer.Exit(INTERRUPTED) from None
+        code = exit_code(error)
     except BrokenPipeError:
         release_stdout()
-        raise typer.Exit(OUTPUT_CLOSED) from None
+        code = OUTPUT_CLOSED
     except OSError as error:
         release_stdout()
         say(f"Error: {error}")
-        raise typer.Exit(TROUBLE) from None
+        code = TROUBLE
+    except Exception:  # a mistake of the library must not cost the ids
+        say_lines(redact(traceback.format_exc()).splitlines())
+        code = TROUBLE
+    else:
+        return
+    say_lines(hints())
+    raise typer.Exit(code)

@@ -1,14 +1,17 @@
-"""Requests of `luma-poll run`: prompts or mappings, one per line of a file."""
+"""Requests of `luma-poll run`: from its arguments, a file or standard input."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from luma_poll._cli.ids import decode, read_lines
+from luma_poll._cli.hints import plural, read_ranges
+from luma_poll._cli.ids import read_lines
+from luma_poll._journal.entry import JournalEntry
+from luma_poll._running.request_files import Overview, RequestFormat, overview, requests_from
 from luma_poll._running.requests import read_request
 from luma_poll.errors import ConfigurationError
 
@@ -18,7 +21,7 @@ class Line:
     """A request, and where it is written.
 
     Attributes:
-        number: Of its line, from 1.
+        number: Of its line, or of the argument, from 1.
         request: A mapping of the parameters of `generations.create`.
     """
 
@@ -26,51 +29,120 @@ class Line:
     request: Mapping[str, Any]
 
 
-def read_requests(path: str, common: Mapping[str, Any]) -> list[Line]:
-    """The requests in a file; lines that are blank, or begin with `#`, are skipped.
+@dataclass(frozen=True)
+class Prompts:
+    """The requests of one command.
 
-    In a `.jsonl` file, and where a line of standard input begins with a brace, a line is a JSON
-    object of parameters; elsewhere it is a prompt.
+    Attributes:
+        sources: The arguments: one file, `-`, or prompts.
+        lines: The requests.
+    """
+
+    sources: Sequence[str] = ()
+    lines: Sequence[Line] = ()
+
+    @property
+    def is_stdin(self) -> bool:
+        """True if they were on standard input."""
+        return list(self.sources) == ["-"]
+
+    @property
+    def is_file(self) -> bool:
+        """True if they are in a file."""
+        return len(self.sources) == 1 and not self.is_stdin and os.path.exists(self.sources[0])
+
+    def of(self, lines: str | None) -> Prompts:
+        """Those of some lines, as `3-7,9,12-`.
+
+        Raises:
+            ConfigurationError: That is not how lines are given, or there are none.
+        """
+        if lines is None:
+            return self
+        try:
+            wanted = read_ranges(lines)
+        except ValueError:
+            raise ConfigurationError(f"--lines takes 3-7,9,12-, not {lines!r}") from None
+        left = [line for line in self.lines if any(a <= line.number <= b for a, b in wanted)]
+        if not left:
+            raise ConfigurationError(f"there is no prompt in these lines: {lines}")
+        return replace(self, lines=left)
+
+    def overview(self) -> Overview:
+        """All that would be submitted.
+
+        Raises:
+            ConfigurationError: A file that a request refers to is unusable.
+        """
+        return overview(line.request for line in self.lines)
+
+
+class _Stdin(io.BytesIO):
+    """The bytes of standard input, under the name that messages know."""
+
+    name = "<stdin>"
+
+
+def read_prompts(
+    sources: Sequence[str], common: Mapping[str, Any], form: RequestFormat | None
+) -> Prompts:
+    """The requests in a file, or the arguments if they are prompts: these have a blank in them.
 
     Args:
-        path: The file; `-` is standard input.
+        sources: One file, `-` for standard input, or prompts.
         common: Parameters of all that do not have their own.
+        form: The format of the file; None if its name says it.
 
     Raises:
-        ConfigurationError: It cannot be read, has no request, or a line is not one.
+        ConfigurationError: It cannot be read, has no request, or one of them is unusable.
     """
-    name = "standard input" if path == "-" else path
-    found = []
-    for number, line in enumerate(read_lines(path), 1):
-        text = decode(line, name, number).strip()
-        if not text or text.startswith("#"):
-            continue
-        is_json = path.lower().endswith(".jsonl") or (path == "-" and text.startswith("{"))
-        try:
-            request = {**common, **(_parse(text) if is_json else {"prompt": text})}
-            read_request(request)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{name}, line {number}: {error}") from None
-        found.append(Line(number, request))
-    if not found:
-        raise ConfigurationError(f"there is no prompt in {name}")
-    return found
+    source = sources[0]
+    if len(sources) == 1 and (source == "-" or os.path.exists(source)):
+        if source == "-" and form is None:
+            raise ConfigurationError(
+                "say what is on standard input: --format text (a prompt on each line), jsonl, "
+                "json, csv or tsv"
+            )
+        content = _Stdin(b"".join(read_lines("-"))) if source == "-" else source
+        read = requests_from(content, format=form, defaults=common)
+        return Prompts(sources, [Line(*each) for each in read.numbered()])
+    for each in sources:
+        if " " not in each.strip():
+            raise ConfigurationError(
+                f"{each} is neither a file nor a prompt of several words. Give one file that "
+                "exists, or prompts in quotes; a prompt of one word is submitted by: "
+                f"luma-poll create {each} --wait"
+            )
+    lines = [Line(number, {**common, "prompt": each}) for number, each in enumerate(sources, 1)]
+    for line in lines:
+        read_request(line.request)
+    return Prompts(sources, lines)
 
 
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"not JSON: {error}") from None
-    if isinstance(value, str):
-        return {"prompt": value}
-    if not isinstance(value, dict):
-        raise ConfigurationError("not a JSON object")
-    return value
+def in_short(found: Overview) -> str:
+    """All that would be submitted, in one line: how many, and of which models."""
+    models = ", ".join(
+        f"{model or 'default'} ({count})" for model, count in found.models.most_common()
+    )
+    word = "model" if len(found.models) == 1 else "models"
+    return f"{plural(found.count, 'generation')}, {word} {models}"
 
 
-def ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """The first and last of each run of consecutive numbers."""
-    groups = groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])
-    runs = [[number for _, number in group] for _, group in groups]
-    return [(run[0], run[-1]) for run in runs]
+def in_full(found: Overview, known: Iterable[JournalEntry]) -> Iterator[str]:
+    """All that would be submitted, in lines.
+
+    Args:
+        found: The requests.
+        known: What the journal has of them.
+    """
+    yield in_short(found)
+    types = ", ".join(f"{kind or 'default'} ({n})" for kind, n in found.types.most_common())
+    yield f"{'type' if len(found.types) == 1 else 'types'} {types}"
+    for name, (size, times) in found.media.items():
+        yield f"file {name or '(bytes)'}: {size:,} bytes, in {plural(times, 'request')}"
+    states = [entry.state for entry in known]
+    if states:
+        said = ", ".join(f"{states.count(each)} {each}" for each in dict.fromkeys(states))
+        yield f"in the journal already: {len(states)} ({said})"
+    for key in found.keys:
+        yield f"key {key}"

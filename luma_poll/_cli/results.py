@@ -1,22 +1,44 @@
-"""Results: one generation's end each, printed or appended to a file, and read by a later run."""
+"""Results: one generation's end each, printed, or appended to a file."""
 
 from __future__ import annotations
 
 import json
 import os
 import stat
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from luma_poll._cli.terminal import put_line, say_error
+from luma_poll._cli.terminal import in_words, put_line, say_error, try_descriptor, try_stdout
 from luma_poll._redaction import redact, redact_value
-from luma_poll.errors import FAILURE_ERRORS, ConfigurationError, GenerationError, PollTimeoutError
+from luma_poll.errors import (
+    FAILURE_ERRORS,
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    GenerationError,
+    InsufficientBalanceError,
+    NotFoundError,
+    PermissionDeniedError,
+    PollTimeoutError,
+    SubmissionLimitError,
+    UnprocessableEntityError,
+)
 from luma_poll.models import Generation
+
+HOPELESS = (BadRequestError, ConfigurationError, NotFoundError, UnprocessableEntityError)
+"""Errors that asking again for the same id would meet again."""
+
+OF_ALL = (
+    AuthenticationError,
+    InsufficientBalanceError,
+    PermissionDeniedError,
+    SubmissionLimitError,
+)
+"""Errors of one submission that every other one would meet."""
 
 _FAILURES = {"GenerationError", *(error.__name__ for error in FAILURE_ERRORS.values())}
 
@@ -52,6 +74,16 @@ class Result:
         return self.error is None or isinstance(self.error, GenerationError)
 
     @property
+    def is_open(self) -> bool:
+        """True if the same command again may end otherwise."""
+        return not self.is_final and not isinstance(self.error, HOPELESS)
+
+    @property
+    def is_unsent(self) -> bool:
+        """True if it was not submitted for a reason that holds for all."""
+        return self.request is not None and not self.submitted and isinstance(self.error, OF_ALL)
+
+    @property
     def is_running(self) -> bool:
         """True if it had not ended at the last snapshot."""
         return self.generation is not None and not self.generation.is_terminal
@@ -68,38 +100,52 @@ class Result:
 
 def label_of(request: Mapping[str, Any]) -> str:
     """The name of a request for people: its key, or its prompt."""
-    return str(request.get("key") or request["prompt"])
+    return str(request.get("key") or request.get("prompt", ""))
 
 
 Put = Callable[[Result], None]
 """Prints or writes a result."""
 
 
-# --- writing -------------------------------------------------------------------------------------
-
-
 @contextmanager
-def writing(
-    output: str | None = None, resume: str | None = None, *, as_json: bool = False, alone: bool
-) -> Iterator[Put]:
+def writing(output: str | None = None, *, as_json: bool = False, alone: bool) -> Iterator[Put]:
     """Gives the function that prints each result, or appends it to a file.
+
+    Whether that can be written is tried at once, before anything is submitted.
 
     Args:
         output: The file to append to; None for standard output.
-        resume: The file of earlier results, to which the shell may append standard output.
         as_json: Print JSON.
         alone: Print URLs without the id of their generation, as there is only one.
 
     Raises:
         ConfigurationError: The file cannot be written.
+        OSError: Standard output cannot be written.
     """
+    told = _Told()
     if output is not None:
-        with _appending(output) as put:
+        with _appending(output, told) as put:
             yield put
         return
-    if resume is not None:
-        _end_cut_off_line(resume)
-    yield put_json if as_json else partial(put_text, alone=alone)
+    try_stdout()
+    yield put_json if as_json else partial(put_text, told=told, alone=alone)
+
+
+class _Told:
+    """Errors on stderr, of which one that would be met by all is told once."""
+
+    def __init__(self) -> None:
+        self._words: set[str] = set()
+
+    def tell(self, result: Result) -> None:
+        assert result.error is not None
+        place = "" if result.request is None else result.label
+        if result.is_unsent:
+            place = ""
+            if in_words(result.error) in self._words:
+                return
+            self._words.add(in_words(result.error))
+        say_error(result.error, place)
 
 
 def put_json(result: Result) -> None:
@@ -107,11 +153,11 @@ def put_json(result: Result) -> None:
     put_line(to_json(result))
 
 
-def put_text(result: Result, *, alone: bool = True) -> None:
+def put_text(result: Result, *, told: _Told, alone: bool = True) -> None:
     """Print the paths or else the URLs, after the id unless there is only one; or the error."""
     before = [] if alone else [result.label]
     if result.error is not None:
-        say_error(result.error, "" if result.request is None else result.label)
+        told.tell(result)
     elif result.paths is not None:
         for path in result.paths:
             put_line(*before[: result.request is not None], str(path))
@@ -123,18 +169,6 @@ def put_urls(generation: Generation, *before: str) -> None:
     """Print the URL of each output after these fields."""
     for output in generation.output:
         put_line(*before, output.url)
-
-
-def describe(generation: Generation) -> Iterator[str]:
-    """A snapshot in lines to read, one for each fact."""
-    facts = list(generation.model_dump(exclude={"output"}).items())
-    for output in generation.output:
-        facts.append(("output", output.url))
-        if output.expires_at is not None:
-            facts.append(("  expires", f"{output.expires_at:%Y-%m-%d %H:%M:%S} UTC"))
-    for name, value in facts:
-        if value is not None:
-            yield f"{name.replace('_', ' '):<15} {value}"
 
 
 def to_json(result: Result) -> str:
@@ -164,22 +198,29 @@ def _error_fields(error: Exception) -> dict[str, object]:
 
 
 @contextmanager
-def _appending(path: str) -> Iterator[Put]:
-    cut_off = lacks_newline(path)
+def _appending(path: str, told: _Told) -> Iterator[Put]:
+    """Gives the function that appends a result to a file, unless it is there already."""
+    there, cut_off = _final_in(path)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
 
     def put(result: Result) -> None:
-        append_line(descriptor, to_json(result))
+        if not result.is_final or (result.generation_id, result.paths is not None) not in there:
+            append_line(descriptor, to_json(result))
         if result.error is not None:  # nobody looks into the file meanwhile
-            say_error(result.error, "" if result.request is None else result.label)
+            told.tell(result)
 
     try:
-        if cut_off:
+        try_descriptor(descriptor)
+        if cut_off:  # else the next line would continue it
             append_line(descriptor, "")
         yield put
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
     finally:
         os.close(descriptor)
 
@@ -191,107 +232,26 @@ def append_line(descriptor: int, line: str) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _end_cut_off_line(path: str) -> None:
-    """End the last line of a file to which the shell appends stdout, if it was cut off."""
-    with suppress(OSError, ValueError, AttributeError):
-        same = os.path.samestat(os.fstat(sys.stdout.fileno()), os.stat(path))
-        if same and lacks_newline(path):
-            put_line("")
+def _final_in(path: str) -> tuple[set[tuple[str, bool]], bool]:
+    """The final results in a file: their ids, and whether they have paths.
 
-
-def lacks_newline(path: str) -> bool:
-    """True if the file's last line was cut off, so that an appended one would continue it."""
+    Returns:
+        These, and True if the last line was cut off.
+    """
+    found: set[tuple[str, bool]] = set()
+    line = b"\n"
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
-            return False
+            return found, False
         with open(path, "rb") as file:
-            if file.seek(0, os.SEEK_END) == 0:
-                return False
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) != b"\n"
-    except OSError:
-        return False
-
-
-# --- reading -------------------------------------------------------------------------------------
-
-
-@dataclass
-class EarlierResults:
-    """The contents of a file of results.
-
-    Attributes:
-        done: The generations that have ended, by id: True if completed, False if failed.
-            Those that timed out or met trouble with the API are not among them.
-        unreadable: The numbers of the lines that are not results.
-        cut_off: True if the last line is one of these because its writing was interrupted.
-    """
-
-    done: dict[str, bool] = field(default_factory=dict)
-    unreadable: list[int] = field(default_factory=list)
-    cut_off: bool = False
-
-    def problems(self) -> Iterator[str]:
-        """Warnings about lines that were ignored."""
-        if self.cut_off:
-            yield "the last line was cut off; its generation is waited for again"
-        odd = self.unreadable[:-1] if self.cut_off else self.unreadable
-        if odd:
-            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-            yield f"ignored line {odd[0]}{more}: not a result of luma-poll wait"
-
-
-def read_results(path: str, directory: str | None = None) -> EarlierResults:
-    """Read a file of results, ignoring all other lines.
-
-    Args:
-        path: The file; a missing one is empty.
-        directory: The directory of the downloads, if they are wanted: then a completed generation
-            counts as done only if its files are there.
-
-    Raises:
-        ConfigurationError: The file exists but cannot be read.
-    """
-    earlier, line, number = EarlierResults(), b"\n", 0
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip() and not _take(line, earlier.done, directory):
-                    earlier.unreadable.append(number)
-    except FileNotFoundError:
-        return earlier
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
-    earlier.cut_off = not line.endswith(b"\n") and number in earlier.unreadable
-    return earlier
-
-
-def _take(line: bytes, done: dict[str, bool], directory: str | None) -> bool:
-    """Add the result in a line to `done` if it is final; False if the line is not a result."""
-    try:
-        match json.loads(line):
-            case {"id": str(generation_id), "ok": True, **fields}:
-                if directory is None or _are_in(directory, fields.get("paths")):
-                    done[generation_id] = True
-            case {"id": str(generation_id), "ok": False, "error": {"type": str(kind)}}:
-                if kind in _FAILURES:
-                    done.setdefault(generation_id, False)
-            case _:
-                return False
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _are_in(directory: str, paths: object) -> bool:
-    """True if `paths` is a list of existing files in a directory, and not empty."""
-    if not isinstance(paths, list) or not paths:
-        return False
-    return all(isinstance(path, str) and _is_in(directory, path) for path in paths)
-
-
-def _is_in(directory: str, path: str) -> bool:
-    try:
-        return os.path.isfile(path) and os.path.samefile(os.path.dirname(path) or ".", directory)
-    except (OSError, ValueError):
-        return False
+            for line in file:
+                try:
+                    match json.loads(line):
+                        case {"id": str(id_), "ok": bool(ok), "error": error, **fields}:
+                            if ok or (error or {}).get("type") in _FAILURES:
+                                found.add((id_, "paths" in fields))
+                except (ValueError, RecursionError, AttributeError):
+                    continue
+    except OSError:  # a missing file is made, and for others the error comes when it is opened
+        return found, False
+    return found, not line.endswith(b"\n")

@@ -1,7 +1,8 @@
-"""A live table of generations for a terminal; a summary if there are more than fit."""
+"""A live table of generations for a terminal; a line now and then where there is none."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -15,16 +16,33 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from luma_poll._cli.bars import DownloadBars, is_terminal
-from luma_poll._cli.escaping import escape
-from luma_poll._polling.poll_events import PollEvent
+from luma_poll._cli.bars import DownloadBars
+from luma_poll._cli.hints import plural
+from luma_poll._cli.results import Result, label_of
+from luma_poll._cli.terminal import can_print, escape, in_words, is_terminal, say
+from luma_poll.events import (
+    Event,
+    PollEvent,
+    RunBegan,
+    RunEvent,
+    RunFailed,
+    RunFound,
+    RunRefused,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
 
 DRAWINGS_PER_SECOND = 5
 LAST_FAILURES = 5
 """Failures that the summary lists."""
 RATE_OVER = 10.0
 """Seconds over which the polls per second are averaged."""
-SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+SAYS_EVERY = 60.0
+"""Seconds between the lines where there is no terminal."""
+NARROW = 60
+"""A terminal with fewer columns has no room for more numbers than the age."""
+SPINNER, ASCII_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "-\\|/"
 
 STYLES = {
     "waiting": "dim",
@@ -60,7 +78,7 @@ class Row:
 
 
 class LiveTable:
-    """The rows of generations, by id, drawn on a console or, without one, nowhere.
+    """The rows of generations, by id, drawn on a terminal, or summed up in lines without one.
 
     The numbers of the summary are counted as events come, so drawing it costs the same for any
     number of generations.
@@ -69,6 +87,7 @@ class LiveTable:
         columns: The headings of the labels.
         console: The terminal to draw on; None for no drawing.
         bars: The bars of downloads, drawn below the table.
+        speaks: Say how far it is at the beginning, each minute and at the end.
     """
 
     numbers: ClassVar[tuple[str, ...]] = ("waited", "polls")
@@ -79,10 +98,14 @@ class LiveTable:
         columns: tuple[str, ...],
         console: Console | None = None,
         bars: DownloadBars | None = None,
+        *,
+        speaks: bool = False,
     ) -> None:
         self._columns = columns
         self._console = console
         self._bars = bars
+        self._speaks = speaks
+        self._spinner = SPINNER if console is None or can_print(console, SPINNER) else ASCII_SPINNER
         self._rows: dict[str, Row] = {}
         self._expected, self._more = 0, False
         self._states, self._troubles = Counter[str](), Counter[str]()
@@ -93,9 +116,21 @@ class LiveTable:
         self._samples = deque([(self._started, 0)])
 
     @classmethod
-    def on(cls, console: Console, *columns: str, bars: DownloadBars | None = None) -> Self:
-        """A table that is drawn if `console` is a terminal."""
-        return cls(columns, console if is_terminal(console) else None, bars)
+    def on(
+        cls,
+        console: Console,
+        *columns: str,
+        bars: DownloadBars | None = None,
+        quiet: bool = False,
+    ) -> Self:
+        """A table that is drawn if `console` is a terminal, else lines; neither if `quiet`."""
+        drawn = is_terminal(console)
+        return cls(
+            columns,
+            console if drawn and not quiet else None,
+            bars,
+            speaks=not drawn and not quiet,
+        )
 
     def expect(self, total: int, *, more: bool = False) -> None:
         """Set how many generations will come in all; `more` if there may be even more."""
@@ -141,7 +176,8 @@ class LiveTable:
     def shown(self) -> Iterator[None]:
         """Keep the table at the bottom of the terminal during the block, and leave it there."""
         if self._console is None:
-            yield
+            with self._speaking():
+                yield
             return
         live = Live(
             console=self._console,
@@ -154,12 +190,54 @@ class LiveTable:
         with live:
             yield
         if self._rows and self._fits(self._console.height):
-            self._console.print(self.draw())
+            self._console.print(self.draw(width=self._console.width))
 
-    def draw(self, height: int | None = None) -> RenderableType:
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        """Say how far it is at the beginning, each minute and at the end of the block."""
+        if not self._speaks:
+            yield
+            return
+        ended = threading.Event()
+
+        def speak() -> None:
+            while not ended.wait(SAYS_EVERY):
+                say(self.status())
+
+        say(self.status())
+        speaker = threading.Thread(target=speak, daemon=True)
+        speaker.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            speaker.join()
+            say(self.status())
+
+    def status(self) -> str:
+        """How far it is, in one line."""
+        now, total = time.monotonic(), max(self._expected, len(self._rows))
+        said = ", ".join(f"{count} {state}" for state, count in self._counted(total))
+        through = ", ".join(f"{count} {kind}" for kind, count in self._trouble_now())
+        return (
+            f"{_minutes(now - self._started)}  {self._ended} of {total}{'+' * self._more} done"
+            f"{f': {said}' if said else ''}{f'; polling through: {through}' if through else ''}"
+        )
+
+    def _counted(self, total: int) -> list[tuple[str, int]]:
+        """How many are in which state, in the order of a life."""
+        # Copies: the originals change while another thread draws.
+        states = Counter(waiting=total - len(self._rows)) + self._states.copy()
+        order = dict.fromkeys((*STYLES, *states))
+        return [(state, states[state]) for state in order if states[state] > 0]
+
+    def _trouble_now(self) -> list[tuple[str, int]]:
+        return [(kind, count) for kind, count in self._troubles.copy().items() if kind and count]
+
+    def draw(self, height: int | None = None, width: int = 80) -> RenderableType:
         """The table as it is now, or a summary if it is longer than `height` lines."""
         if height is None or self._fits(height):
-            return self._draw(list(self._rows.values()))
+            return self._draw(list(self._rows.values()), width)
         return self._draw_summary(height)
 
     def _fits(self, height: int) -> bool:
@@ -167,23 +245,22 @@ class LiveTable:
 
     def _draw_what_fits(self) -> RenderableType:
         assert self._console is not None
+        height, width = self._console.height - 1, self._console.width
         if self._bars is None or not self._bars.height:
-            return self.draw(self._console.height - 1)
-        return Group(self.draw(self._console.height - 1 - self._bars.height), self._bars.progress)
+            return self.draw(height, width)
+        return Group(self.draw(height - self._bars.height, width), self._bars.progress)
 
     def _draw_summary(self, height: int) -> Table:
         now = time.monotonic()
         total = max(self._expected, len(self._rows))
-        # Copies: the originals change while another thread draws.
-        states = {"waiting": total - len(self._rows)} | self._states.copy()
-        troubles = {kind: count for kind, count in self._troubles.copy().items() if kind and count}
         lines = [
-            self._draw_counts(states, now),
+            self._draw_counts(total, now),
             Text(f"{self._rate(now):.1f} polls/s, {_minutes(now - self._started)}", "dim"),
         ]
-        if troubles:
-            said = ", ".join(f"{count} {kind}" for kind, count in troubles.items())
+        if troubles := self._trouble_now():
+            said = ", ".join(f"{count} {kind}" for kind, count in troubles)
             lines.append(Text(f"polling through: {said}", "yellow"))
+        lines += self._footer()
         failures = [
             Text.assemble((f"{kind} ", "red"), escape(generation_id))
             for generation_id, kind in self._failures.copy()
@@ -206,14 +283,19 @@ class LiveTable:
         )
         return grid
 
-    def _draw_counts(self, states: dict[str, int], now: float) -> Text:
-        text = Text(_spinner(now) + " ", "yellow")
-        order = dict.fromkeys((*STYLES, *states))
-        said = [(state, states[state]) for state in order if states.get(state, 0)]
-        for number, (state, count) in enumerate(said):
+    def _draw_counts(self, total: int, now: float) -> Text:
+        text = Text(self._spin(now), "yellow")
+        for number, (state, count) in enumerate(self._counted(total)):
             text.append(", " if number else "")
             text.append(f"{count} {escape(state)}", STYLES.get(state, "magenta"))
         return text
+
+    def _spin(self, now: float) -> str:
+        return self._spinner[int(now * DRAWINGS_PER_SECOND) % len(self._spinner)] + " "
+
+    def _footer(self) -> list[Text]:
+        """Lines below the rows, or in the summary."""
+        return []
 
     def _rate(self, now: float) -> float:
         """Polls per second over the last `RATE_OVER` seconds."""
@@ -223,36 +305,159 @@ class LiveTable:
         since, before = self._samples[0]
         return (self._polls - before) / max(0.1, now - since)
 
-    def _draw(self, rows: list[Row]) -> RenderableType:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for column in (*self._columns, "state"):
-            table.add_column(_line(column))
-        for column in self.numbers:
+    def _draw(self, rows: list[Row], width: int) -> RenderableType:
+        numbers = self.numbers if width >= NARROW else self.numbers[:1]
+        table = Table(box=None, padding=(0, 2 if width >= NARROW else 1, 0, 0), header_style="bold")
+        for column in self._columns:  # these are what is shortened where there is little room
+            table.add_column(_line(column), min_width=8)
+        table.add_column("state", no_wrap=True, overflow="ellipsis")
+        for column in numbers:
             table.add_column(column, justify="right", no_wrap=True)
         now = time.monotonic()
         for row in rows:
-            table.add_row(
-                *map(_line, row.labels), _draw_state(row, now), *self._numbers_of(row, now)
-            )
-        return table
+            shown = self._numbers_of(row, now, digits=int(width >= NARROW))
+            labels = map(_line, row.labels)
+            table.add_row(*labels, self._draw_state(row, now), *shown[: len(numbers)])
+        return Group(table, *self._footer())
 
-    def _numbers_of(self, row: Row, now: float) -> tuple[str, ...]:
-        return seconds_since(row.started, row, now), str(row.polls)
+    def _draw_state(self, row: Row, now: float) -> Text:
+        text = _line("")
+        style = STYLES.get(row.state, "magenta" if row.ended is None else "red")
+        if row.ended is None:
+            text.append(self._spin(now), style)
+        text.append(escape(row.state), style)
+        text.append(f" {row.trouble}" if row.trouble else "", "red")
+        return text
+
+    def _numbers_of(self, row: Row, now: float, digits: int) -> tuple[str, ...]:
+        return _seconds(row.started, row, now, digits), str(row.polls)
 
 
-@contextmanager
-def live_table(
-    *columns: str, console: Console, bars: DownloadBars | None = None
-) -> Iterator[LiveTable]:
-    """A live table, shown until the block ends if `console` is a terminal."""
-    table = LiveTable.on(console, *columns, bars=bars)
-    with table.shown():
-        yield table
+@dataclass
+class RunRow(Row):
+    """One request.
+
+    Attributes:
+        attempts: How often it was submitted.
+        refusals: How often the account was full.
+        submitted: When its latest attempt was accepted, in seconds of `time.monotonic`.
+    """
+
+    attempts: int = 0
+    refusals: int = 0
+    submitted: float | None = None
 
 
-def seconds_since(started: float, row: Row, now: float) -> str:
+class RunTable(LiveTable):
+    """The rows of requests; a request is known by its identity."""
+
+    numbers: ClassVar[tuple[str, ...]] = ("age", "attempts", "refusals")
+
+    def __init__(
+        self,
+        columns: tuple[str, ...],
+        console: Console | None = None,
+        bars: DownloadBars | None = None,
+        *,
+        speaks: bool = False,
+    ) -> None:
+        super().__init__(columns, console, bars, speaks=speaks)
+        self._runs: dict[int, RunRow] = {}
+        self._by_id: dict[str, RunRow] = {}
+        self._counts = Counter[str]()
+        self._rows_ended = 0
+        self._nothing_since: tuple[float, str] | None = None
+
+    def on_run(self, event: Event) -> None:
+        """Show a step of a run."""
+        if not isinstance(event, RunEvent):
+            return
+        request = event.run.request
+        assert not isinstance(request, str)
+        if isinstance(event, RunBegan):
+            row = RunRow((label_of(request),), "waiting", 0.0)
+            self._runs[id(request)] = self._rows[str(event.run.number)] = row
+            self._states["waiting"] += 1
+            return
+        row = self._runs[id(request)]
+        if isinstance(event, RunRefused | RunUnreachable | RunFailed):
+            is_refusal = isinstance(event, RunRefused)
+            row.refusals += is_refusal
+            self._counts["refusals"] += is_refusal
+            self._change(row, "waiting", type(event.error).__name__)
+            if not isinstance(event, RunFailed):
+                since = self._nothing_since[0] if self._nothing_since else time.monotonic()
+                self._nothing_since = since, in_words(event.error)
+        elif isinstance(event, RunSubmitting):
+            self._change(row, "submitting", "")
+        elif isinstance(event, RunFound) and event.running:  # an earlier process submitted it
+            row.submitted = time.monotonic()
+            self._by_id[event.generation_id] = row
+            self._change(row, "queued", "")
+        elif isinstance(event, RunSubmitted):
+            row.attempts += 1
+            row.submitted = time.monotonic()
+            self._counts["submissions"] += 1
+            self._nothing_since = None
+            self._by_id[event.generation.id] = row
+            self._change(row, event.generation.state, "")
+
+    def on_poll(self, event: PollEvent) -> None:
+        """Show the outcome of a poll."""
+        self._polls += 1
+        row = self._by_id.get(event.generation_id)
+        if row is not None:
+            self._show_poll(row, event)
+
+    def download(self, request: object) -> None:
+        """Show that the files of a run are being downloaded."""
+        self._change(self._runs[id(request)], "downloading", "")
+
+    def finish(self, result: Result) -> None:
+        """Show the result of a run, and stop its clock."""
+        row = self._runs.get(id(result.request))
+        self._ended += 1
+        if row is not None:  # not sent, after a refusal that ends all
+            self._change(row, result.verdict, "")
+            row.ended = time.monotonic()
+            self._rows_ended += 1
+        if result.error is not None:
+            self._failures.append((result.label, type(result.error).__name__))
+
+    def status(self) -> str:
+        """How far it is, and why nothing is submitted, in one line."""
+        return "; ".join([super().status(), *(text.plain for text in self._why())])
+
+    def _footer(self) -> list[Text]:
+        states = self._states.copy()  # the original changes while another thread draws
+        begun = states["waiting"] + states["submitting"]
+        running = len(self._rows) - begun - self._rows_ended
+        waiting = self._expected - self._ended - running
+        total = (
+            f"{self._ended} done, {running} running, {waiting} waiting; "
+            f"{plural(self._counts['submissions'], 'submission')}, "
+            f"{plural(self._counts['refusals'], 'refusal')}"
+        )
+        return [Text(total, "dim", no_wrap=True, overflow="ellipsis"), *self._why()]
+
+    def _why(self) -> list[Text]:
+        """Why nothing is submitted, if something waits."""
+        stuck = self._nothing_since
+        if stuck is None or self._ended >= self._expected:
+            return []
+        since, reason = stuck
+        text = f"nothing submitted for {_minutes(time.monotonic() - since)}: {escape(reason)}"
+        return [Text(text, "yellow", no_wrap=True, overflow="ellipsis")]
+
+    def _numbers_of(self, row: Row, now: float, digits: int) -> tuple[str, ...]:
+        assert isinstance(row, RunRow)
+        age = "" if row.submitted is None else _seconds(row.submitted, row, now, digits)
+        return age, str(row.attempts), str(row.refusals)
+
+
+def _seconds(started: float, row: Row, now: float, digits: int = 1) -> str:
     """The seconds from then to the end of a row, or to now."""
-    return f"{(now if row.ended is None else row.ended) - started:.1f} s"
+    return f"{(now if row.ended is None else row.ended) - started:.{digits}f} s"
 
 
 def _minutes(seconds: float) -> str:
@@ -261,20 +466,6 @@ def _minutes(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _spinner(now: float) -> str:
-    return SPINNER[int(now * DRAWINGS_PER_SECOND) % len(SPINNER)]
-
-
 def _line(text: str) -> Text:
     """A text that is shortened where it does not fit, never wrapped."""
     return Text(escape(text), no_wrap=True, overflow="ellipsis")
-
-
-def _draw_state(row: Row, now: float) -> Text:
-    text = _line("")
-    style = STYLES.get(row.state, "magenta" if row.ended is None else "red")
-    if row.ended is None:
-        text.append(_spinner(now) + " ", style)
-    text.append(escape(row.state), style)
-    text.append(f" {row.trouble}" if row.trouble else "", "red")
-    return text

@@ -24,6 +24,7 @@ from luma_poll._arguments import (
 from luma_poll._client.connections import Connections
 from luma_poll._client.exchange import Session
 from luma_poll._client.generations import Generations
+from luma_poll._client.uploads import Files
 from luma_poll._downloads.download import Downloadable, Source, download, read, stream
 from luma_poll._downloads.output import MAX_BYTES, MAX_READ, TIMEOUT, DownloadProgress
 from luma_poll._downloads.saving import Overwrite
@@ -55,6 +56,7 @@ class LumaClient:
 
     Attributes:
         generations: The generations of the API: `get` a snapshot of one, `create` a new one.
+        files: The files of the API: `upload` one as the input of generations.
 
     Raises:
         ConfigurationError: There is no API key, or an argument is unusable; or, at a request, the
@@ -77,7 +79,10 @@ class LumaClient:
         self._connections = Connections(self._base_url, http_client)
         self._is_view = False
         session = Session(self._connections, self._base_url, token, self._timeout)
-        self.generations: Generations = Generations(session, self._max_retries)
+        self.files: Files = Files(session, self._max_retries)
+        self.generations: Generations = Generations(
+            session, self._max_retries, self.files.upload_once
+        )
 
     @property
     def base_url(self) -> str:
@@ -143,6 +148,7 @@ class LumaClient:
             view._timeout = check_positive("timeout", timeout)
         if max_retries is not None:
             view._max_retries = check_retries(max_retries)
+        view.files = self.files.with_options(view._timeout, view._max_retries)
         if isinstance(self.generations, Generations):  # not what a test has put in its place
             view.generations = self.generations.with_options(view._timeout, view._max_retries)
         return view

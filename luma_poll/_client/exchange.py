@@ -9,9 +9,9 @@ import anyio
 import httpx
 
 from luma_poll._api.answers import note_answer, read_generation
-from luma_poll._api.headers import rate_limit, retry_after
+from luma_poll._api.headers import rate_limit, request_id, retry_after, submission_id
 from luma_poll._api.translation import status_error, translate_error
-from luma_poll._client.connections import Connections
+from luma_poll._client.connections import Answer, Connections
 from luma_poll._version import __version__
 from luma_poll.errors import APITimeoutError
 from luma_poll.models import Generation
@@ -50,6 +50,11 @@ class Session:
         view._timeout = timeout
         return view
 
+    @property
+    def connections(self) -> Connections:
+        """The connections of the client."""
+        return self._connections
+
     async def request(
         self, method: str, path: str, *, body: bytes | None = None, generation_id: str | None = None
     ) -> Generation:
@@ -59,10 +64,31 @@ class Session:
             APIError: There was no usable answer, or it was an error.
             ConfigurationError: The connections are in use in another event loop.
         """
+        answer = await self.answer(method, path, body=body, generation_id=generation_id)
+        snapshot = read_generation(answer.content, generation_id)
+        return note_answer(
+            snapshot,
+            date=answer.headers.get("Date"),
+            retry_after=retry_after(answer.headers),
+            rate_limit=rate_limit(answer.headers),
+            request_id=request_id(answer.headers),
+        )
+
+    async def answer(
+        self, method: str, path: str, *, body: bytes | None = None, generation_id: str | None = None
+    ) -> Answer:
+        """Send one request, and return its answer, which is a success.
+
+        Raises:
+            APIError: There was no answer, or it was an error.
+            ConfigurationError: The connections are in use in another event loop.
+        """
         to_send = self._headers
         if body is not None:
             to_send = httpx.Headers(to_send)
             to_send["Content-Type"] = "application/json"
+            if (handle := submission_id.get()) is not None:
+                to_send["X-Request-Id"] = handle
         answer, sent = None, False
         try:
             with anyio.move_on_after(self._timeout):
@@ -91,10 +117,4 @@ class Session:
             raise status_error(
                 answer, generation_id, secrets=[self._token], base_url=self._base_url
             )
-        snapshot = read_generation(answer.content, generation_id)
-        return note_answer(
-            snapshot,
-            date=answer.headers.get("Date"),
-            retry_after=retry_after(answer.headers),
-            rate_limit=rate_limit(answer.headers),
-        )
+        return answer

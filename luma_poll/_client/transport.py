@@ -9,11 +9,18 @@ request is cancelled between connecting and sending (encode/httpcore 1099).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import anyio
 import httpx
+
+SHORTEST_PATIENCE = 3.0
+"""Seconds without an answer after which a used connection counts as dead; the API needs one."""
+SURELY_ALIVE = 0.1
+"""Seconds without use for which a connection is not yet suspected."""
+LONGEST_PATIENCE = 7.0
+"""The same, where answers have become slow."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,10 @@ class PooledTransport(httpx.AsyncBaseTransport):
     """Sends each request on a connection of its own.
 
     A GET takes the one that was used last if it is free. A server may close that at the same
-    moment, so a GET that it breaks under is sent once more, on a new one. Anything else has a
-    new connection from the start: there would be no way to know if it may be sent again.
+    moment, so a GET that it breaks under is sent once more, on a new one. A NAT, a VPN or a sleep
+    may have ended it without a word, so a GET without an answer for some seconds is sent a second
+    time, on a new one, and the first answer counts. Anything else has a new connection from the
+    start: there would be no way to know if it may be sent again.
 
     The caller limits the number of connections: one for each response that is not closed.
 
@@ -44,6 +53,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self._limits = httpx.Limits(max_connections=1, keepalive_expiry=keepalive)
         self._ssl_context = httpx.create_ssl_context()
         self._idle: deque[_Idle] = deque()  # in the order in which they became so
+        self._usual = 0.0  # seconds that an answer takes, the slow ones of late
         self._closed = False
         self._connectable()  # an unusable proxy is refused here
 
@@ -53,16 +63,84 @@ class PooledTransport(httpx.AsyncBaseTransport):
             raise RuntimeError("the client has been closed")
         await self._close_idle(until=anyio.current_time() - self._keepalive)
         if self._idle:
-            transport = self._idle.pop().transport
-            if request.method != "GET":
-                await _close(transport)  # in exchange for the new one
+            used = self._idle.pop()
+            if request.method == "GET":
+                # To watch a request costs a task: a quarter of all that a `get` costs.
+                is_warm = anyio.current_time() - used.since < SURELY_ALIVE
+                send = self._send_on_used if is_warm else self._send_watched
+                response = await send(request, used.transport)
+                if response is not None:
+                    return response
             else:
-                try:
-                    return await self._send(request, transport)
-                except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
-                    if _is_answer(error):
-                        raise
+                await _close(used.transport)  # in exchange for the new one
         return await self._send(request, self._connectable())
+
+    async def _send_on_used(
+        self, request: httpx.Request, used: httpx.AsyncHTTPTransport
+    ) -> httpx.Response | None:
+        """Send a GET on a connection that may be closed by now; None if it is."""
+        try:
+            return await self._send(request, used)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+            if _is_answer(error):
+                raise
+            return None
+
+    async def _send_watched(
+        self, request: httpx.Request, used: httpx.AsyncHTTPTransport
+    ) -> httpx.Response | None:
+        """The same, and send it a second time on a new connection if the first one is silent."""
+        began = anyio.current_time()
+        answers: list[httpx.Response] = []
+        errors: list[Exception] = []
+        is_silent = False
+
+        async def attempt() -> None:
+            response = await self._send_on_used(request, used)
+            answers.extend([] if response is None else [response])
+
+        async def attempt_again() -> None:
+            nonlocal is_silent
+            await anyio.sleep(self._patience)
+            is_silent = True
+            # What has ended this connection has probably ended those that were idle with it: else
+            # each of the next requests would find out by itself.
+            await self._close_idle(until=began)
+            answers.append(await self._send(request, self._connectable()))
+
+        async def keep(sending: Callable[[], Awaitable[None]], other: anyio.CancelScope) -> None:
+            try:
+                await sending()
+            except Exception as error:  # raised below: not in a group
+                errors.append(error)
+            if answers or not is_silent:
+                other.cancel()
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                with anyio.CancelScope() as first:
+                    tasks.start_soon(keep, attempt_again, first)
+                    await keep(attempt, tasks.cancel_scope)
+        except BaseException:
+            for answer in answers:  # cancelled at the moment at which it came
+                await answer.aclose()
+            raise
+        for late in answers[1:]:  # both at the same moment
+            await late.aclose()
+        if answers:
+            self._usual = max(anyio.current_time() - began, 0.9 * self._usual)
+            return answers[0]
+        if errors:
+            raise errors[0]
+        return None
+
+    @property
+    def _patience(self) -> float:
+        """Seconds without an answer after which a GET is sent once more.
+
+        Well above what answers take, so that a service that has become slow is not asked twice.
+        """
+        return min(max(SHORTEST_PATIENCE, 2 * self._usual), LONGEST_PATIENCE)
 
     async def aclose(self) -> None:
         """Close the unused connections at once, the others when their response is closed."""

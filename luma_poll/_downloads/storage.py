@@ -333,7 +333,7 @@ def _network(host: str = "the storage") -> Iterator[None]:
 
 
 def _trouble(error: BaseException, host: str) -> InterruptedTry | RefusedError:
-    """What stands between us and the storage, in words that say what to do about it."""
+    """Say what stands between us and the storage, and what to do about it."""
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from luma_poll._api.request_body import described, local_media
 from luma_poll._redaction import redact_value
 from luma_poll.errors import ConfigurationError
 
@@ -32,11 +33,12 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     Raises:
         ConfigurationError: They are not JSON.
     """
-    return _digest(params, lambda text: _QUERY.sub(_without_signature, text))
+    return _digest(described(params), lambda text: _QUERY.sub(_without_signature, text))
 
 
 def older_fingerprint(params: Mapping[str, Any]) -> str:
     """Return the digest that the first version made: without the whole query of a signed URL."""
+    params = described(params) if local_media(params) else params
     return _digest(params, lambda text: _SIGNED.sub(r"\1", text))
 
 
@@ -56,9 +58,7 @@ def _plain(value: Any, unsigned: Callable[[str], str]) -> Any:
         return {name: _plain(item, unsigned) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, unsigned) for item in value]
-    # Media that are read later than this know their own digest.
-    digest = getattr(value, "fingerprint", None)
-    return {"media": digest} if isinstance(digest, str) else value
+    return value
 
 
 def _without_signature(found: re.Match[str]) -> str:
@@ -80,7 +80,7 @@ def _without_signature(found: re.Match[str]) -> str:
 
 def readable(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters for people to read: without secrets and media, long strings cut."""
-    found: dict[str, Any] = redact_value(_cut(_plain(params, str)))
+    found: dict[str, Any] = redact_value(_cut(described(params)))
     return found
 
 

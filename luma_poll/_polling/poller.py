@@ -30,7 +30,7 @@ from luma_poll._arguments import (
     shown,
 )
 from luma_poll._polling.decisions import Poll, Raise, Return, Sleep
-from luma_poll._polling.poll_events import PollEvent, Reporter
+from luma_poll._polling.observers import is_async, on_each_poll
 from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.schedules import DEFAULT_WAIT, Schedule, scaled_by_environment
 from luma_poll._polling.streams import Streams
@@ -41,6 +41,7 @@ from luma_poll.errors import (
     InvalidResponseError,
     PollTimeoutError,
 )
+from luma_poll.events import Observer, PollEvent
 from luma_poll.models import Generation, GenerationLike, GenerationOutput
 
 AnyGeneration: TypeAlias = str | UUID | GenerationLike
@@ -104,7 +105,7 @@ class Poller:
             raise ConfigurationError(f"{type(client).__name__} has no generations.get")
         if wait is not None and not callable(wait):
             raise ConfigurationError(f"wait must be a tenacity wait strategy, not {shown(wait)}")
-        if on_poll is not None and (not callable(on_poll) or _is_async(on_poll)):
+        if on_poll is not None and (not callable(on_poll) or is_async(on_poll)):
             raise ConfigurationError(
                 f"on_poll must be a function (not async), not {shown(on_poll)}"
             )
@@ -119,13 +120,31 @@ class Poller:
             scaled_by_environment(DEFAULT_WAIT if wait is None else wait),
             check_count("max_in_flight", max_in_flight),
             check_positive("max_rate", max_rate),
-            Reporter(on_poll),
         )
+        if on_poll is not None:
+            self.observe(on_each_poll(on_poll))
 
     @property
     def timeout(self) -> float | None:
         """Seconds that a wait may take, unless it says otherwise; None for no limit."""
         return self._timeout
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Call a function with each event of the waits that begin from now on.
+
+            stop = poller.observe(print)
+
+        Args:
+            observer: A function (not async), called with the events of `luma_poll.events`. What it
+                raises is logged and dropped.
+
+        Returns:
+            A function that ends it. Waits under way are observed to their ends.
+
+        Raises:
+            ConfigurationError: It is not a function.
+        """
+        return self._streams.observers.add(observer)
 
     async def wait(
         self,
@@ -334,10 +353,6 @@ def _resolved(generation: AnyGeneration) -> tuple[str, Generation | None]:
             f"not by {type(generation).__name__}"
         ) from None
     return check_generation_id(snapshot.id), snapshot
-
-
-def _is_async(function: Any) -> bool:
-    return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
 
 
 def without_retries(client: SupportsGenerations) -> SupportsGenerations:

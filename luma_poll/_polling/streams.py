@@ -12,22 +12,21 @@ from luma_poll._api.answers import as_generation
 from luma_poll._api.translation import translate_error
 from luma_poll._polling.decisions import Deadline, Decision, Progress, Quiet, decide
 from luma_poll._polling.limits import RequestLimits
-from luma_poll._polling.poll_events import (
-    PollBegan,
-    PollEnded,
-    Reporter,
-    StateChanged,
-    Wait,
-    WaitBegan,
-    WaitEnded,
-    outcome_of,
-    tell,
-)
+from luma_poll._polling.observers import Observers, outcome_of, tell
+from luma_poll._polling.poll_log import PollLog
 from luma_poll._polling.schedules import Schedule
 from luma_poll._tasks.alarm import Alarm
 from luma_poll._tasks.event_loops import LoopGuard
 from luma_poll._tasks.heap import Heap
 from luma_poll.errors import APIError, APIStatusError
+from luma_poll.events import (
+    PollBegan,
+    PollEnded,
+    Wait,
+    WaitBegan,
+    WaitEnded,
+    WaitStateChanged,
+)
 from luma_poll.models import Generation
 
 
@@ -72,7 +71,7 @@ class Waiter(Alarm):
         """Let others ask: the caller has the snapshot, and may keep it for as long as it likes."""
         latest = self.stream.progress.latest
         if self.wait is not None and latest is not None:
-            tell(StateChanged(self.wait, latest))
+            tell(WaitStateChanged(self.wait, latest))
         self.stream.leave(self)
         try:
             yield
@@ -165,10 +164,9 @@ class Streams:
         schedule: When to ask again.
         max_in_flight: Requests under way at the same time; None for no limit.
         max_rate: Requests started per second; None for no limit.
-        reporter: Hears of every answer.
 
     Attributes:
-        reporter: The same, which has the observers.
+        observers: The observers of its waits and polls.
     """
 
     def __init__(
@@ -177,12 +175,12 @@ class Streams:
         schedule: Schedule,
         max_in_flight: int | None,
         max_rate: float | None,
-        reporter: Reporter,
     ) -> None:
         self._get = get
         self._schedule = schedule
         self._bounds = max_in_flight, max_rate
-        self.reporter = reporter
+        self.observers = Observers()
+        self._log = PollLog()
         self._loop = LoopGuard("Poller")
         self._begin()
 
@@ -225,7 +223,7 @@ class Streams:
         stream = self._by_id.get(generation_id)
         if stream is None:
             stream = self._by_id[generation_id] = Stream(Progress(generation_id, started=now))
-        observers = self.reporter.observers
+        observers = self.observers.present
         wait = Wait(generation_id, timeout, observers) if observers else None
         waiter = Waiter(stream, Deadline(now, timeout), wait)
         by_deadline = self._by_deadline  # of this event loop, also when the wait is closed later
@@ -285,7 +283,7 @@ class Streams:
             if answer is None:  # cut short: the next one asks, as if this request had not been
                 if waiter.wait is not None:
                     now = _now(progress.last_poll)
-                    _tell_poll(waiter, waiter.wait, None, now, quiet=0.0)
+                    _tell_poll(waiter, waiter.wait, None, now, quiet=0.0, next_poll=None)
                 progress.abandon_poll()
                 stream.wake_all()
 
@@ -305,15 +303,18 @@ class Streams:
         stream, progress, now = waiter.stream, waiter.stream.progress, anyio.current_time()
         quiet = self._keep_quiet(answer, now)
         stream.wake_all()
-        is_news = progress.record(answer, now)
-        if waiter.wait is not None:  # and before the schedule is asked, which may raise
-            _tell_poll(waiter, waiter.wait, answer, now, quiet=quiet)
-        if is_news:
-            progress.consult(self._schedule, now)
+        next_poll = None
+        try:
+            if progress.record(answer, now):
+                progress.consult(self._schedule, now)
+            if waiter.wait is not None:  # else nobody asks for it
+                next_poll = progress.next_poll(stream.deadlines(), self.quiet)
+        finally:  # also if the schedule raises: each poll that began has an end
+            if waiter.wait is not None:
+                _tell_poll(waiter, waiter.wait, answer, now, quiet=quiet, next_poll=next_poll)
         if progress.result is not None:
             self._forget(stream)
-        deadlines = stream.deadlines()
-        self.reporter.report(progress, answer, now, progress.next_poll(deadlines, self.quiet))
+        self._log.report(progress, answer)
 
     def _hand_in(self, stream: Stream, snapshot: Generation, now: float) -> None:
         if not stream.progress.hand_in(snapshot, now):
@@ -353,7 +354,13 @@ class Streams:
 
 
 def _tell_poll(
-    waiter: Waiter, wait: Wait, answer: Generation | APIError | None, now: float, *, quiet: float
+    waiter: Waiter,
+    wait: Wait,
+    answer: Generation | APIError | None,
+    now: float,
+    *,
+    quiet: float,
+    next_poll: float | None,
 ) -> None:
     progress = waiter.stream.progress
     unfinished = progress.unfinished_at
@@ -369,6 +376,8 @@ def _tell_poll(
             is_end=answer is not None and progress.result is answer,
             age=now - progress.born,
             unfinished=None if unfinished is None else now - unfinished,
+            elapsed=now - progress.started,
+            next_delay=None if next_poll is None else max(0.0, next_poll - now),
         )
     )
 

@@ -8,7 +8,8 @@ from collections import Counter, deque
 from typing import TypeAlias
 
 from luma_poll._api.headers import RateLimit
-from luma_poll.errors import APIStatusError
+from luma_poll._api.outcomes import NOT_SENT, Accepted, NotAccepted, Outcome, Unknown
+from luma_poll.errors import APIStatusError, RateLimitError
 
 Kind: TypeAlias = tuple[object, ...]
 """Requests of one kind (model and type) weigh the same."""
@@ -21,6 +22,19 @@ LAST_PROBE = 30.0
 """The most that this grows to, after refusals of which others on the account may be the reason."""
 FULL_PROBE = 60.0
 """Seconds until then where ours alone fill the account: the `Retry-After` of a full one."""
+
+MOST_IN_FLIGHT = 8
+"""Submissions without an answer: so many an outage can cost that begins now."""
+FIRST_PAUSE = 0.5
+"""Seconds after a submission without a clear answer until one more asks; doubled each time."""
+LONGEST_PAUSE = 30.0
+"""The most that this grows to: the one that asks may be billed, or not."""
+LONGEST_PAUSE_UNSENT = 5.0
+"""The most that it grows to where nothing could be sent: to ask costs nothing."""
+FIRST_CONNECTION = 30.0
+"""Seconds for which an API that was never reached is tried: its address is likely wrong."""
+LONGEST_RUN = 3600.0
+"""Seconds: the API ends every generation within an hour (https://docs.agents.lumalabs.ai, FAQ)."""
 
 SHORTEST_HINT = 1.0
 """Seconds: no `Retry-After` of the API is shorter."""
@@ -65,7 +79,13 @@ class Account:
         self._probe_at = -math.inf
         self._probe_interval = FIRST_PROBE
         self._quiet_until = -math.inf
-        self._failures = 0  # submissions in a row without a connection
+        # In an outage everything pauses, and one submission at a time asks if it is over: a fault
+        # of the service must not be booked on each request.
+        self._asked = 0  # submissions in a row without a clear answer
+        self._asked_before = 0  # in flight since before the last of them: they say no more than it
+        self._first_failure = math.inf
+        self._was_reached = False
+        self._lost = deque[float]()  # when each that may run, unseen, has certainly ended
         self._window = _Window()
 
     @property
@@ -93,13 +113,17 @@ class Account:
         Returns:
             Seconds on the clock of the other methods' `now`; inf if something has to end first.
         """
-        if self.running + self.in_flight >= self._max_running:
+        most = 1 if self._asked else min(MOST_IN_FLIGHT, self._submissions_left)
+        if self.in_flight >= max(most, 1):
             return math.inf
-        if self.in_flight >= self._submissions_left:
+        too_many = self.running + self.in_flight + len(self._lost) + 1 - self._max_running
+        if too_many > len(self._lost):
             return math.inf
         weight, in_flight = self.weight(kind), self._units(self._in_flight)
         total = self._units(self._running) + in_flight + weight
         earliest = max(self._quiet_until, self._window.room_at(weight, in_flight))
+        if too_many > 0:
+            earliest = max(earliest, self._lost[int(too_many) - 1])
         if total <= self._allowed:
             return earliest
         if self.in_flight and total > self._allowed + self._extra:
@@ -107,16 +131,55 @@ class Account:
         return max(earliest, self._probe_at)
 
     def begin(self, kind: Kind) -> None:
-        """Note that a request is being submitted. One of the next four methods must follow."""
+        """Note that a request is being submitted; `end` must follow."""
         self._in_flight[kind] += 1
 
-    def accept(self, kind: Kind, now: float, rate_limit: RateLimit | None = None) -> None:
-        """Note that it was accepted."""
+    def end(self, kind: Kind, outcome: Outcome, now: float) -> None:
+        """Note what became of it."""
+        was_old = self._asked_before > 0
+        self._asked_before = max(0, self._asked_before - 1)
+        while self._lost and self._lost[0] <= now:
+            self._lost.popleft()
+        match outcome:
+            case Accepted():
+                self._accept(kind, now, outcome.rate_limit)
+            case NotAccepted(RateLimitError() as error):
+                self._refuse(kind, now, error)
+            case NotAccepted():
+                self._settle(kind)
+            case Unknown():
+                self._lose(kind, now)
+        if isinstance(outcome, Unknown):
+            self._pause(now, LONGEST_PAUSE, was_old)
+        elif isinstance(outcome, NotAccepted) and outcome.may_pass and not outcome.is_refusal:
+            self._pause(now, LONGEST_PAUSE_UNSENT, was_old)
+        elif outcome != NOT_SENT and not was_old:
+            self._asked, self._was_reached = 0, True
+            self._first_failure = math.inf
+
+    @property
+    def quiet_until(self) -> float:
+        """When the pause ends that holds for every submission, on the clock of `now`."""
+        return self._quiet_until
+
+    def gives_up(self, now: float) -> bool:
+        """True if the API was tried long enough, and never reached."""
+        return not self._was_reached and now - self._first_failure >= FIRST_CONNECTION
+
+    def _pause(self, now: float, longest: float, was_old: bool) -> None:
+        """Let everything pause; those that were sent before the pause make it no longer."""
+        self._first_failure = min(self._first_failure, now)
+        if was_old and self._asked:
+            return
+        pause = min(FIRST_PAUSE * 2.0 ** min(self._asked, 10), longest)
+        self._quiet_until = max(self._quiet_until, now + pause)
+        self._asked, self._asked_before = self._asked + 1, self.in_flight
+
+    def _accept(self, kind: Kind, now: float, rate_limit: RateLimit | None) -> None:
         alone, is_stale = self.in_flight == 1, self._stale > 0
         self._settle(kind)
         self._running[kind] += 1
         self._submissions_left -= 1
-        self._failures = 0
         fall = self._window.accept(now, self.weight(kind), rate_limit)
         if fall is not None and alone and kind not in self._told:
             # Others on the account make the window fall by more: the least is the weight.
@@ -128,11 +191,9 @@ class Account:
                 self._extra += self.weight(kind)
                 self._probe_interval = FIRST_PROBE
 
-    def refuse(self, kind: Kind, now: float, error: APIStatusError) -> None:
-        """Note that it was refused with a 429."""
+    def _refuse(self, kind: Kind, now: float, error: RateLimitError) -> None:
         is_stale = self._stale > 0
         self._settle(kind)
-        self._failures = 0
         if not is_full(error):
             pause = max(error.retry_after or 0.0, SHORTEST_HINT)
             self._quiet_until = max(self._quiet_until, now + pause)
@@ -158,18 +219,10 @@ class Account:
         """True where the account named both a limit and the weight of such a request above it."""
         return self._limit is not None and kind in self._told and self.weight(kind) > self._limit
 
-    def fail(self, kind: Kind, now: float, *, unreachable: bool = False) -> None:
-        """Note that it was not accepted, for another reason; if unreachable, all pause a while."""
-        self._settle(kind)
-        self._failures = self._failures + 1 if unreachable else 0
-        if unreachable:
-            pause = min(0.25 * 2.0 ** min(self._failures, 10), 5.0)
-            self._quiet_until = max(self._quiet_until, now + pause)
-
-    def lose(self, kind: Kind) -> None:
-        """Note that it is not known whether it was accepted: it may be running."""
+    def _lose(self, kind: Kind, now: float) -> None:
         self._settle(kind)
         self._submissions_left -= 1
+        self._lost.append(now + LONGEST_RUN)  # it may run, and nothing tells of its end
         self._occupy(kind)
 
     def adopt(self, kind: Kind) -> None:
@@ -177,7 +230,7 @@ class Account:
         self._running[kind] += 1
         self._allowed = max(self._allowed, self._units(self._running))
 
-    def end(self, kind: Kind) -> None:
+    def finish(self, kind: Kind) -> None:
         """Note that a generation has ended."""
         self._running[kind] -= 1
 
@@ -194,7 +247,9 @@ class Account:
         self._submissions_left -= self.in_flight  # they may have been accepted
         self._running.clear()
         self._in_flight.clear()
-        self._stale = 0
+        self._stale = self._asked = self._asked_before = 0
+        self._first_failure = math.inf
+        self._lost.clear()
         self._quiet_until = self._probe_at = -math.inf
         self._window = _Window()
 

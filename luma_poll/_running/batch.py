@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
-from luma_poll._running.requests import AnyRequest
-from luma_poll._running.resubmission import ends_all
+import anyio.to_thread
+
+from luma_poll._api.outcomes import ends_all
+from luma_poll._api.request_body import holds_media
+from luma_poll._journal.recorder import Record, Recorder, identify
+from luma_poll._running.requests import AnyRequest, Keys, read_request
 from luma_poll._running.run_result import RunResult
 from luma_poll._tasks.alarm import Alarm
 from luma_poll._tasks.each import iterate
-from luma_poll.errors import LumaError
+from luma_poll.errors import ConfigurationError, LumaError
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A request that a batch has taken, with what was found out about it ahead.
+
+    Attributes:
+        given: The request, as it was given.
+        record: Its identity in the journal, if it is known already.
+    """
+
+    given: AnyRequest
+    record: Record | None = None
 
 
 class Batch:
@@ -22,39 +39,79 @@ class Batch:
     Args:
         run: Runs a request; calls `take_next` once, as soon as the next one may be taken.
         seconds: The timeout of each; None for no limit.
+        recorder: Knows which requests the journal has; None for a batch of one.
 
     Attributes:
         refusal: Of one that every other submission would meet, too; None as long as there is none.
+        order: The places, in what was given, of the requests in the order in which they are taken.
     """
 
     def __init__(
         self,
-        run: Callable[[AnyRequest, Batch], Awaitable[RunResult]],
+        run: Callable[[Taken, Batch], Awaitable[RunResult]],
         seconds: float | None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.seconds = math.inf if seconds is None else seconds
         self._run = run
         self._next = Alarm()
         self.refusal: LumaError | None = None
-        self._digests = Counter[str]()
+        self.order: Sequence[int] = ()
+        self._recorder = recorder
+        self._has_found = False
+        self._keys = Keys()
 
-    async def take(self, requests: object) -> AsyncGenerator[AnyRequest]:
-        """The requests, each when the one before has had its turn."""
-        async with aclosing(iterate(requests)) as iterator:
+    async def take(self, requests: object) -> AsyncGenerator[Taken]:
+        """Yield the requests, each when the one before has had its turn.
+
+        Those of a list that the journal has come first: they need no turn, and what has completed
+        or runs is delivered whatever becomes of the new ones.
+        """
+        if isinstance(requests, Sequence) and self._recorder is not None and self._recorder.is_on:
+            records = await anyio.to_thread.run_sync(self._look_ahead, requests)
+            known = await self._recorder.known([record for record in records if record])
+            found = [record is not None and record.key in known for record in records]
+            self._has_found = any(found)
+            self.order = sorted(range(len(records)), key=lambda place: not found[place])
+            taken: object = (Taken(requests[place], records[place]) for place in self.order)
+        else:
+            taken = requests
+        async with aclosing(iterate(taken)) as iterator:
             async for request in iterator:
-                yield request
+                yield request if isinstance(request, Taken) else Taken(request)
                 await self._next.sleep(math.inf)
+
+    def _look_ahead(self, requests: Sequence[AnyRequest]) -> list[Record | None]:
+        """Return the identities of requests; None for one that is read in its turn."""
+        return [self._identity(given) for given in requests]
+
+    def _identity(self, given: AnyRequest) -> Record | None:
+        if holds_media(given):
+            return None
+        try:
+            request = read_request(given)
+        except ConfigurationError:  # its result, when it is its turn
+            return None
+        return identify(request.params, request.key, self.key_of)
+
+    def note_found(self) -> None:
+        """Note that the journal has one of the requests."""
+        self._has_found = True
+
+    def note_new(self, record: Record | None) -> None:
+        """Note that one is submitted: without a key of its own, it may be meant to continue."""
+        if self._recorder is not None and record is not None and not record.is_named:
+            if not self._has_found:
+                self._recorder.warn_of_strangers()
+            self._has_found = True
 
     def take_next(self) -> None:
         """Take the next request."""
         self._next.wake()
 
-    async def run(self, given: AnyRequest) -> RunResult:
-        """Run one; it is not sent after a refusal that every submission would meet."""
-        if self.refusal is not None:
-            self.take_next()
-            return RunResult(given, None, self.refusal)
-        result = await self._run(given, self)
+    async def run(self, taken: Taken) -> RunResult:
+        """Run one. After a refusal that every submission would meet, nothing more is sent."""
+        result = await self._run(taken, self)
         if self.refusal is None and ends_all(result.error):  # of another batch of the runner
             self.refusal = result.error
         return result
@@ -65,7 +122,5 @@ class Batch:
             raise copy.copy(self.refusal)
 
     def key_of(self, digest: str) -> str:
-        """A key for a request without one; requests that are alike are numbered."""
-        self._digests[digest] += 1
-        number = self._digests[digest]
-        return digest[:32] if number == 1 else f"{digest[:32]}-{number}"
+        """Return a key for a request without one; requests that are alike are numbered."""
+        return self._keys.of(digest)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from luma_poll._running.account import Account, Kind
+from luma_poll._running.account import LONGEST_RUN, Account, Kind
 from luma_poll._running.requests import AnyRequest
-
-LONGEST_RUN = 3600.0
-"""Seconds: the API ends every job within an hour (https://docs.agents.lumalabs.ai, FAQ)."""
 
 
 @dataclass(slots=True)
@@ -70,6 +67,6 @@ class Outstanding:
             return
         del self._awaited[generation_id]
         if ended:
-            self._account.end(awaited.kind)
+            self._account.finish(awaited.kind)
         else:
             self._account.abandon(awaited.kind)

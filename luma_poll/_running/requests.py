@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from luma_poll._arguments import check_prompt, shown
+import anyio.to_thread
+
+from luma_poll._api.media_reference import LocalMedia
+from luma_poll._api.request_body import holds_media, local_media, read_params
+from luma_poll._arguments import shown
 from luma_poll._running.account import Kind
 from luma_poll.errors import ConfigurationError
 
@@ -15,6 +20,19 @@ MAX_KEY_LENGTH = 1000
 
 AnyRequest: TypeAlias = str | Mapping[str, Any]
 """A prompt, or a mapping of the parameters of `generations.create`; `key` in it is ours."""
+
+
+class Keys:
+    """Keys for the requests of a batch that have none; requests that are alike are numbered."""
+
+    def __init__(self) -> None:
+        self._digests = Counter[str]()
+
+    def of(self, digest: str) -> str:
+        """Return the key of the next request with this digest."""
+        self._digests[digest] += 1
+        number = self._digests[digest]
+        return digest[:32] if number == 1 else f"{digest[:32]}-{number}"
 
 
 @dataclass(frozen=True)
@@ -26,8 +44,13 @@ class Request:
         key: What the caller calls it, or None.
     """
 
-    params: Mapping[str, Any]
+    params: Mapping[str, Any] = field(repr=False)
     key: str | None
+
+    @property
+    def local_media(self) -> list[LocalMedia]:
+        """The files, bytes and images among its parameters."""
+        return local_media(self.params)
 
     @property
     def kind(self) -> Kind:
@@ -42,24 +65,32 @@ def read_request(given: object) -> Request:
         ConfigurationError: It is unusable.
     """
     if isinstance(given, str):
-        return Request({"prompt": check_prompt(given)}, None)
+        return Request(read_params({"prompt": given}), None)
     if not isinstance(given, Mapping):
         raise ConfigurationError(
             "a request is a prompt or a mapping of the parameters of generations.create, "
             f"not {type(given).__name__}"
         )
-    params = {name: value for name, value in given.items() if value is not None}
-    for name in params:
-        if not isinstance(name, str):
-            raise ConfigurationError(f"a parameter's name is a string, not {shown(name)}")
+    params = dict(given)
     key = params.pop("key", None)
     if key is not None:
-        _check_key(key)
-    check_prompt(params.get("prompt"))
-    return Request(params, key)
+        check_key(key)
+    return Request(read_params(params), key)
 
 
-def _check_key(key: object) -> None:
+async def read_request_async(given: object) -> Request:
+    """Check a request of a batch; in a thread if there are files to look at."""
+    if isinstance(given, Mapping) and holds_media(given):
+        return await anyio.to_thread.run_sync(read_request, given)
+    return read_request(given)
+
+
+def check_key(key: object) -> str:
+    """Return a key that names a request for people and for good.
+
+    Raises:
+        ConfigurationError: It cannot be one.
+    """
     if not isinstance(key, str) or not key.strip():
         raise ConfigurationError(f"a key is a string that is not blank, not {shown(key)}")
     if len(key) > MAX_KEY_LENGTH:
@@ -68,3 +99,6 @@ def _check_key(key: object) -> None:
         key.encode()
     except UnicodeEncodeError:
         raise ConfigurationError(f"a key is text, not {shown(key)}") from None
+    if "\0" in key:
+        raise ConfigurationError(f"a key is text, not {shown(key)}")
+    return key

@@ -1,36 +1,10 @@
-"""The next step after a failed submission or generation. Decided without I/O or a clock."""
+"""The pause before the next attempt at a request whose generation failed. Pure."""
 
 from __future__ import annotations
 
 import random
-from typing import TypeGuard
 
-from luma_poll.errors import (
-    APIError,
-    AuthenticationError,
-    GenerationError,
-    GenerationRateLimitedError,
-    InsufficientBalanceError,
-    PermissionDeniedError,
-    RateLimitError,
-)
-
-_OF_THE_ACCOUNT = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError)
-
-
-def ends_all(error: object) -> TypeGuard[APIError]:
-    """True for a refusal of a submission that the next one would meet, too."""
-    return isinstance(error, _OF_THE_ACCOUNT) and error.generation_id is None
-
-
-def may_try_again(error: APIError) -> bool:
-    """True where the API has certainly not accepted a submission, and later may."""
-    return error.retryable and not error.may_have_been_accepted
-
-
-def is_refusal(error: APIError) -> bool:
-    """True for a 429: the submission waits its turn again, for as long as it takes."""
-    return isinstance(error, RateLimitError)
+from luma_poll.errors import GenerationError, GenerationRateLimitedError
 
 
 def pause_before_next(error: GenerationError, attempt: int) -> float:

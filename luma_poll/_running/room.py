@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
 
+from luma_poll._api.outcomes import NOT_SENT, Outcome
 from luma_poll._running.account import Account, Kind
 from luma_poll._tasks.alarm import Alarm
 from luma_poll._tasks.heap import Heap
@@ -23,14 +26,35 @@ class _Ticket(Alarm):
         self.refusal: LumaError | None = None
 
 
+class Turn:
+    """A turn to submit, from its begin to its outcome.
+
+    Attributes:
+        outcome: What became of the submission; None as long as that is open.
+    """
+
+    def __init__(self, account: Account, kind: Kind, wake: Callable[[], object]) -> None:
+        self.outcome: Outcome | None = None
+        self._account = account
+        self._kind = kind
+        self._wake = wake
+        account.begin(kind)
+
+    def end(self, outcome: Outcome) -> None:
+        """Note what became of the submission, and wake the next; the first outcome counts."""
+        if self.outcome is None:
+            self.outcome = outcome
+            self._account.end(self._kind, outcome, anyio.current_time())
+            self._wake()
+
+
 class SubmissionQueue:
     """Gives requests their turns in their order, as the account allows.
 
     Strictly in order: a heavy request is not passed by light ones, which would starve it.
 
     Args:
-        account: Must be told about each turn: `begin` is, the rest is up to the caller, who then
-            calls `wake`.
+        account: Hears of the begin and of the outcome of each turn.
     """
 
     def __init__(self, account: Account) -> None:
@@ -40,24 +64,41 @@ class SubmissionQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def acquire(self, place: float, kind: Kind) -> None:
-        """Wait for a turn to submit; the account notes that it has begun.
+    @asynccontextmanager
+    async def turn(
+        self, place: float, kind: Kind, deadline: float = math.inf
+    ) -> AsyncIterator[Turn | None]:
+        """Wait for a turn to submit. It ends with the block, whatever happens.
 
         Args:
             place: The lower, the sooner.
             kind: Of the request.
+            deadline: On anyio's clock, for the wait; inf for none.
+
+        Yields:
+            The turn; None if the deadline came first.
 
         Raises:
             SubmissionLimitError: There will be no turn.
             LumaError: That of `stop`.
         """
+        turn = None
+        with anyio.CancelScope(deadline=deadline):
+            turn = await self._next_turn(place, kind)
+        try:
+            yield turn
+        finally:
+            if turn is not None:
+                turn.end(NOT_SENT)  # of no effect on one that has its outcome
+
+    async def _next_turn(self, place: float, kind: Kind) -> Turn:
         ticket = _Ticket(kind)
         entry = self._waiting.push(place, ticket)
         try:
             await anyio.lowlevel.checkpoint()
-            while (turn := self._turn_of(ticket)) > anyio.current_time():
-                await ticket.sleep(turn)
-            self._account.begin(kind)
+            while (at := self._turn_of(ticket)) > anyio.current_time():
+                await ticket.sleep(at)
+            return Turn(self._account, kind, self.wake)
         finally:
             self._waiting.remove(entry)
             self.wake()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 from inspect import signature
 from itertools import count
 from typing import Any
@@ -10,19 +12,38 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from luma_poll._api.answers import as_generation, snapshot_rate_limit
-from luma_poll._api.translation import translate_error, warn_if_accepted
-from luma_poll._arguments import check_generation_id
+from luma_poll._api.outcomes import (
+    CUT_OFF,
+    NOT_SENT,
+    Accepted,
+    NotAccepted,
+    Outcome,
+    Unknown,
+    ends_all,
+    new_submission_id,
+    submit_once,
+)
+from luma_poll._api.request_body import encoded, uploaded
 from luma_poll._journal.recorder import Recorder
+from luma_poll._logging import fields, logger
 from luma_poll._running.account import Account
 from luma_poll._running.outstanding import Outstanding
 from luma_poll._running.requests import Request
-from luma_poll._running.resubmission import ends_all, is_refusal, may_try_again
-from luma_poll._running.room import SubmissionQueue
+from luma_poll._running.room import SubmissionQueue, Turn
 from luma_poll._running.run import Run
-from luma_poll._running.run_events import RunReporter
-from luma_poll.errors import APIError, ConfigurationError, InvalidResponseError, RateLimitError
+from luma_poll._running.standstill import Standstill
+from luma_poll.errors import ConfigurationError, LumaError
+from luma_poll.events import (
+    RunRefused,
+    RunStateChanged,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
 from luma_poll.models import Generation
+
+LONGEST_STAND = 3
+"""Refusals, with nothing of ours under way, after which a request lets the others pass."""
 
 
 class Submitter:
@@ -33,7 +54,6 @@ class Submitter:
         account: What may be submitted now.
         outstanding: Hears of each id.
         recorder: Of the journal.
-        reporter: Hears of each step.
         numbers: The next place in the queue.
     """
 
@@ -43,46 +63,58 @@ class Submitter:
         account: Account,
         outstanding: Outstanding,
         recorder: Recorder,
-        reporter: RunReporter,
         numbers: count[int],
     ) -> None:
         self._client = client
         self._account = account
         self._outstanding = outstanding
         self._recorder = recorder
-        self._reporter = reporter
         self._numbers = numbers
+        self._standstill = Standstill(getattr(client, "base_url", None) and str(client.base_url))
         self.begin_loop()
 
     def begin_loop(self) -> None:
         """Begin again in another event loop."""
         self.queue = SubmissionQueue(self._account)
+        self._standstill.begin_loop()
 
     async def submit(self, run: Run, attempt: int) -> Generation:
         """Submit it in its turn, and where it was refused, in its next one."""
         self._check(run.request)
-        kind, give_up_at = run.request.kind, math.inf
+        upload = getattr(getattr(self._client, "files", None), "upload_once", None)
+        params = await uploaded(run.request.params, upload)  # it may take long: before its turn
+        run.request = replace(run.request, params=params)
+        give_up_at = math.inf
         while True:
             run.batch.check()
-            with anyio.CancelScope(deadline=run.deadline) as waiting:
-                await self.queue.acquire(run.place, kind)
-            if waiting.cancelled_caught:
-                # The deadline is over all attempts: the last failure is the result.
-                assert run.failure is not None, "no deadline comes before the first submission"
-                raise run.failure
-            run.take_next()
-            give_up_at = min(give_up_at, anyio.current_time() + run.batch.seconds)
-            self._reporter.report(run.event("submitting"))
-            answer = await self._post(run, attempt)
-            if isinstance(answer, Generation):
-                return answer
-            if is_refusal(answer) and not self._account.cannot_fit(kind):
-                self._reporter.report(run.event("refused", answer))
-            elif may_try_again(answer) and anyio.current_time() < give_up_at:
-                run.place = next(self._numbers)  # behind the others: each of them may as well try
-                self._reporter.report(run.event("unreachable", answer))
-            else:
-                raise answer
+            async with self.queue.turn(run.place, run.request.kind, run.deadline) as turn:
+                if turn is None:
+                    # The deadline is over all attempts: the last failure is the result.
+                    assert run.failure is not None, "no deadline comes before the first submission"
+                    raise run.failure
+                run.take_next()
+                give_up_at = min(give_up_at, anyio.current_time() + run.batch.seconds)
+                run.tell(RunSubmitting)
+                outcome = await self._post(run, attempt, turn)
+            if isinstance(outcome, Accepted):
+                return outcome.generation
+            if not self._may_wait_again(run, outcome, give_up_at):
+                raise outcome.error
+
+    def _may_wait_again(self, run: Run, outcome: NotAccepted | Unknown, give_up_at: float) -> bool:
+        """True if it waits for another turn: a 429 as long as it takes, the rest for its time."""
+        if isinstance(outcome, Unknown):
+            return False
+        if outcome.is_refusal:
+            if self._account.running == 0:
+                # Nothing of ours is in its way, so it may be too heavy for the account: it keeps
+                # its place for a while, and then lets the others try.
+                run.refusals += 1
+                if run.refusals % LONGEST_STAND == 0:
+                    run.place = next(self._numbers)
+            return not self._account.cannot_fit(run.request.kind)
+        run.place = next(self._numbers)  # behind the others: each of them may as well try
+        return outcome.may_pass and anyio.current_time() < give_up_at
 
     def _check(self, request: Request) -> None:
         """Find parameters that this client does not take before anything is recorded or sent."""
@@ -91,116 +123,89 @@ class Submitter:
         except TypeError as error:
             raise ConfigurationError(f"generations.create: {error}; nothing was sent") from None
 
-    async def _post(self, run: Run, attempt: int) -> Generation | APIError:
+    async def _post(self, run: Run, attempt: int, turn: Turn) -> Outcome:
         """Send one submission to its end, whoever cancels it: the answer has an id, or a bill.
 
         In a task of its own, as only that is out of the reach of asyncio's own cancellation.
         """
-        answers: list[Generation | APIError] = []
-        failures: list[Exception] = []
-
-        async def post() -> None:
-            try:
-                await self._post_once(run, attempt, answers)
-            except Exception as error:  # raised below: the task group would wrap it
-                failures.append(error)
-
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(post)
-            if failures:
-                raise failures[0]
+                tasks.start_soon(self._post_in_turn, run, attempt, turn)
         except BaseException:
-            for answer in answers:
-                if isinstance(answer, Generation):  # nobody will wait for it
-                    self._outstanding.leave(answer.id, ended=answer.is_terminal)
+            if isinstance(turn.outcome, Accepted):  # nobody will wait for it
+                generation = turn.outcome.generation
+                self._outstanding.leave(generation.id, ended=generation.is_terminal)
             raise
-        finally:
-            self.queue.wake()
-        return answers[0]
+        assert turn.outcome is not None, "a submission ends its turn"
+        return turn.outcome
 
-    async def _post_once(
-        self, run: Run, attempt: int, answers: list[Generation | APIError]
-    ) -> None:
-        record, recorder, request = run.record, self._recorder, run.request
-        begun = sent = False
+    async def _post_in_turn(self, run: Run, attempt: int, turn: Turn) -> None:
+        """Submit once: the intent on disk, the request on the wire, the outcome to all."""
+        record, recorder, handle = run.record, self._recorder, new_submission_id()
         try:
             with anyio.CancelScope(shield=True):
-                await recorder.begin(record, attempt)
-                begun = True
+                await recorder.begin(record, attempt, handle)
+        except LumaError as error:
+            turn.end(NotAccepted(error))
+            return
+        # On disk: the intent. A process that dies from here on leaves an `unknown`.
+        outcome: Outcome = NOT_SENT
+        try:
             await anyio.lowlevel.checkpoint_if_cancelled()  # the last moment not to send it
             with anyio.CancelScope(shield=True):
-                sent = True
-                answers.append(await self._create(request))
-        except BaseException as error:  # not of the API
-            if sent and not isinstance(error, ConfigurationError):
-                self._account.lose(request.kind)
-                await recorder.lose(record, attempt)
-            else:
-                self._account.fail(request.kind, anyio.current_time())
-                if begun:
-                    await recorder.retract(record, attempt)
-            raise
-        answer = answers[0]
-        self._count(run, answer)
-        saved = await self._note(run, attempt, answer)
-        if isinstance(answer, Generation) and not saved:
-            await recorder.insist(record, attempt, answer.id)
+                # On the wire, until there is an answer. What ends this by force finds CUT_OFF.
+                outcome = CUT_OFF
+                outcome = await submit_once(partial(self._create, run.request, handle), handle)
+        finally:
+            # Known to the account, to the batch and to observers, in one step; then on disk.
+            self._tell(run, turn, outcome)
+            await recorder.end(record, attempt, outcome)
 
-    async def _create(self, request: Request) -> Generation | APIError:
-        try:
-            return _checked(as_generation(await self._client.generations.create(**request.params)))
-        except Exception as error:
-            translated = translate_error(error)
-            if translated is None:
-                raise
-            if isinstance(translated, InvalidResponseError) and translated.generation_id:
-                # Accepted, in an answer of which nothing else was readable: polls tell the rest.
-                return _checked(Generation(id=translated.generation_id, state="queued"))
-            if translated is not error:
-                translated.__cause__ = error.with_traceback(None)
-            warn_if_accepted(translated)
-            return translated.with_traceback(None)
+    async def _create(self, request: Request, handle: str) -> object:
+        params = await encoded(request.params)
+        create = self._client.generations.create
+        if "extra_headers" in signature(create).parameters:  # the official SDK's
+            params["extra_headers"] = {"X-Request-Id": handle}
+        return await create(**params)
 
-    def _count(self, run: Run, answer: Generation | APIError) -> None:
-        """Note what a submission's answer says of the account."""
-        if ends_all(answer):
-            # In one step, so that nobody has a turn between: neither those that wait for one, nor
-            # those of the batch that are about to.
-            self.queue.stop(answer)
-            run.batch.refusal = answer
-        account, kind, now = self._account, run.request.kind, anyio.current_time()
-        if isinstance(answer, Generation):
-            account.accept(kind, now, snapshot_rate_limit(answer))
-            if not self._outstanding.add(answer.id, run.given, kind, now):
-                account.end(kind)  # the API has answered with an id that it gave before
-        elif isinstance(answer, RateLimitError):
-            account.refuse(kind, now, answer)
-        elif answer.may_have_been_accepted:
-            account.lose(kind)
-        else:
-            account.fail(kind, now, unreachable=may_try_again(answer))
+    def _tell(self, run: Run, turn: Turn, outcome: Outcome) -> None:
+        """Tell those who must know at once: nobody has a turn between."""
+        now = anyio.current_time()
+        if isinstance(outcome, NotAccepted) and ends_all(outcome.error):
+            self._stop(run, outcome.error)
+        turn.end(outcome)
+        if isinstance(outcome, NotAccepted) and outcome.may_pass and self._account.gives_up(now):
+            self._stop(run, outcome.error)
+        next_try = self._account.may_submit_at(run.request.kind)
+        if next_try == math.inf:  # others are under way
+            next_try = self._account.quiet_until
+        self._standstill.note(outcome, now, next_try, running=self._account.running)
+        if isinstance(outcome, Accepted):
+            self._take(run, outcome.generation)
+        elif isinstance(outcome, Unknown):
+            error = outcome.error
+            logger.warning(
+                "a submission may have been accepted, and be billed: %s (X-Request-Id %s)",
+                error,
+                getattr(error, "submission_id", None),
+                extra=fields(error=error),
+            )
+        elif isinstance(outcome, NotAccepted) and outcome.may_pass:
+            run.tell(RunRefused if outcome.is_refusal else RunUnreachable, outcome.error)
 
-    async def _note(self, run: Run, attempt: int, answer: Generation | APIError) -> bool:
-        """Note what became of a submission; False if its id could not be recorded yet."""
-        if not isinstance(answer, Generation):
-            if answer.may_have_been_accepted:
-                return await self._recorder.lose(run.record, attempt)
-            return await self._recorder.retract(run.record, attempt)
-        run.latest = answer
-        run.submitted.append(answer.id)
-        run.begin_timeout(anyio.current_time())
-        saved = await self._recorder.accept(run.record, attempt, answer.id)
-        self._reporter.report(run.event("submitted"))
-        return saved
+    def _stop(self, run: Run, error: Exception) -> None:
+        """Send neither those that wait for a turn nor those of the batch that are about to."""
+        assert isinstance(error, LumaError), "what ends all is an error of ours"
+        self.queue.stop(error)
+        run.batch.refusal = error
 
-
-def _checked(generation: Generation) -> Generation | APIError:
-    """The generation, if its id is one that can be waited for."""
-    try:
-        check_generation_id(generation.id)
-    except ConfigurationError as error:
-        unusable = InvalidResponseError(f"the answer has an id that cannot be one: {error}")
-        warn_if_accepted(unusable)
-        return unusable
-    return generation
+    def _take(self, run: Run, generation: Generation) -> None:
+        """Note the id of an accepted submission."""
+        kind, now = run.request.kind, anyio.current_time()
+        if not self._outstanding.add(generation.id, run.given, kind, now):
+            self._account.finish(kind)  # the API has answered with an id that it gave before
+        run.latest = generation
+        run.submitted.append(generation.id)
+        run.begin_timeout(now)
+        run.tell(RunSubmitted)
+        run.tell(RunStateChanged)

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/journal_kills.py [--rounds 25] [--number 300]
 
-First by kill -9, then by SIGTERM. Of the unknown it counts how many the API had accepted.
+By kill -9, SIGTERM, SIGHUP, and by kill -9 of a process whose forks end all the time. Of the
+unknown it counts how many the API had accepted.
 """
 
 import argparse
@@ -22,8 +23,9 @@ def main() -> None:
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    print("signal    rounds  keys  completed  unknown  of them accepted  twice  lost  seconds")
-    for end_by in (signal.SIGKILL, signal.SIGTERM):
+    print("ended by         rounds  keys  completed  unknown  of them accepted  twice  lost  s")
+    ways = [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGHUP, False)]
+    for end_by, forks in [*ways, (signal.SIGKILL, True)]:
         with tempfile.TemporaryDirectory() as directory:
             began = time.monotonic()
             tally = asyncio.run(
@@ -34,12 +36,14 @@ def main() -> None:
                     end_by=end_by,
                     backend=options.backend,
                     seed=options.seed,
+                    forks=forks,
                 )
             )
+        way = f"{end_by.name}{', forks' if forks else ''}"
         print(
-            f"{end_by.name:8}{tally.rounds:>8}{options.number:>6}{tally.completed:>11}"
+            f"{way:15}{tally.rounds:>8}{options.number:>6}{tally.completed:>11}"
             f"{tally.unknown:>9}{tally.unknown_accepted:>18}{tally.twice:>7}{tally.lost:>6}"
-            f"{time.monotonic() - began:>9.0f}"
+            f"{time.monotonic() - began:>3.0f}"
         )
 
 

@@ -1,6 +1,7 @@
 """Fixtures of the tests of the command line: a sandbox on a real socket, and the command."""
 
 import logging
+import re
 import signal
 import sys
 import warnings
@@ -13,8 +14,12 @@ from tenacity import wait_fixed
 
 import luma_poll._cli.commands  # noqa: F401  (here, not in the first second of a test)
 from luma_poll.__main__ import main
+from luma_poll._cli.process import ENDINGS
 from luma_poll.sandbox import Sandbox
 from tests.cli.support import Cli, Outcome
+
+PROGRESS = re.compile(r"^\d+:\d\d  \d+ of .*\n", re.MULTILINE)
+"""Lines that say how far a command is, which most tests leave out."""
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +43,10 @@ def _settings(base_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     """Runs the command in this process, which it leaves as it was."""
     logger = logging.getLogger("luma_poll")
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, *ENDINGS)}
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
-    def run(*arguments: str, stdin: bytes | None = b"") -> Outcome:
+    def run(*arguments: str, stdin: bytes | None = b"", progress: bool = False) -> Outcome:
         file = None if stdin is None else tmp_path.joinpath("stdin").open("wb+")
         if file is not None:
             file.write(stdin or b"")
@@ -57,6 +62,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
                 signal.signal(each, handler)
             if file is not None:
                 file.close()
-        return Outcome(exited.value.code, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return Outcome(exited.value.code, out, err if progress else PROGRESS.sub("", err))
 
     return run

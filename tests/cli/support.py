@@ -94,7 +94,7 @@ def event(state: str | None = None, error: Any = None, attempt: int = 1, id: str
 def lines(table: LiveTable, width: int = 80, height: int | None = None) -> list[str]:
     """The table as drawn."""
     console = terminal(width)
-    console.print(table.draw(height))
+    console.print(table.draw(height, width))
     return [line.rstrip() for line in written(console).splitlines()]
 
 
@@ -119,9 +119,16 @@ def ids_of(text: str) -> list[str]:
     return [json.loads(line)["id"] for line in text.splitlines()]
 
 
-def on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
-    """The exit code of a command, and what it wrote to its terminal."""
+def on_a_terminal(*arguments: str, answer: bytes = b"", **environment: str) -> tuple[int, str]:
+    """The exit code of a command, and what it wrote to its terminal.
+
+    Args:
+        arguments: Of the command.
+        answer: Typed ahead.
+        environment: Variables besides those of this process.
+    """
     ours, theirs = pty.openpty()
+    os.write(ours, answer)
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "300", "LINES": "24", **environment}
     with started(*COMMAND, *arguments, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as it:
         os.close(theirs)

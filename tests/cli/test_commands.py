@@ -146,7 +146,7 @@ def test_an_unencrypted_address_is_a_warning_in_one_line(
 ) -> None:
     """Without the file and line of Python's own."""
     monkeypatch.setenv("LUMA_BASE_URL", "http://localhost.invalid/v1")
-    monkeypatch.setattr("luma_poll._client.generations._backoff", lambda attempt: 0.0)
+    monkeypatch.setattr("luma_poll._client.generations.backoff", lambda attempt: 0.0)
     code, out, err = cli("get", ID)
     warned, failed = err.splitlines()
     assert (code, out) == (4, "")

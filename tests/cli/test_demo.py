@@ -19,7 +19,7 @@ def test_the_demo_shows_outputs_errors_and_the_code(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It needs no key, ends with 0 though two of its generations fail, and shows no secret."""
-    monkeypatch.setattr("luma_poll._cli.demo.SPEED", 60.0)
+    monkeypatch.setattr("luma_poll._cli.demo_command.SPEED", 60.0)
     monkeypatch.delenv("LUMA_AGENTS_API_KEY")
     code, out, err = cli("demo")
     assert (code, err) == (0, "")
@@ -34,9 +34,9 @@ def test_the_demo_shows_outputs_errors_and_the_code(
 
 def test_the_demo_of_a_bad_day(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """The results are the same, and the faults are counted."""
-    monkeypatch.setattr("luma_poll._cli.demo.SPEED", 60.0)
+    monkeypatch.setattr("luma_poll._cli.demo_command.SPEED", 60.0)
     monkeypatch.setattr(
-        "luma_poll._cli.demo.Sandbox",
+        "luma_poll._cli.demo_command.Sandbox",
         lambda speed, faults: Sandbox(speed=speed, faults={"503": faults, "reset": faults}),
     )
     code, out, err = cli("demo", "--chaos")
@@ -51,7 +51,7 @@ def test_the_demo_of_a_bad_day(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_demo_reports_trouble_with_the_api(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a wait it is the result of that one; during a submission it ends the demo, in one line."""
-    monkeypatch.setattr("luma_poll._cli.demo.SPEED", 60.0)
+    monkeypatch.setattr("luma_poll._cli.demo_command.SPEED", 60.0)
     error = ServerError("HTTP 500", status_code=500)
 
     async def get(self: Generations, generation_id: str) -> Generation:
@@ -73,7 +73,7 @@ def test_the_demo_reports_trouble_with_the_api(cli: Cli, monkeypatch: pytest.Mon
 
 def test_the_demo_leaves_no_gap(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Off a terminal, where there is no table, one blank line is in its place."""
-    monkeypatch.setattr("luma_poll._cli.demo.SPEED", 60.0)
+    monkeypatch.setattr("luma_poll._cli.demo_command.SPEED", 60.0)
     assert "\n\n\n" not in cli("demo").out
 
 
@@ -82,7 +82,7 @@ def test_the_demo_on_a_terminal() -> None:
     ours, theirs = pty.openpty()
     began = time.monotonic()
     code = (
-        "from luma_poll import __main__; from luma_poll._cli import demo; "
+        "from luma_poll import __main__; from luma_poll._cli import demo_command as demo; "
         "demo.SPEED = 20; __main__.main()"
     )
     command = (sys.executable, "-c", code, "demo")

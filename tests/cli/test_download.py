@@ -6,8 +6,11 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
-from luma_poll import DownloadProgress
+import pytest
+
+from luma_poll import DownloadError, DownloadProgress, Generation, LumaClient
 from luma_poll._cli.bars import DownloadBars
 from luma_poll._cli.terminal import err
 from tests.cli.support import COMMAND, Cli, failing, on_a_terminal, started, submit
@@ -92,33 +95,32 @@ def test_wait_downloads_as_each_ends(cli: Cli, tmp_path: Path) -> None:
     assert Path(told.out.strip()).read_bytes().startswith(PNG)
 
 
-def test_what_could_not_be_downloaded_is_not_done(cli: Cli, tmp_path: Path) -> None:
-    """A resumed run fetches it, and skips what was fetched."""
-    good, kept, place = submit(), tmp_path / "results.jsonl", tmp_path / "out"
-    place.write_text("in the way")
-    command = ["wait", good, "--download", str(place), "--output", str(kept), "--resume", str(kept)]
-    assert cli(*command).code == 4
-    place.unlink()
-    assert cli(*command).code == 0
-    assert (place / f"{good}.png").exists()
+def test_what_could_not_be_downloaded_is_fetched_by_the_printed_command(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It waits again, which costs nothing, and skips what is there."""
+    monkeypatch.chdir(tmp_path)
+    good, kept = submit(), tmp_path / "results.jsonl"
+    command = ["wait", good, "--download", "out", "--output", "results.jsonl"]
+
+    async def fail(self: LumaClient, generation: Generation, *_: Any, **__: Any) -> None:
+        path = Path("out") / "x.png"
+        raise DownloadError("cut off", generation_id=good, path=path, retryable=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LumaClient, "download", fail)
+        code, _, err = cli(*command)
+    assert code == 4
+    *_, said, again = err.splitlines()
+    assert said == "1 may still finish. To wait again, which costs nothing:"
+    words = shlex.split(again)
+    assert words[:3] == ["luma-poll", "wait", good]
+    assert cli(*words[1:]).code == 0
+    assert (tmp_path / "out" / f"{good}.png").exists()
     errors = [json.loads(line)["error"] for line in kept.read_text().splitlines()]
     assert [error and error["type"] for error in errors] == ["DownloadError", None]
-    assert "Skipped 1 that are done in" in cli(*command).err
-
-
-def test_what_is_done_has_its_files(cli: Cli, tmp_path: Path) -> None:
-    """A completed generation is fetched if the files of its line are missing or elsewhere."""
-    good, kept, place = submit(), tmp_path / "results.jsonl", tmp_path / "out"
-    resume = ["--output", str(kept), "--resume", str(kept)]
-    assert cli("wait", good, *resume).code == 0
-    for directory in (place, tmp_path / "elsewhere"):
-        told = cli("wait", good, "--download", str(directory), *resume)
-        assert (told.code, (directory / f"{good}.png").exists()) == (0, True)
-        assert "done in" not in told.err
-    assert "Skipped 1 that are done in" in cli("wait", good, "--download", str(place), *resume).err
-    (place / f"{good}.png").unlink()
-    assert "done in" not in cli("wait", good, "--download", str(place), *resume).err
-    assert (place / f"{good}.png").exists()
+    assert cli(*words[1:]).code == 0
+    assert kept.read_text().count("\n") == 2
 
 
 def test_an_interrupted_download_continues(cli: Cli, tmp_path: Path) -> None:
@@ -131,7 +133,11 @@ def test_an_interrupted_download_continues(cli: Cli, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
         assert process.stderr
-        assert "the same command continues" in process.stderr.read()
+        assert process.stderr.read().endswith(
+            "To fetch what is missing:\n  "
+            + shlex.join(["luma-poll", "download", generation_id, str(tmp_path)])
+            + "\n"
+        )
     assert not list(tmp_path.glob("*.png"))
     (part,) = tmp_path.glob(".*.part")
     there = part.stat().st_size

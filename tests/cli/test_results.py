@@ -8,121 +8,55 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from luma_poll._cli.results import read_results
 from tests.cli.support import COMMAND, Cli, failing, ids_of, started, submit
-from tests.fakes import ID
 
 
-def result(generation_id: str, kind: str | None = None) -> str:
-    """A line of results: completed, or ended with an error of this kind."""
-    error = None if kind is None else {"type": kind, "message": "..."}
-    return json.dumps({"id": generation_id, "ok": kind is None, "error": error}) + "\n"
-
-
-def test_output_and_resume_continue_an_earlier_run(cli: Cli, tmp_path: Path) -> None:
-    """The same command again waits only for what has no final result."""
+def test_the_same_command_again_adds_no_result_twice(cli: Cli, tmp_path: Path) -> None:
+    """What timed out has another line; what has ended is waited for again, and has its one."""
     ids = [submit(), failing(), submit("sandbox:duration=60")]
     kept = tmp_path / "results.jsonl"
-    command = ["wait", *ids, "--output", str(kept), "--resume", str(kept), "--timeout", "0.3"]
-    code, out, err = cli(*command)
-    assert (code, out) == (3, "")
-    assert re.search(f"^ContentModeratedError: generation {ids[1]} ", err, re.MULTILINE)
-    assert re.search(f"^PollTimeoutError: generation {ids[2]} ", err, re.MULTILINE)
-    assert sorted(ids_of(kept.read_text())) == sorted(ids)
-    code, out, err = cli(*command)
-    assert (code, out) == (3, "")
-    assert err.startswith(f"Skipped 2 that are done in {kept}.\nPollTimeoutError: ")
-    assert sorted(ids_of(kept.read_text())) == sorted([*ids, ids[2]])
+    command = ["wait", *ids, "--output", str(kept), "--timeout", "1"]
+    for known in ([], [ids[2]]):
+        code, out, err = cli(*command)
+        assert (code, out) == (3, "")
+        assert re.search(f"^ContentModeratedError: generation {ids[1]} ", err, re.MULTILINE)
+        assert re.search(f"^PollTimeoutError: generation {ids[2]} ", err, re.MULTILINE)
+        assert sorted(ids_of(kept.read_text())) == sorted([*ids, *known])
 
 
-def test_a_batch_that_is_done_sends_nothing(cli: Cli, tmp_path: Path) -> None:
-    """The exit code is that of the earlier results."""
-    kept = tmp_path / "results.jsonl"
-    kept.write_text(result("a") + result("b", "ContentModeratedError"))
-    assert cli("wait", "a", "--json", "--resume", str(kept)).code == 0
-    code, out, err = cli("wait", "a", "b", "--json", "--resume", str(kept))
-    assert (code, out, err) == (1, "", f"Skipped 2 that are done in {kept}.\n")
+def test_a_result_with_files_is_another_one(cli: Cli, tmp_path: Path) -> None:
+    """The paths are worth a line, where there was one without them."""
+    kept, good = tmp_path / "results.jsonl", submit()
+    for options in ([], ["--download", str(tmp_path)], [], ["--download", str(tmp_path)]):
+        assert cli("wait", good, "--output", str(kept), *options).code == 0
+    assert ["paths" in json.loads(line) for line in kept.read_text().splitlines()] == [False, True]
 
 
-def test_resume_needs_lines_of_json(cli: Cli, tmp_path: Path) -> None:
-    """A URL alone does not name its generation."""
-    code, out, err = cli("wait", ID, "--resume", str(tmp_path / "results.jsonl"))
-    assert (code, out) == (2, "")
-    assert err.startswith("Error: --resume goes with --json or --output")
+def test_lines_that_are_no_results_are_left_alone(cli: Cli, tmp_path: Path) -> None:
+    """One that was cut off is ended, so that it swallows no result."""
+    kept, good = tmp_path / "results.jsonl", submit()
+    odd = b'[1]\n\xff\n{"id": 1, "ok": true}\n' + b"[" * 100_000 + b'\n\n{"id": "c", "ok": fal'
+    kept.write_bytes(odd)
+    assert cli("wait", good, "--output", str(kept)).code == 0
+    added = kept.read_bytes().removeprefix(odd + b"\n")
+    assert ids_of(added.decode()) == [good]
 
 
-@pytest.mark.parametrize("through_the_shell", [True, False])
-def test_a_cut_off_line_swallows_no_result(tmp_path: Path, through_the_shell: bool) -> None:
-    """New results begin on a new line, and the file keeps what it had."""
-    done, torn = submit(), submit()
-    kept = tmp_path / "results.jsonl"
-    before = result(done) + result(torn)[:30]
-    kept.write_text(before)
-    command = [*COMMAND, "wait", done, torn, "--resume", str(kept)]
-    if through_the_shell:
-        with kept.open("a") as output:
-            told = subprocess.run([*command, "--json"], stdout=output, check=True, timeout=20)
-    else:
-        told = subprocess.run([*command, "--output", str(kept)], check=True, timeout=20)
-    assert told.returncode == 0
-    assert kept.read_text().startswith(f"{before}\n")
-    assert read_results(str(kept)).done == {done: True, torn: True}
-
-
-def test_a_line_that_is_not_a_result_is_a_warning(cli: Cli, tmp_path: Path) -> None:
-    """The warning has its line number, and the other lines count."""
-    kept = tmp_path / "results.jsonl"
-    odd = b'[1]\n\xff\n{"id": 1, "ok": true}\n' + b"[" * 100_000 + b"\n\n"
-    kept.write_bytes(result("a").encode() + odd + result("b").encode() + b'{"id": "c"')
-    told = cli("wait", "a", "b", "--json", "--resume", str(kept))
-    assert told.code == 0
-    assert told.err.splitlines() == [
-        f"warning: {kept}: the last line was cut off; its generation is waited for again",
-        f"warning: {kept}: ignored line 2 and 3 more: not a result of luma-poll wait",
-        f"Skipped 2 that are done in {kept}.",
-    ]
-
-
-def test_what_an_earlier_run_did_not_settle_is_open(tmp_path: Path) -> None:
-    """A timeout and trouble with the API settle nothing, in whatever order the lines come."""
-    kept = tmp_path / "results.jsonl"
-    kept.write_text(
-        "".join(
-            [
-                result("timed out", "PollTimeoutError"),
-                result("refused", "AuthenticationError"),
-                result("failed", "OutputNotFoundError"),
-                result("late", "PollTimeoutError"),
-                result("late"),
-                result("late", "PollTimeoutError"),
-            ]
-        )
-    )
-    earlier = read_results(str(kept))
-    assert earlier.done == {"failed": False, "late": True}
-    assert list(earlier.problems()) == []
-    assert read_results(str(tmp_path / "none")).done == {}
-
-
-def test_an_interrupted_run_loses_nothing_and_a_resumed_one_repeats_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_run_loses_nothing_and_the_next_repeats_nothing(tmp_path: Path) -> None:
     """Sixty ids, SIGINT in the middle, the same command again: each has one result."""
     ids, kept = tmp_path / "ids.txt", tmp_path / "results.jsonl"
     wanted = [submit("sandbox:duration=0") for _ in range(60)]
     ids.write_text("\n".join(wanted))
-    command = [*COMMAND, "wait", "--file", str(ids), "--output", str(kept), "--resume", str(kept)]
+    command = [*COMMAND, "wait", "--file", str(ids), "--output", str(kept)]
     with started(*command, "--max-rate", "30", stderr=subprocess.PIPE) as process:
         while not (kept.exists() and kept.read_text().count("\n") >= 10):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
-    finished = ids_of(kept.read_text())
-    assert 10 <= len(finished) < 60
-    again = subprocess.run(
+    assert 10 <= len(ids_of(kept.read_text())) < 60
+    subprocess.run(
         [*command, "--max-rate", "1000"], capture_output=True, text=True, check=True, timeout=30
     )
-    assert f"{len(finished)} done before" in again.stderr
     assert sorted(ids_of(kept.read_text())) == sorted(wanted)
 
 

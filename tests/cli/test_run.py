@@ -19,13 +19,12 @@ from luma_poll import (
     InsufficientBalanceError,
     Journal,
     RunResult,
-    SubmissionUnknownError,
 )
-from luma_poll._cli.prompts import Line, ranges
+from luma_poll._cli.hints import as_option, read_ranges
 from luma_poll._cli.results import Result
-from luma_poll._cli.runs import Runs, RunTable
+from luma_poll._cli.table import RunTable
 from luma_poll._client.generations import Generations
-from luma_poll._running.run_events import RunEvent
+from luma_poll.events import Run, RunBegan, RunRefused, RunSubmitted, RunSubmitting
 from tests.cli.support import COMMAND, Cli, event, ids_of, lines, on_a_terminal, started
 from tests.fakes import ID, snapshot
 
@@ -34,7 +33,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("luma_poll._cli.running.AdaptiveWait", lambda **_: wait_fixed(0.05))
+    monkeypatch.setattr("luma_poll._cli.run_command.AdaptiveWait", lambda **_: wait_fixed(0.05))
     monkeypatch.chdir(tmp_path)
 
 
@@ -89,12 +88,12 @@ def test_json_has_the_request_and_the_attempts(cli: Cli) -> None:
 
 
 def test_results_are_appended_to_a_file(cli: Cli) -> None:
-    """As JSON; `luma-poll wait --resume` reads them too."""
-    code, out, _ = cli("run", prompts(FOX, OWL), "--output", "results.jsonl")
-    assert (code, out) == (0, "")
-    (first, second) = ids_of(Path("results.jsonl").read_text())
-    waited = cli("wait", first, second, "--output", "results.jsonl", "--resume", "results.jsonl")
-    assert (waited.code, waited.err) == (0, "Skipped 2 that are done in results.jsonl.\n")
+    """As JSON; with a journal, the same command again adds none twice."""
+    command = ("run", prompts(FOX, OWL), "--output", "results.jsonl", "--journal", "runs.db")
+    for _ in range(2):
+        code, out, _ = cli(*command)
+        assert (code, out) == (0, "")
+    assert len(ids_of(Path("results.jsonl").read_text())) == 2
 
 
 def test_files_are_named_by_their_keys(cli: Cli) -> None:
@@ -118,9 +117,9 @@ def test_files_are_named_by_their_keys(cli: Cli) -> None:
 
 
 def test_prompts_come_from_standard_input(cli: Cli) -> None:
-    """Prompts and JSON objects may be mixed there."""
-    stdin = f"{FOX}\n{json.dumps({'prompt': OWL, 'key': 'owl'})}\n".encode()
-    code, out, _ = cli("run", "-", stdin=stdin)
+    """With their format; a line of JSON may be a prompt alone."""
+    stdin = f"{json.dumps(FOX)}\n{json.dumps({'prompt': OWL, 'key': 'owl'})}\n".encode()
+    code, out, _ = cli("run", "-", "--format", "jsonl", stdin=stdin)
     assert code == 0
     assert sorted(line.split("\t")[0] for line in out.splitlines()) == [FOX, "owl"]
 
@@ -131,7 +130,15 @@ def test_prompts_come_from_standard_input(cli: Cli) -> None:
         ("", "prompts.txt", "there is no prompt in prompts.txt"),
         ("# nothing\n", "prompts.txt", "there is no prompt in prompts.txt"),
         ("{\n", "p.jsonl", "p.jsonl, line 1: not JSON"),
-        ("[1]\n", "p.jsonl", "p.jsonl, line 1: not a JSON object"),
+        ("[1]\n", "p.jsonl", "p.jsonl, line 1: a request is a prompt or an object"),
+        ('"one"\n{"prompt": "two", "seed": NaN}\n', "p.jsonl", "p.jsonl, line 2: "),
+        (
+            '{"key": "k", "prompt": "x"}\n{"key": "k", "prompt": "y"}\n',
+            "p.jsonl",
+            "line 2: the key",
+        ),
+        ('[{"prompt": "one"}]\n', "prompts.txt", "line 1: it looks like JSON"),
+        ("prompts:\n- fox\n", "prompts.yaml", "its name does not say what it is"),
         ('{"model": "x"}\n', "p.jsonl", "p.jsonl, line 1: prompt must be"),
         ('"ok"\n{"prompt": "x", "key": 7}\n', "p.jsonl", "p.jsonl, line 2: a key is a string"),
     ],
@@ -154,6 +161,53 @@ def test_wrong_usage_is_2(cli: Cli) -> None:
     assert cli("run", prompts(FOX), "--output", "no/such/directory").code == 2
 
 
+def test_standard_input_says_its_format(cli: Cli) -> None:
+    """A table must not be submitted as prompts."""
+    code, out, err = cli("run", "-", stdin=b"prompt,key\na fox,1\n")
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: say what is on standard input: --format text")
+
+
+def test_a_table_becomes_named_files(cli: Cli) -> None:
+    """The columns are parameters."""
+    source = prompts("key,prompt,model", f"red fox,{FOX},uni-1", f"owl,{OWL},", name="p.csv")
+    assert cli("run", source, "--download", "out").code == 0
+    assert len(list(Path("out").iterdir())) == 2
+
+
+def test_a_dry_run_says_what_would_be_submitted(cli: Cli) -> None:
+    """Number, models, types, files, what the journal has, and the keys; nothing is sent."""
+    Path("photo.png").write_bytes(PNG + b"x" * 92)
+    rows = [
+        {"prompt": FOX, "key": "fox", "model": "uni-1"},
+        {"prompt": OWL, "key": "owl", "type": "image_edit", "source": "photo.png"},
+    ]
+    one = prompts(json.dumps(rows[0]), name="one.jsonl")
+    both = prompts(*map(json.dumps, rows), name="p.jsonl")
+    assert cli("run", one, "--journal", "runs.db").code == 0
+    code, out, err = cli("run", both, "--journal", "runs.db", "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "2 generations, models uni-1 (1), default (1)",
+        "types default (1), image_edit (1)",
+        "file photo.png: 100 bytes, in 1 request",
+        "in the journal already: 1 (1 completed)",
+        "key fox",
+        "key owl",
+    ]
+    assert cli("run", one, "--journal", "none.db", "--dry-run").code == 0
+    assert not Path("none.db").exists()
+
+
+def test_other_parameters_are_other_requests(cli: Cli) -> None:
+    """The same command with --model added pays for everything again, which is said first."""
+    command = ("run", prompts(FOX, OWL), "--journal", "runs.db")
+    assert cli(*command).err == ""
+    assert cli(*command).err == ""
+    told = cli(*command, "--model", "uni-1")
+    assert told.err.startswith("warning: none of these is in the journal runs.db, which has others")
+
+
 # --- limits --------------------------------------------------------------------------------------
 
 
@@ -162,7 +216,12 @@ def test_max_submissions_stops(cli: Cli) -> None:
     code, out, err = cli("run", prompts(FOX, OWL, HARE), "--max-submissions", "1")
     assert code == 4
     assert len(out.splitlines()) == 1
-    assert err.count("SubmissionLimitError") == 2
+    assert err.count("SubmissionLimitError") == 1
+    assert err.splitlines()[1:] == [
+        "2 were not submitted.",
+        "To run those that were not submitted:",
+        "  luma-poll run prompts.txt --lines 2-3 --max-submissions 1",
+    ]
 
 
 def test_max_attempts_submits_again(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,17 +240,22 @@ def test_max_attempts_submits_again(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_empty_purse_ends_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest is not sent; each is told."""
+    """The rest is not sent, which is told once."""
     sent = []
 
     async def create(self: Generations, prompt: str, **_: Any) -> Generation:
         sent.append(prompt)
-        raise InsufficientBalanceError("HTTP 402", status_code=402)
+        raise InsufficientBalanceError("HTTP 402", status_code=402, detail="No funds")
 
     monkeypatch.setattr(Generations, "create", create)
     code, out, err = cli("run", prompts(FOX, OWL, HARE))
     assert (code, out, sent) == (4, "", [FOX])
-    assert err.count("InsufficientBalanceError") == 3
+    assert err.splitlines() == [
+        "InsufficientBalanceError: HTTP 402",
+        "3 were not submitted.",
+        "To run those that were not submitted:",
+        "  luma-poll run prompts.txt --lines 1-3",
+    ]
 
 
 # --- the journal ---------------------------------------------------------------------------------
@@ -213,13 +277,13 @@ def test_the_journal_is_listed(cli: Cli) -> None:
         name="prompts.jsonl",
     )
     cli("run", source, "--journal", "runs.db")
-    code, out, _ = cli("journal", "runs.db")
+    code, out, _ = cli("journal", "list", "runs.db")
     rows = {row[1]: row for row in (line.split("\t") for line in out.splitlines())}
     assert code == 0
     assert (rows["fox"][0], rows["fox"][3:]) == ("completed", ["", FOX])
     assert (rows["bad"][0], rows["bad"][3:]) == ("failed", ["content_moderated", BAD])
-    assert cli("journal", "runs.db", "--state", "failed").out.count("\n") == 1
-    (line,) = cli("journal", "runs.db", "--state", "completed", "--json").out.splitlines()
+    assert cli("journal", "list", "runs.db", "--state", "failed").out.count("\n") == 1
+    (line,) = cli("journal", "list", "runs.db", "--state", "completed", "--json").out.splitlines()
     entry = json.loads(line)
     assert entry["key"] == "fox"
     assert entry["submitted"] == [entry["generation_id"]]
@@ -240,12 +304,12 @@ def test_an_unknown_entry_is_settled(cli: Cli) -> None:
     code, out, err = cli("run", source, "--journal", "runs.db")
     assert (code, out) == (4, "")
     assert err.count("SubmissionUnknownError") == 2
-    assert err.endswith("  luma-poll journal runs.db --state unknown\n")
+    assert err.endswith("  luma-poll journal list runs.db --state unknown\n")
     submitted = cli("create", FOX).out.strip()
-    assert cli("journal", "runs.db", "resolve", "fox", "--id", submitted).err == (
+    assert cli("journal", "resolve", "runs.db", "fox", "--id", submitted).err == (
         f"fox: the next run waits for {submitted}.\n"
     )
-    assert cli("journal", "runs.db", "resolve", "owl", "--resubmit").err == (
+    assert cli("journal", "resolve", "runs.db", "owl", "--resubmit").err == (
         "owl: the next run submits it.\n"
     )
     code, out, _ = cli("run", source, "--journal", "runs.db", "--json")
@@ -256,12 +320,12 @@ def test_an_unknown_entry_is_settled(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("missing.db",), "there is no journal at missing.db"),
-        (("runs.db", "settle", "k"), "the only action is"),
-        (("runs.db", "resolve"), "the only action is"),
-        (("runs.db", "resolve", "k"), "either generation_id or resubmit"),
-        (("runs.db", "resolve", "k", "--resubmit"), "not in the journal"),
-        (("runs.db", "--state", "odd"), "a state is one of"),
+        (("list", "missing.db"), "there is no journal at missing.db"),
+        (("settle", "runs.db"), "No such command"),
+        (("resolve", "runs.db", "--resubmit"), "give the keys of entries, or --all-unknown"),
+        (("resolve", "runs.db", "k"), "give --id ID, or --resubmit"),
+        (("resolve", "runs.db", "k", "--resubmit"), "k"),
+        (("list", "runs.db", "--state", "odd"), "a state is one of"),
     ],
 )
 def test_wrong_usage_of_the_journal_is_2(
@@ -295,89 +359,151 @@ def interrupted(*arguments: str, after: str) -> tuple[int, str, str]:
 SLOW = "slow sandbox:duration=60"
 
 
-def test_ctrl_c_says_what_runs_on_and_what_was_not_submitted() -> None:
+def test_ctrl_c_says_what_runs_and_what_was_not_submitted(cli: Cli) -> None:
     """With a command for each, to copy; the second one submits exactly the rest."""
     source = prompts("# a comment", FOX, SLOW, OWL, "#", HARE)
-    code, out, err = interrupted(source, "--max-running", "1", after=FOX)
+    code, out, err = interrupted(
+        source, "--max-running", "1", "--max-submissions", "5", "--timeout", "77", after=FOX
+    )
     assert code == 130
-    assert "1 runs on and will be billed, 2 were not submitted." in err
+    assert "1 generation may be running, and billed; 2 were not submitted." in err
     waiting, rest = (line.strip() for line in err.splitlines() if line.startswith("  "))
-    assert re.fullmatch(r"luma-poll wait [0-9a-f-]{36}", waiting)
-    read, _, command = rest.partition(" | ")
-    assert command == "luma-poll run - --max-running 1"
-    left = subprocess.run(shlex.split(read), capture_output=True, text=True, check=True).stdout
-    assert left.splitlines() == [OWL, HARE]
+    assert re.fullmatch(r"luma-poll wait [0-9a-f-]{36} --timeout 77", waiting)
+    assert rest == (
+        "luma-poll run prompts.txt --lines 4,6 --max-running 1 --max-submissions 3 --timeout 77"
+    )
+    again = cli(*shlex.split(rest)[1:])
+    assert [line.split("\t")[0] for line in again.out.splitlines()] == [OWL, HARE]
     assert FOX in out
 
 
 def test_ctrl_c_with_a_journal_needs_no_more_than_the_same_command() -> None:
     """It continues; nothing is submitted twice."""
     source = prompts(FOX, SLOW, OWL)
-    code, _, err = interrupted(source, "--max-running", "1", "--journal", "runs.db", after=FOX)
+    command = (source, "--max-running", "1", "--journal", "runs.db")
+    code, _, err = interrupted(*command, after=FOX)
     assert code == 130
-    assert err.endswith(
-        "The same command continues where this one stopped; nothing is submitted twice.\n"
-    )
+    assert err.splitlines()[-2:] == [
+        "The same command continues; nothing is submitted twice:",
+        f"  luma-poll run {shlex.join(command)}",
+    ]
     with Journal("runs.db") as journal:
         assert sorted(entry.state for entry in journal.entries()) == ["completed", "running"]
 
 
-def runs_of(*numbers: int, path: str = "p.txt", journal: str | None = None) -> Runs:
-    found = [Line(number, {"prompt": f"prompt {number}"}) for number in numbers]
-    return Runs(found, path, ["--max-running", "2"], journal)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT"])
+def test_other_signals_are_as_ctrl_c(name: str) -> None:
+    """A closed terminal and a dropped ssh say SIGHUP, and may say it twice."""
+    source = prompts(FOX, SLOW)
+    with started(
+        *COMMAND,
+        *("run", source, "--max-running", "1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert FOX in process.stdout.readline()
+        time.sleep(0.2)
+        for _ in range(1 if name == "SIGTERM" else 2):
+            process.send_signal(getattr(signal, name))
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "luma-poll wait " in err
 
 
-def step(runs: Runs, index: int, name: Any, **fields: Any) -> None:
-    runs.on_run(RunEvent(index, name, runs.lines[index].request, 1, **fields))
+def test_nohup_keeps_it_alive() -> None:
+    """A signal that was ignored from the start stays ignored."""
+    shell = f"trap '' HUP; exec {shlex.join([*COMMAND, 'run', prompts(FOX, OWL)])}"
+    with started("sh", "-c", shell, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(20) == 0
 
 
-def test_what_is_left_is_exact() -> None:
-    """A refused submission was not accepted; one without an answer may have been."""
-    runs = runs_of(1, 2, 4, 5, 6, 9)
-    step(runs, 0, "submitting")
-    step(runs, 0, "submitted", generation=snapshot("queued"))
-    step(runs, 1, "submitting")
-    step(runs, 1, "refused", error=APIConnectionError("full"))
-    step(runs, 2, "submitting")
-    runs.end(Result("x", None, APIConnectionError("no"), request=runs.lines[4].request))
-    told = list(runs.after_interrupt())
-    assert told == [
-        "Interrupted; 1 runs on and will be billed, 3 were not submitted.",
-        "Line 4 of p.txt: it is not known whether the API accepted it; it may be billed. Check "
-        "the account's usage before you submit it again.",
-        "To wait for those that run:",
-        f"  luma-poll wait {ID}",
-        "To run those that were not submitted:",
-        "  sed -n '2p;5p;9p' p.txt | luma-poll run - --max-running 2",
+def test_a_reader_that_goes_away_is_told_what_runs() -> None:
+    """`luma-poll run ... | head -1`: the ids that are billed are on stderr."""
+    source = prompts(FOX, SLOW, OWL)
+    with started(
+        *COMMAND,
+        *("run", source, "--max-running", "2"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read()
+        assert process.wait(20) == 141
+    assert re.search(r"  luma-poll wait [0-9a-f-]{36}", err)
+
+
+def test_of_standard_input_the_lines_are_told(cli: Cli) -> None:
+    """The command reads it again, from those lines."""
+    told = cli(
+        *("run", "-", "--format", "text", "--max-submissions", "1"),
+        stdin=f"{FOX}\n\n{OWL}\n{HARE}\n".encode(),
+    )
+    assert told.err.splitlines()[-2:] == [
+        "Not submitted: lines 3-4 of standard input. Give it again to:",
+        "  luma-poll run - --format text --lines 3-4 --max-submissions 1",
     ]
-
-
-def test_of_standard_input_the_lines_are_told() -> None:
-    """There is no command that reads it again."""
-    told = list(runs_of(1, 2, 3, path="-").after_interrupt())
-    assert told[-1] == "Not submitted: Lines 1 to 3 of standard input."
-    assert list(Runs().after_interrupt()) == []
-
-
-def test_many_have_a_summary() -> None:
-    """Of few, each was printed."""
-    runs = runs_of(*range(1, 13), journal="runs.db")
-    for number, line in enumerate(runs.lines):
-        error = SubmissionUnknownError("?", key=f"k{number}", request={}) if number > 9 else None
-        runs.end(Result("x", None, error, request=line.request))
-    assert list(runs.after_end()) == [
-        "     10 completed",
-        "      2 SubmissionUnknownError",
-        "To settle what may have been submitted:",
-        "  luma-poll journal runs.db --state unknown",
-    ]
-    assert runs.code == 4
 
 
 def test_ranges() -> None:
-    """Runs of consecutive numbers, from any order."""
-    assert ranges([3, 1, 2, 7, 9, 8, 5]) == [(1, 3), (5, 5), (7, 9)]
-    assert ranges([]) == []
+    """Lines are written as they are read."""
+    assert as_option([3, 1, 2, 7, 9, 8, 5]) == "1-3,5,7-9"
+    assert read_ranges("1-3,5,7-") == [(1, 3), (5, 5), (7, float("inf"))]
+    for wrong in ("", "a", "3-1", "0", "-3", "1,,2"):
+        with pytest.raises(ValueError):  # noqa: PT011 (of `int` too)
+            read_ranges(wrong)
+
+
+# --- prompts as arguments ------------------------------------------------------------------------
+
+
+def test_prompts_may_be_arguments(cli: Cli) -> None:
+    """In quotes: what has a blank in it is no file."""
+    code, out, _ = cli("run", FOX, OWL, "--download", "out")
+    assert code == 0
+    assert {line.split("\t")[0] for line in out.splitlines()} == {FOX, OWL}
+    assert len(list(Path("out").iterdir())) == 2
+
+
+def test_what_is_neither_a_file_nor_a_prompt_is_told_both_ways(cli: Cli) -> None:
+    """A misspelt file is not submitted as a prompt."""
+    code, out, err = cli("run", "prompt.txt")
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: prompt.txt is neither a file nor a prompt of several words.")
+    assert "luma-poll create prompt.txt" in err
+
+
+def test_many_are_asked_about_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once; --yes answers."""
+    source = prompts(*[FOX] * 21)
+    asked = "21 generations, model default (21): submit? [y/N]"
+    code, screen = on_a_terminal("run", source, answer=b"n\n")
+    assert code == 130
+    assert asked in screen
+    assert "Nothing was submitted." in screen
+    code, screen = on_a_terminal("run", source, "--yes")
+    assert code == 0
+    assert asked not in screen
+
+
+# --- without a terminal --------------------------------------------------------------------------
+
+
+def test_it_says_how_far_it_is(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the beginning, now and then, and at the end; silent with --quiet."""
+    monkeypatch.setattr("luma_poll._cli.table.SAYS_EVERY", 0.3)
+    source = prompts(FOX, "a slow fox sandbox:duration=1")
+    said = cli("run", source, progress=True).err.splitlines()
+    assert said[0] == "0:00  0 of 2 done: 2 waiting"
+    assert any(" 1 completed" in line for line in said[1:-1])
+    assert re.fullmatch(r"\d:\d\d  2 of 2 done: 2 completed", said[-1])
+    assert cli("run", source, "--quiet", progress=True).err == ""
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -386,38 +512,37 @@ def test_ranges() -> None:
 def test_a_row_follows_its_run() -> None:
     """State, age, attempts and refusals, and the totals below."""
     table = RunTable(("prompt",), None)
+    request: dict[str, str]
     request, other = {"prompt": "fox"}, {"prompt": "owl", "key": "order-17"}
 
-    def show(name: Any, of: Any = request, **fields: Any) -> None:
-        number = int(of is other)
-        table.on_run(RunEvent(number, name, of, 1, **fields))
-
+    runs = [Run(0, request, None, ()), Run(1, other, "order-17", ())]
     table.expect(3)
-    show("begun")
-    show("begun", other)
-    show("submitting")
-    show("refused", error=APIConnectionError("full"))
+    table.on_run(RunBegan(runs[0], 1, None))
+    table.on_run(RunBegan(runs[1], 1, None))
+    table.on_run(RunSubmitting(runs[0], 1, None))
+    table.on_run(RunRefused(runs[0], 1, None, APIConnectionError("full")))
     assert re.search(r"fox +. waiting APIConnectionError +0 +1$", lines(table)[1])
-    assert lines(table)[-1] == "0 done, 0 running, 3 waiting; 0 submissions, 1 refusals"
-    show("submitting")
-    show("submitted", generation=snapshot("queued"))
+    assert lines(table)[-2] == "0 done, 0 running, 3 waiting; 0 submissions, 1 refusal"
+    assert lines(table)[-1] == "nothing submitted for 0:00: APIConnectionError: full"
+    table.on_run(RunSubmitting(runs[0], 1, None))
+    table.on_run(RunSubmitted(runs[0], 1, snapshot("queued")))
     table.on_poll(event("processing"))
     table.on_poll(event("processing", id="of nobody"))
     assert re.search(r"fox +. processing +\d\.\d s +1 +1$", lines(table)[1])
     assert re.search(r"order-17 +. waiting +0 +0$", lines(table)[2])
-    assert lines(table)[-1] == "0 done, 1 running, 2 waiting; 1 submissions, 1 refusals"
+    assert lines(table)[-1] == "0 done, 1 running, 2 waiting; 1 submission, 1 refusal"
     table.download(request)
     assert "downloading" in lines(table)[1]
     table.finish(Result(ID, snapshot(), request=request))
     assert re.search(r"fox +completed +\d\.\d s +1 +1$", lines(table)[1])
     table.finish(Result("", None, APIConnectionError("no"), request={"prompt": "never begun"}))
-    assert lines(table)[-1] == "2 done, 0 running, 1 waiting; 1 submissions, 1 refusals"
+    assert lines(table)[-1] == "2 done, 0 running, 1 waiting; 1 submission, 1 refusal"
 
 
 def test_a_prompt_cannot_command_the_terminal() -> None:
     """It comes from a file that somebody else may have written."""
     table = RunTable(("prompt",), None)
-    table.on_run(RunEvent(0, "begun", {"prompt": "\x1b[2Jfox [red]"}, 1))
+    table.on_run(RunBegan(Run(0, {"prompt": "\x1b[2Jfox [red]"}, None, ()), 1, None))
     assert "\\u001b[2Jfox [red]" in lines(table, width=100)[1]
 
 

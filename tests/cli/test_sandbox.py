@@ -31,7 +31,7 @@ def test_sigterm_is_as_ctrl_c(cli: Cli, monkeypatch: pytest.MonkeyPatch, ctrl_c:
         signal.raise_signal(signal.SIGTERM)
         await anyio.sleep(60)
 
-    monkeypatch.setattr("luma_poll._cli.serving.anyio.sleep_forever", sleep_forever)
+    monkeypatch.setattr("luma_poll._cli.sandbox_command.anyio.sleep_forever", sleep_forever)
     before = signal.signal(signal.SIGINT, ctrl_c)
     try:
         code, out, err = cli("sandbox", "--port", "0", "--seed", "1")
@@ -56,7 +56,7 @@ def test_the_sandbox_takes_faults_and_strict_keys(
         seen.append(options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("luma_poll.sandbox.Sandbox", sandbox)
+    monkeypatch.setattr("luma_poll._cli.sandbox_command.Sandbox", sandbox)
     assert cli("sandbox", "--faults", "0.3").code == 130
     assert cli("sandbox", "--strict-keys").code == 130
     assert seen == [
@@ -76,7 +76,7 @@ def test_the_sandbox_prints_an_address_to_connect_to(
     async def sleep_forever() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("luma_poll._cli.serving.anyio.sleep_forever", sleep_forever)
+    monkeypatch.setattr("luma_poll._cli.sandbox_command.anyio.sleep_forever", sleep_forever)
     out = cli("sandbox", "--host", host, "--port", "0").out
     assert out.startswith(f"export LUMA_BASE_URL=http://{reachable}:")
 

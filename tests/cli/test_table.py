@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from luma_poll import ContentModeratedError, PollTimeoutError, ServerError
-from luma_poll._cli.table import LiveTable, live_table
+from luma_poll._cli.table import LiveTable
 from tests.cli.support import (
     Cli,
     event,
@@ -26,7 +26,7 @@ def test_a_table_on_a_terminal_leaves_results_alone(
 ) -> None:
     """Progress goes to stderr, results to stdout, and the table stays on the screen at the end."""
     screen = terminal(width=100)
-    for module in ("waiting", "terminal"):
+    for module in ("wait_command", "terminal"):
         monkeypatch.setattr(f"luma_poll._cli.{module}.err", screen)
     slow, bad = submit("sandbox:duration=1"), failing()
     code, out, err = cli("wait", slow, bad, ID)
@@ -41,7 +41,7 @@ def test_a_table_on_a_terminal_leaves_results_alone(
 def test_the_table_shows_a_timeout(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not called failed, as it may still finish."""
     screen = terminal(width=100)
-    for module in ("waiting", "terminal"):
+    for module in ("wait_command", "terminal"):
         monkeypatch.setattr(f"luma_poll._cli.{module}.err", screen)
     assert cli("wait", submit("sandbox:duration=60"), "--timeout", "0.1").code == 3
     assert " timed out " in written(screen).splitlines()[-1]
@@ -61,12 +61,11 @@ def test_a_row_follows_the_polls() -> None:
 
 
 def test_a_narrow_table_shortens_and_never_wraps() -> None:
-    """A generation is one line, and its numbers stay whole."""
+    """A generation is one line; only the age is left of its numbers, and the state is whole."""
     table = LiveTable(("generation",), None)
-    table.add(ID, ID)
+    table.add(ID, ID, state="processing")
     _, row = lines(table, width=40)
-    assert "…" in row
-    assert row.endswith("0.0 s      0")
+    assert re.fullmatch(r"182bd5e5-6e\S*… . processing +0 s", row)
 
 
 def test_labels_are_not_markup() -> None:
@@ -80,7 +79,8 @@ def test_labels_are_not_markup() -> None:
 def test_no_table_is_drawn_where_there_is_no_terminal(forced: bool) -> None:
     """FORCE_COLOR asks for colours, not for a table in a log file."""
     console = Console(file=io.StringIO(), force_terminal=forced)
-    with live_table("generation", console=console) as table:
+    table = LiveTable.on(console, "generation")
+    with table.shown():
         table.add(ID, ID)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == ""
@@ -89,7 +89,7 @@ def test_no_table_is_drawn_where_there_is_no_terminal(forced: bool) -> None:
 def test_a_table_without_rows_leaves_nothing() -> None:
     """Nothing was waited for."""
     console = terminal()
-    with live_table("generation", console=console):
+    with LiveTable.on(console, "generation").shown():
         pass
     assert "generation" not in written(console)[-20:]
 

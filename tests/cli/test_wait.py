@@ -136,7 +136,7 @@ def test_a_bad_file_of_ids_is_2(cli: Cli, tmp_path: Path, content: bytes, says: 
     assert cli("wait", "--file", str(path)) == (2, "", f"Error: {says.format(path=path)}\n")
 
 
-@pytest.mark.parametrize("option", [["--file"], [ID, "--json", "--resume"], [ID, "--output"]])
+@pytest.mark.parametrize("option", [["--file"], [ID, "--output"]])
 def test_a_directory_is_2(cli: Cli, tmp_path: Path, option: list[str]) -> None:
     """In place of a file; the message has the system's reason."""
     told = cli("wait", *option, str(tmp_path))
@@ -188,7 +188,7 @@ def test_many_have_a_summary_and_a_way_to_wait_again(cli: Cli, tmp_path: Path) -
         "      9 completed",
         "      1 ContentModeratedError",
         "      1 PollTimeoutError",
-        "To wait again for the 1 that may still finish:",
+        "1 may still finish. To wait again, which costs nothing:",
         f"  luma-poll wait {slow} --timeout 2 --max-rate 1000000000 --json",
     ]
 
@@ -201,11 +201,11 @@ def test_unknown_ids_are_not_waited_for_again(
     monkeypatch.chdir(tmp_path)
     slow = submit("sandbox:duration=60")
     ids = [*(failing() for _ in range(9)), ID, slow]
-    options = [*download, "--output", "my results", "--resume", "my results"]
+    options = ["--output", "my results", *download]
     told = cli("wait", *ids, "--timeout", "0.5", *options)
     assert told.code == 4
     assert told.err.splitlines()[-2:] == [
-        "To wait again for the 1 that may still finish:",
+        "1 may still finish. To wait again, which costs nothing:",
         f"  luma-poll wait {slow} --timeout 0.5 {shlex.join(options)}",
     ]
 

@@ -445,7 +445,7 @@ TRANSIENT: list[httpx.Response | Exception] = [
     httpx.ReadTimeout("slow"),
     httpx.WriteError("broken pipe"),
     httpx.PoolTimeout("busy"),
-    httpx.ProxyError("407"),
+    httpx.ProxyError("503"),
     httpx.RemoteProtocolError("garbage"),
     httpx.DecodingError("no gzip"),
     ConnectionResetError("reset"),

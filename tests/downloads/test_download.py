@@ -356,10 +356,10 @@ async def test_a_snapshot_without_outputs_is_asked_for_again(tmp_path: Path, giv
     storage = Storage(serve())
     async with opened(storage) as client:
         assert await client.download(given, tmp_path)
-        client.generations.get = lambda _: _later(snapshot("queued"))  # type: ignore[assignment,return-value]
+        client.generations.get = lambda _: _later(snapshot("queued"))  # type: ignore[assignment]
         with pytest.raises(ConfigurationError, match="'queued'"):
             await client.download(given, tmp_path)
-        client.generations.get = lambda _: _later(snapshot(output=[]))  # type: ignore[assignment,return-value]
+        client.generations.get = lambda _: _later(snapshot(output=[]))  # type: ignore[assignment]
         with pytest.raises(OutputNotFoundError):
             await client.download(given, tmp_path)
     assert storage.gets == 1
@@ -1033,7 +1033,7 @@ async def test_a_name_that_changes_hands_while_its_file_is_synced(
 @pytest.mark.anyio
 async def test_a_version_for_each_request_leaves_one_part(tmp_path: Path) -> None:
     """Parts that cannot be resumed are removed, in the same call or a later one."""
-    count = iter(range(100))
+    count = iter(range(10_000))
 
     def changing(request: httpx.Request) -> httpx.Response:
         return serve(cut=3000, ETag=f'"{next(count)}"')(request)

@@ -88,7 +88,14 @@ class Tally:
 
 
 async def campaign(
-    directory: Path, rounds: int, number: int, *, end_by: signal.Signals, backend: str, seed: int
+    directory: Path,
+    rounds: int,
+    number: int,
+    *,
+    end_by: signal.Signals,
+    backend: str,
+    seed: int,
+    forks: bool = False,
 ) -> Tally:
     """Run a process with a journal, end it at a random moment, and so on; then let it finish."""
     chosen, tally = random.Random(seed), Tally()
@@ -99,6 +106,7 @@ async def campaign(
         for turn in range(rounds + 1):
             command = [sys.executable, "-m", "tests.journal.journal_child"]
             command += [f"{origin}/v1", str(path), str(number), backend]
+            command += ["forks" if forks else "alone"]
             is_last = turn == rounds
             # The more there is to submit, the later it may be ended: each round does a part of it.
             delay = None if is_last else chosen.uniform(0.05, 1.0)

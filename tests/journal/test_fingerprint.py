@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from luma_poll._api.request_body import read_params
 from luma_poll._journal.fingerprint import fingerprint, older_fingerprint, readable
 
 FILE = "https://img.example.com/in.png"
@@ -93,18 +95,16 @@ def test_the_digest_of_an_ordinary_presigned_url_is_that_of_the_first_version() 
     assert fingerprint(params) == older_fingerprint(params)
 
 
-class Media:
-    """What stands for a file that is read when its turn comes."""
-
-    def __init__(self, digest: str) -> None:
-        self.fingerprint = digest
-
-
 def test_media_are_known_by_their_digest() -> None:
     """And never stored."""
-    one, same, other = ({"prompt": "x", "source": Media(digest)} for digest in ("a", "a", "b"))
+    media = [b"\x89PNG\r\n\x1a\n" + bytes([last]) for last in (1, 1, 2)]
+    one, same, other = (read_params({"prompt": "x", "source": source}) for source in media)
     assert fingerprint(one) == fingerprint(same) != fingerprint(other)
-    assert readable(one) == {"prompt": "x", "source": {"media": "a"}}
+    assert readable(one)["source"] == {
+        "sha256": sha256(media[0]).hexdigest(),
+        "media_type": "image/png",
+        "bytes": 9,
+    }
 
 
 def test_what_is_stored_for_people_has_neither_data_nor_secrets() -> None:

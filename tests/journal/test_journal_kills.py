@@ -21,11 +21,27 @@ async def test_a_killed_process_submits_nothing_twice(tmp_path: Path, backend: s
     assert tally.unknown <= 2 * 8  # no more than were under way at the kills
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-async def test_a_terminated_process_leaves_nothing_unknown(tmp_path: Path, backend: str) -> None:
-    """It lets the submissions under way end, and records their ids."""
+async def test_forks_that_end_change_nothing(tmp_path: Path) -> None:
+    """A process whose children end all the time, killed: as one that has none."""
     tally = await campaign(
-        tmp_path, rounds=2, number=20, end_by=signal.SIGTERM, backend=backend, seed=11
+        tmp_path,
+        rounds=2,
+        number=20,
+        end_by=signal.SIGKILL,
+        backend="asyncio",
+        seed=13,
+        forks=True,
     )
+    assert (tally.twice, tally.lost) == (0, 0)
+    assert tally.completed + tally.unknown == 20
+
+
+@pytest.mark.parametrize("end_by", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+async def test_a_terminated_process_leaves_nothing_unknown(
+    tmp_path: Path, backend: str, end_by: signal.Signals
+) -> None:
+    """It lets the submissions under way end, and records their ids."""
+    tally = await campaign(tmp_path, rounds=2, number=20, end_by=end_by, backend=backend, seed=11)
     assert (tally.twice, tally.lost, tally.unknown) == (0, 0, 0)
     assert tally.completed == 20

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luma_poll import RateLimitError
+from luma_poll import APIConnectionError, Generation, RateLimitError
 from luma_poll._api.headers import RateLimit
+from luma_poll._api.outcomes import Accepted, NotAccepted, Unknown
 from luma_poll._running.account import FULL_PROBE, Account
 
 LIGHT = ("uni-1", "image")
@@ -23,9 +24,28 @@ def full(detail: str = DOCUMENTED, retry_after: float | None = 60.0) -> RateLimi
     return RateLimitError(detail, status_code=429, detail=detail, retry_after=retry_after)
 
 
+def accept(
+    account: Account, kind: tuple[str, ...], now: float, rate_limit: RateLimit | None = None
+) -> None:
+    account.end(kind, Accepted(Generation(id="1", state="queued"), rate_limit), now)
+
+
+def refuse(account: Account, kind: tuple[str, ...], now: float, error: RateLimitError) -> None:
+    account.end(kind, NotAccepted(error), now)
+
+
+def fail(account: Account, kind: tuple[str, ...], now: float, *, unreachable: bool = False) -> None:
+    error = APIConnectionError("refused", request_sent=False, retryable=unreachable)
+    account.end(kind, NotAccepted(error), now)
+
+
+def lose(account: Account, kind: tuple[str, ...]) -> None:
+    account.end(kind, Unknown(APIConnectionError("reset")), 0.0)
+
+
 def submit(account: Account, now: float = 0.0, kind: tuple[str, ...] = LIGHT) -> None:
     account.begin(kind)
-    account.accept(kind, now)
+    accept(account, kind, now)
 
 
 def room(account: Account, now: float, kind: tuple[str, ...] = LIGHT) -> bool:
@@ -42,7 +62,7 @@ def test_it_begins_with_one_and_then_doubles() -> None:
             number += 1
         begun.append(number)
         for _ in range(number):
-            account.accept(LIGHT, 0.0)
+            accept(account, LIGHT, 0.0)
     assert begun == [1, 2, 4, 8]
 
 
@@ -52,9 +72,9 @@ def test_a_full_account_is_asked_again_after_an_end() -> None:
     for _ in range(3):
         submit(account)
     account.begin(LIGHT)
-    account.refuse(LIGHT, 1.0, full())
+    refuse(account, LIGHT, 1.0, full())
     assert not room(account, 2.0)
-    account.end(LIGHT)
+    account.finish(LIGHT)
     assert room(account, 2.0)
     submit(account, 2.0)
     assert not room(account, 3.0)
@@ -66,9 +86,9 @@ def test_every_spelling_of_a_full_account_is_understood(text: str) -> None:
     account = Account()
     submit(account)
     account.begin(LIGHT)
-    account.refuse(LIGHT, 0.0, full(text.format(limit=1, w=1)))
+    refuse(account, LIGHT, 0.0, full(text.format(limit=1, w=1)))
     assert not room(account, 5.0)
-    account.end(LIGHT)
+    account.finish(LIGHT)
     assert room(account, 5.0)
 
 
@@ -77,8 +97,8 @@ def test_a_rate_429_quiets_all_submissions() -> None:
     account = Account()
     submit(account)
     account.begin(LIGHT)
-    account.refuse(LIGHT, 10.0, full("Rate limit exceeded", 17.0))
-    account.end(LIGHT)
+    refuse(account, LIGHT, 10.0, full("Rate limit exceeded", 17.0))
+    account.finish(LIGHT)
     assert account.may_submit_at(HEAVY) == account.may_submit_at(LIGHT) == 27.0
 
 
@@ -86,10 +106,10 @@ def test_with_nothing_of_ours_under_way_the_retry_after_is_the_latest_time() -> 
     """Others fill the account: no end of ours will tell when to try again."""
     account = Account()
     account.begin(LIGHT)
-    account.refuse(LIGHT, 100.0, full(retry_after=60.0))
+    refuse(account, LIGHT, 100.0, full(retry_after=60.0))
     assert 100.0 < account.may_submit_at(LIGHT) <= 160.0
     account.begin(LIGHT)
-    account.refuse(LIGHT, 160.0, full(retry_after=5.0))
+    refuse(account, LIGHT, 160.0, full(retry_after=5.0))
     assert account.may_submit_at(LIGHT) == 165.0
 
 
@@ -99,11 +119,11 @@ def test_weights_are_learned_from_refusals() -> None:
     for _ in range(8):
         submit(account)
     account.begin(HEAVY)
-    account.refuse(HEAVY, 0.0, full(LIVE.format(limit=10, w=3)))
+    refuse(account, HEAVY, 0.0, full(LIVE.format(limit=10, w=3)))
     assert account.weight(HEAVY) == 3
     assert room(account, 0.0, LIGHT)  # two units are left of ten
     assert not room(account, 0.0, HEAVY)
-    account.end(LIGHT)
+    account.finish(LIGHT)
     assert room(account, 0.0, HEAVY)
 
 
@@ -112,7 +132,7 @@ def test_weights_are_learned_from_the_fall_of_the_window() -> None:
     account = Account()
     for now, left in ((0.0, 27), (1.0, 23), (2.0, 20), (3.0, 17)):
         account.begin(HEAVY)
-        account.accept(HEAVY, now, RateLimit(30, left))
+        accept(account, HEAVY, now, RateLimit(30, left))
     assert account.weight(HEAVY) == 3
 
 
@@ -120,11 +140,11 @@ def test_submissions_at_the_same_time_teach_no_weight() -> None:
     """Their answers may come in any order."""
     account = Account()
     account.begin(LIGHT)
-    account.accept(LIGHT, 0.0, RateLimit(30, 29))
+    accept(account, LIGHT, 0.0, RateLimit(30, 29))
     account.begin(LIGHT)
     account.begin(LIGHT)
-    account.accept(LIGHT, 1.0, RateLimit(30, 27))
-    account.accept(LIGHT, 1.0, RateLimit(30, 28))
+    accept(account, LIGHT, 1.0, RateLimit(30, 27))
+    accept(account, LIGHT, 1.0, RateLimit(30, 28))
     assert account.weight(LIGHT) == 1
 
 
@@ -133,9 +153,9 @@ def test_the_minute_is_not_overdrawn() -> None:
     account = Account()
     for second in range(3):
         account.begin(LIGHT)
-        account.accept(LIGHT, float(second), RateLimit(3, 2 - second))
+        accept(account, LIGHT, float(second), RateLimit(3, 2 - second))
     for _ in range(3):
-        account.end(LIGHT)
+        account.finish(LIGHT)
     assert account.may_submit_at(LIGHT) == 60.0
     account.begin(LIGHT)
     assert account.may_submit_at(LIGHT) == 61.0
@@ -145,13 +165,13 @@ def test_where_others_use_up_the_minute_a_refusal_says_until_when() -> None:
     """Too little of ours leaves the window to make room, so asking is the only way to learn."""
     account = Account()
     account.begin(HEAVY)
-    account.refuse(HEAVY, 0.0, full(LIVE.format(limit=30, w=3)))
+    refuse(account, HEAVY, 0.0, full(LIVE.format(limit=30, w=3)))
     account.begin(LIGHT)
-    account.accept(LIGHT, 15.0, RateLimit(30, 0))
+    accept(account, LIGHT, 15.0, RateLimit(30, 0))
     assert account.may_submit_at(LIGHT) == 75.0
     assert room(account, 16.0, HEAVY)
     account.begin(HEAVY)
-    account.refuse(HEAVY, 16.0, full("Rate limit exceeded", 3.0))
+    refuse(account, HEAVY, 16.0, full("Rate limit exceeded", 3.0))
     assert account.may_submit_at(HEAVY) == 19.0
 
 
@@ -163,7 +183,7 @@ def test_what_is_learned_is_forgotten_slowly() -> None:
     now, pauses = 0.0, []
     for _ in range(4):
         account.begin(LIGHT)
-        account.refuse(LIGHT, now, full())
+        refuse(account, LIGHT, now, full())
         pauses.append(account.may_submit_at(LIGHT) - now)
         now += pauses[-1]
     assert pauses == [15.0, 30.0, 30.0, 30.0]
@@ -177,7 +197,7 @@ def test_a_limit_of_the_whole_account_is_not_doubted_soon() -> None:
     for _ in range(10):
         submit(account)
     account.begin(LIGHT)
-    account.refuse(LIGHT, 0.0, full(SHORT.format(limit=10)))
+    refuse(account, LIGHT, 0.0, full(SHORT.format(limit=10)))
     assert account.may_submit_at(LIGHT) == FULL_PROBE
 
 
@@ -185,7 +205,7 @@ def test_a_request_that_can_never_fit_is_known() -> None:
     """To wait for room for it would be to wait for ever."""
     account = Account()
     account.begin(HEAVY)
-    account.refuse(HEAVY, 0.0, full(LIVE.format(limit=2, w=3)))
+    refuse(account, HEAVY, 0.0, full(LIVE.format(limit=2, w=3)))
     assert account.cannot_fit(HEAVY)
     assert not account.cannot_fit(LIGHT)
 
@@ -196,10 +216,10 @@ def test_the_users_own_limits_hold() -> None:
     submit(account)
     submit(account)
     assert account.may_submit_at(LIGHT) == math.inf
-    account.end(LIGHT)
+    account.finish(LIGHT)
     account.begin(LIGHT)
-    account.lose(LIGHT)  # it may have been accepted
-    account.end(LIGHT)
+    lose(account, LIGHT)  # it may have been accepted
+    account.finish(LIGHT)
     assert account.is_exhausted
 
 
@@ -208,7 +228,7 @@ def test_a_submission_that_was_not_accepted_does_not_count() -> None:
     account = Account(max_submissions=1)
     account.begin(LIGHT)
     assert account.may_submit_at(LIGHT) == math.inf
-    account.fail(LIGHT, 0.0)
+    fail(account, LIGHT, 0.0)
     assert room(account, 0.0)
 
 
@@ -217,7 +237,7 @@ def test_without_a_connection_all_pause_a_little() -> None:
     account, now, pauses = Account(), 0.0, []
     for _ in range(8):
         account.begin(LIGHT)
-        account.fail(LIGHT, now, unreachable=True)
+        fail(account, LIGHT, now, unreachable=True)
         pauses.append(account.may_submit_at(LIGHT) - now)
         now += pauses[-1]
     assert pauses == sorted(pauses)
@@ -231,10 +251,10 @@ def test_an_abandoned_generation_still_occupies_the_account() -> None:
     for _ in range(3):
         submit(account)
     account.begin(LIGHT)
-    account.refuse(LIGHT, 0.0, full())
+    refuse(account, LIGHT, 0.0, full())
     account.abandon(LIGHT)
     assert not room(account, 1.0)
-    account.end(LIGHT)
+    account.finish(LIGHT)
     assert room(account, 1.0)
 
 
@@ -268,7 +288,7 @@ def test_any_account_is_used_and_never_besieged(
     while todo or running:
         for end, kind, weight in [each for each in running if each[0] <= now]:
             running.remove((end, kind, weight))
-            account.end(kind)
+            account.finish(kind)
         taken_by_others = sum(units for units, end in others if end > now)
         while todo and account.may_submit_at(todo[0][0]) <= now:
             kind, weight = todo[0]
@@ -276,10 +296,10 @@ def test_any_account_is_used_and_never_besieged(
             recent = sum(units for begun, units in submissions if begun > now - 60)
             if sum(each[2] for each in running) + weight + taken_by_others > capacity:
                 refused.append(now)
-                account.refuse(kind, float(now), full(text.format(limit=capacity, w=weight)))
+                refuse(account, kind, float(now), full(text.format(limit=capacity, w=weight)))
                 continue
             left = RateLimit(10_000, 10_000 - recent - weight) if tells else None
-            account.accept(kind, float(now), left)
+            accept(account, kind, float(now), left)
             submissions.append((now, weight))
             running.append((now + duration, kind, weight))
             del todo[0]
@@ -311,7 +331,7 @@ def test_other_numbers_are_no_limit(text: str) -> None:
     for _ in range(5):
         submit(account)
     account.begin(HEAVY)
-    account.refuse(HEAVY, 0.0, full(f"{text}; this request needs 3"))
+    refuse(account, HEAVY, 0.0, full(f"{text}; this request needs 3"))
     assert not account.cannot_fit(HEAVY)
     assert account.may_submit_at(LIGHT) < FULL_PROBE  # as where no limit is named
 
@@ -320,10 +340,10 @@ def test_a_limit_counts_as_long_as_refusals_name_it() -> None:
     """The plan may be another one by now."""
     account = Account()
     account.begin(HEAVY)
-    account.refuse(HEAVY, 0.0, full(LIVE.format(limit=2, w=3)))
+    refuse(account, HEAVY, 0.0, full(LIVE.format(limit=2, w=3)))
     assert account.cannot_fit(HEAVY)
     account.begin(HEAVY)
-    account.refuse(HEAVY, 60.0, full(DOCUMENTED))
+    refuse(account, HEAVY, 60.0, full(DOCUMENTED))
     assert not account.cannot_fit(HEAVY)
 
 
@@ -332,10 +352,10 @@ def test_a_weight_that_was_only_guessed_gives_up_no_request() -> None:
     account = Account()
     for now, left in ((0.0, 40), (1.0, 28)):
         account.begin(LIGHT)
-        account.accept(LIGHT, now, RateLimit(60, left))
+        accept(account, LIGHT, now, RateLimit(60, left))
     assert account.weight(LIGHT) == 12
     account.begin(LIGHT)
-    account.refuse(LIGHT, 2.0, full(SHORT.format(limit=10)))
+    refuse(account, LIGHT, 2.0, full(SHORT.format(limit=10)))
     assert not account.cannot_fit(LIGHT)
 
 
@@ -344,7 +364,7 @@ def test_a_weight_that_was_too_high_leaves_no_room_that_was_never_seen() -> None
     account = Account()
     for now, left in ((0.0, 60), (1.0, 48), (2.0, 47)):
         account.begin(LIGHT)
-        account.accept(LIGHT, now, RateLimit(60, left))
+        accept(account, LIGHT, now, RateLimit(60, left))
     assert account.weight(LIGHT) == 1
     number = 0
     while room(account, 3.0):
@@ -359,7 +379,7 @@ def test_no_hint_makes_it_ask_all_the_time(text: str, retry_after: float) -> Non
     """The API's own is at least a second; less is a mistake of something in between."""
     account = Account()
     account.begin(LIGHT)
-    account.refuse(LIGHT, 0.0, full(text, retry_after))
+    refuse(account, LIGHT, 0.0, full(text, retry_after))
     assert account.may_submit_at(LIGHT) >= 1.0
 
 
@@ -371,8 +391,8 @@ def test_refusals_of_submissions_that_were_sent_together_count_once() -> None:
     for _ in range(5):
         account.begin(LIGHT)
     for _ in range(4):
-        account.refuse(LIGHT, 0.0, full())
-    account.accept(LIGHT, 0.0)
+        refuse(account, LIGHT, 0.0, full())
+    accept(account, LIGHT, 0.0)
     assert account.may_submit_at(LIGHT) == 15.0
-    account.end(LIGHT)
+    account.finish(LIGHT)
     assert room(account, 0.0)

@@ -196,16 +196,13 @@ async def test_the_id_in_an_answer_that_is_otherwise_unreadable_is_not_lost(
 
 
 @pytest.mark.anyio
-async def test_a_submission_by_hand_tells_the_id_too() -> None:
-    """In the error, whose note says what to do with it."""
+async def test_a_submission_by_hand_gives_the_id_too() -> None:
+    """It was accepted: polls tell the rest."""
     transport = httpx.MockTransport(Unreadable({"id": ID}))
     async with httpx.AsyncClient(transport=transport) as http_client:
         client = LumaClient(auth_token="luma-api-x", http_client=http_client)
-        with pytest.raises(InvalidResponseError, match=ID) as caught:
-            await client.generations.create("a red fox")
-    assert caught.value.generation_id == ID
-    assert caught.value.may_have_been_accepted
-    assert "do not submit it again" in caught.value.__notes__[0]
+        generation = await client.generations.create("a red fox")
+    assert (generation.id, generation.state) == (ID, "queued")
 
 
 @pytest.mark.parametrize("unusable", ["", "..", "x" * 2000, None, 7])

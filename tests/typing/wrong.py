@@ -13,7 +13,7 @@ async def submitting(client: LumaClient) -> None:
     await client.generations.create("a fox", web_search="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await client.generations.create("a fox", source="https://a.example")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await client.generations.create("a fox", video={"lenght": "5s"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    await client.generations.create(model="uni-1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await client.generations.create(7, model="uni-1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 params: CreateParams = {"promt": "a fox"}  # type: ignore[typeddict-unknown-key]  # pyright: ignore[reportAssignmentType]

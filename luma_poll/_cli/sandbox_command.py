@@ -5,12 +5,43 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import AsyncExitStack
+from typing import Annotated
 
 import anyio
+import typer
 
+from luma_poll._cli.options import positive
+from luma_poll._cli.process import orderly_exit
 from luma_poll._cli.terminal import put_line, say
 from luma_poll.errors import ConfigurationError
 from luma_poll.sandbox import Sandbox
+
+
+def sandbox(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8787,
+    speed: Annotated[
+        float, typer.Option(callback=positive, help="How many times as fast as the real API.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Repeat the same ids and durations.")] = None,
+    faults: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="The share of polls that are answered with a fault."),
+    ] = 0.0,
+    strict_keys: Annotated[
+        bool, typer.Option("--strict-keys", help="Refuse keys that do not begin with luma-api-.")
+    ] = False,
+) -> None:
+    """Serve a simulated API until Ctrl-C, for clients in any language.
+
+    Words in a prompt script its generation: sandbox:duration=3, sandbox:outputs=2,
+    sandbox:fail=content_moderated, sandbox:state=throttled.
+
+    Example: luma-poll sandbox --speed 10
+    """
+    with orderly_exit():
+        simulated = Sandbox(speed=speed, seed=seed, faults=faults, strict_keys=strict_keys)
+        anyio.run(serve, simulated, host, port)
 
 
 async def serve(sandbox: Sandbox, host: str, port: int) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from functools import partial
+from typing import Annotated
 
+import anyio
+import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from luma_poll._cli.process import orderly_exit
 from luma_poll._cli.results import Result
-from luma_poll._cli.table import STYLES, LiveTable, live_table
+from luma_poll._cli.table import STYLES, LiveTable
+from luma_poll._cli.terminal import err, is_terminal, out
 from luma_poll._client.client import LumaClient
 from luma_poll._polling.poller import Poller
 from luma_poll._redaction import redact
@@ -39,6 +44,19 @@ async with LumaClient() as client:
     outputs = await Poller(client).wait(generation)"""
 
 
+def demo(
+    chaos: Annotated[
+        bool, typer.Option("--chaos", help="Replace three in ten answers with faults.")
+    ] = False,
+) -> None:
+    """Submit six generations to a simulated API and wait for them; takes seconds.
+
+    It needs no API key. Example: luma-poll demo --chaos
+    """
+    with orderly_exit():
+        anyio.run(partial(run_demo, out, err, chaos=chaos))
+
+
 async def run_demo(out: Console, err: Console, *, chaos: bool = False) -> None:
     """Submit `PROMPTS`, wait for all, and print their results.
 
@@ -58,7 +76,8 @@ async def run_demo(out: Console, err: Console, *, chaos: bool = False) -> None:
             say("On a bad day: three in ten polls are answered with a fault.")
         if err.is_terminal:
             say("")
-        with live_table("prompt", "model", console=err) as table:
+        table = LiveTable.on(err, "prompt", "model", quiet=not is_terminal(err))
+        with table.shown():
             async with LumaClient(DEMO_KEY, base_url=base_url) as client:
                 # Responses that never come are among the faults.
                 hasty = client.with_options(timeout=1.0) if chaos else client

@@ -1,0 +1,244 @@
+"""The parameters of a submission on their way: as given, checked, described, and sent.
+
+All that submits passes here, so all take the same inputs: `create`, the Runner, the fleet, the
+command line.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, Mapping
+from hashlib import sha256
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import anyio.to_thread
+
+from luma_poll._api.media_reference import (
+    MAX_DATA,
+    LocalMedia,
+    is_local,
+    read_local,
+    string_given,
+    too_large,
+)
+from luma_poll._arguments import check_prompt, shown
+from luma_poll.errors import ConfigurationError
+
+Upload: TypeAlias = Callable[[LocalMedia], Awaitable[str]]
+"""Uploads a file, and returns its id."""
+
+MAX_DEPTH = 50
+"""Levels of nesting; the API's own parameters have six."""
+MEDIA_PLACES = re.compile(
+    r"source|image_ref\[\d+\]|video\.(start_frame|end_frame|(edit\.)?keyframes\[\d+\])"
+)
+LISTS_OF_MEDIA = ("image_ref", "video.keyframes", "video.edit.keyframes")
+
+
+def read_params(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the parameters of a submission; what is in them changes no more.
+
+    Files are looked at, not read: reading a few bytes of each is all that this blocks for.
+
+    Returns:
+        A copy without those that are None. What is here and not at the API is a `LocalMedia`.
+
+    Raises:
+        ConfigurationError: They are unusable; the message names the parameter.
+    """
+    params: dict[str, Any] = {}
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise ConfigurationError(f"a parameter's name is a string, not {shown(name)}")
+        if value is not None:
+            params[name] = _checked(name, value, MAX_DEPTH)
+    if params.get("type") != "layering" or "prompt" in params:
+        check_prompt(params.get("prompt"), optional=params.get("type") == "layering")
+    return params
+
+
+async def read_params_async(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the parameters of a submission; in a thread if there are files to look at."""
+    if holds_media(given):
+        return await anyio.to_thread.run_sync(read_params, given)
+    return read_params(given)
+
+
+def _checked(place: str, value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, str):
+        return _checked_text(place, value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ConfigurationError(f"{place} is {value}, which is not JSON")
+        return value
+    if not depth:
+        raise ConfigurationError(
+            f"{place.partition('.')[0].partition('[')[0]} is nested too deeply"
+        )
+    if isinstance(value, Mapping):
+        return _checked_mapping(place, value, depth)
+    if isinstance(value, (list, tuple)):
+        return [_checked(f"{place}[{n}]", item, depth - 1) for n, item in enumerate(value)]
+    if isinstance(value, UUID):
+        return str(value)
+    if place in LISTS_OF_MEDIA:
+        raise ConfigurationError(f"{place} is a list of media references, not one")
+    return read_local(place, value)
+
+
+def _checked_text(place: str, value: str) -> str:
+    if MEDIA_PLACES.fullmatch(place):
+        raise ConfigurationError(string_given(place, value))
+    if place in LISTS_OF_MEDIA:
+        raise ConfigurationError(f"{place} is a list of media references, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{place} is not text: it has half of a surrogate pair") from None
+    return value
+
+
+def _checked_mapping(place: str, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    for name in value:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"{place}: a name in it is a string, not {shown(name)}")
+    checked = {name: _checked(f"{place}.{name}", item, depth - 1) for name, item in value.items()}
+    if MEDIA_PLACES.fullmatch(place) and place != "source" and not checked:
+        raise ConfigurationError(f"{place} is an empty media reference")
+    return checked
+
+
+def local_media(value: Any) -> list[LocalMedia]:
+    """Return what is here and not at the API, in the order of the parameters."""
+    if isinstance(value, LocalMedia):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(items, (list, type({}.values()))):
+        return []
+    return [found for item in items for found in local_media(item)]
+
+
+def described(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return checked parameters as JSON that is small: a digest stands for each image and video.
+
+    It reads all files that it has not read before. The same bytes have the same digest, in a file
+    as in Base64.
+    """
+    return {name: _described(value) for name, value in params.items()}
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, LocalMedia):
+        return {"sha256": value.digest, "media_type": value.media_type, "bytes": value.size}
+    if isinstance(value, list):
+        return [_described(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    digest = _digest_of(value.get("data"))
+    rest = value if digest is None else {k: v for k, v in value.items() if k != "data"}
+    return {**(digest or {}), **{name: _described(item) for name, item in rest.items()}}
+
+
+def _digest_of(data: object) -> dict[str, Any] | None:
+    try:
+        content = b64decode(data, validate=True) if isinstance(data, str) else b""
+    except ValueError:  # the API refuses it
+        return None
+    return {"sha256": sha256(content).hexdigest(), "bytes": len(content)} if content else None
+
+
+async def uploaded(
+    params: Mapping[str, Any], upload: Upload | None, *, larger_than: int = MAX_DATA
+) -> dict[str, Any]:
+    """Upload what is larger than a request may carry.
+
+    Args:
+        params: Checked parameters.
+        upload: Uploads a file; None: this client cannot.
+        larger_than: Bytes; 0 uploads all that is here.
+
+    Raises:
+        ConfigurationError: There is something to upload, and no way to.
+        LumaError: An upload failed.
+    """
+
+    async def convert(found: LocalMedia) -> Any:
+        if found.size <= larger_than:
+            return found
+        if upload is None:
+            raise ConfigurationError(too_large(found))
+        return {"file_id": await upload(found)}
+
+    return await _converted(params, convert)
+
+
+async def encoded(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what is left here into the parameters, as the API takes it.
+
+    Raises:
+        ConfigurationError: A file cannot be read, or is not what it was when it was checked.
+    """
+
+    async def convert(found: LocalMedia) -> Any:
+        return await anyio.to_thread.run_sync(found.as_data)
+
+    return await _converted(params, convert)
+
+
+async def _converted(
+    params: Mapping[str, Any], convert: Callable[[LocalMedia], Awaitable[Any]]
+) -> dict[str, Any]:
+    """Return a copy in which each medium that occurs is converted once."""
+    done = {id(found): await convert(found) for found in local_media(params)}
+    return {name: _replaced(value, done) for name, value in params.items()} if done else {**params}
+
+
+def _replaced(value: Any, done: Mapping[int, Any]) -> Any:
+    if isinstance(value, LocalMedia):
+        return done[id(value)]
+    if isinstance(value, list):
+        return [_replaced(item, done) for item in value]
+    if isinstance(value, dict):
+        return {name: _replaced(item, done) for name, item in value.items()}
+    return value
+
+
+def brief(value: Any) -> Any:
+    """Return a request for people, with bytes and data cut: for the repr of what holds one."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _Shown(f"<{len(value):,} bytes>")
+    if isinstance(value, Mapping):
+        return {
+            name: _Shown(f"<{len(item):,} characters>")
+            if name == "data" and isinstance(item, str)
+            else brief(item)
+            for name, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [brief(item) for item in value]
+    return value
+
+
+class _Shown(str):
+    """Text that stands for itself in a repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def holds_media(value: Any, depth: int = MAX_DEPTH) -> bool:
+    """Return True if there is something in it that takes time to look at."""
+    if isinstance(value, (str, int, float, type(None))) or not depth:
+        return False
+    if isinstance(value, Mapping):
+        return any(holds_media(item, depth - 1) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(holds_media(item, depth - 1) for item in value)
+    return is_local(value)

@@ -1,0 +1,67 @@
+"""`luma-poll download`: the files of generations that have completed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import anyio
+import typer
+
+from luma_poll._arguments import check_generation_id
+from luma_poll._cli.bars import fetch_all
+from luma_poll._cli.exit_codes import exit_code
+from luma_poll._cli.hints import command, options_given
+from luma_poll._cli.options import JsonOption, open_client
+from luma_poll._cli.process import orderly_exit
+from luma_poll._cli.results import Result, writing
+from luma_poll._cli.terminal import say_lines
+
+
+def download(
+    ctx: typer.Context,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of generations.")],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="It is made if there is none.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Fetch files again that are there.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Download the outputs of generations that have ended, and print the paths of the files.
+
+    The same command again fetches what is missing, and costs nothing.
+
+    Example: luma-poll download 182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e outputs
+    """
+    missing: list[str] = []
+
+    async def download_all() -> list[Result]:
+        wanted = list(dict.fromkeys(map(check_generation_id, ids)))
+        async with open_client() as client:
+            missing.extend(wanted)
+            with writing(as_json=as_json, alone=True) as put:
+
+                def put_and_note(result: Result) -> None:
+                    put(result)
+                    if not result.is_open:
+                        missing.remove(result.generation_id)
+
+                return await fetch_all(client, wanted, directory, put_and_note, overwrite=overwrite)
+
+    def hints() -> Iterator[str]:
+        if missing:
+            yield "To fetch what is missing:"
+            yield command("download", *missing, directory, *options_given(ctx))
+
+    with orderly_exit(hints):
+        results = anyio.run(download_all)
+        say_lines(hints())
+        if running := [each.generation_id for each in results if each.is_running]:
+            options = options_given(ctx, "as_json")
+            say_lines(
+                [
+                    "To wait for those still running:",
+                    command("wait", *running, "--download", directory, *options),
+                ]
+            )
+        raise typer.Exit(max(exit_code(each.error) for each in results))

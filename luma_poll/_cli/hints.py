@@ -1,0 +1,91 @@
+"""Commands to copy, which continue what was interrupted or is not complete."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import typer
+
+FEW = 10
+"""Up to so many ids fit into a command to copy, and so many results need no summary."""
+
+
+def options_given(ctx: typer.Context, *only: str, **changed: Any) -> list[str]:
+    """The options that the command was called with, as words of a command line.
+
+    Args:
+        ctx: Of the command.
+        only: The names of those that are wanted; all, if there are none.
+        changed: Values in place of those that were given, or besides; None leaves one out.
+    """
+    words: list[str] = []
+    for param in ctx.command.params:
+        name = param.name or ""
+        if param.param_type_name != "option" or (only and name not in (*only, *changed)):
+            continue
+        source = ctx.get_parameter_source(name)
+        given = ctx.params.get(name) if source and source.name == "COMMANDLINE" else None
+        value = changed.get(name, given)
+        option = max(param.opts, key=len)
+        if isinstance(value, bool):
+            words += [option] * value
+        elif value is not None:
+            for each in value if isinstance(value, (list, tuple)) else [value]:
+                words += [option, _text(each)]
+    return words
+
+
+def command(name: str, *words: str) -> str:
+    """A line with a command to copy."""
+    return f"  luma-poll {name} {shlex.join(words)}"
+
+
+def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """The first and last of each run of consecutive numbers."""
+    groups = groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])
+    runs = [[number for _, number in group] for _, group in groups]
+    return [(run[0], run[-1]) for run in runs]
+
+
+def in_words(numbers: Sequence[int]) -> str:
+    """Numbers of lines, as `line 2` or `lines 3-7,9`."""
+    return f"line{'s' * (len(numbers) > 1)} {as_option(numbers)}"
+
+
+def as_option(numbers: Iterable[int]) -> str:
+    """Numbers of lines, as `--lines` takes them."""
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges(numbers))
+
+
+def read_ranges(text: str) -> list[tuple[int, float]]:
+    """The ranges in the value of `--lines`: `3-7,9,12-`.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    found: list[tuple[int, float]] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        end = float("inf") if dash and not last else int(last or first)
+        if not 1 <= int(first) <= end:
+            raise ValueError(part)
+        found.append((int(first), end))
+    return found
+
+
+def counts(outcomes: Iterable[tuple[str, int]]) -> Iterator[str]:
+    """A summary: how many ended in which way."""
+    for outcome, count in outcomes:
+        yield f"{count:>7} {outcome}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things: `1 line`, `2 lines`."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _text(value: object) -> str:
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -1,0 +1,183 @@
+"""Options and arguments that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, get_args
+from uuid import UUID
+
+import typer
+
+from luma_poll._api.parameters import GenerationType, Model
+from luma_poll._cli.bars import is_file
+from luma_poll._client.client import LumaClient
+from luma_poll.errors import ConfigurationError
+
+MODELS, TYPES = (get_args(get_args(names)[0]) for names in (Model, GenerationType))
+"""Those that are known; the API takes others as it learns them."""
+
+
+def positive(value: float | None) -> float | None:
+    """Check that a number is above 0, or not given."""
+    if value is not None and not value > 0:
+        raise typer.BadParameter(f"must be above 0, not {value:g}.")
+    return value
+
+
+def offer(values: Iterable[str]) -> Callable[[str], list[str]]:
+    """Let the shell complete a word to one of these, though others are accepted too."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The id of a generation.")]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        callback=positive,
+        metavar="SECONDS",
+        help="How long to wait for each; inf: no limit.",
+    ),
+]
+MaxRateOption = Annotated[
+    float,
+    typer.Option(
+        "--max-rate",
+        callback=positive,
+        metavar="N",
+        help="Requests per second, for all together.",
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", autocompletion=offer(MODELS), help="uni-1, ray-3.2, ..."),
+]
+TypeOption = Annotated[
+    str | None, typer.Option("--type", autocompletion=offer(TYPES), help="image, video, ...")
+]
+AspectRatioOption = Annotated[
+    str | None, typer.Option("--aspect-ratio", metavar="RATIO", help="16:9, 1:1, ...")
+]
+ParamOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param",
+        metavar="KEY=VALUE",
+        help="Any other parameter; the value is JSON, @FILE or text.",
+    ),
+]
+SourceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        metavar="FILE|URL|ID",
+        help="The image or video to start from.",
+    ),
+]
+ImageOption = Annotated[
+    list[str] | None,
+    typer.Option("--image", metavar="FILE|URL|ID", help="A reference image; may be repeated."),
+]
+OutputOption = Annotated[
+    str | None,
+    typer.Option(
+        "--output", metavar="PATH", help="Append results to a file, one JSON object per line."
+    ),
+]
+DownloadOption = Annotated[
+    str | None,
+    typer.Option(
+        "--download", metavar="DIR", help="Download the outputs, and print their paths instead."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", help="Show no progress; errors are still reported.")
+]
+
+
+def open_client() -> LumaClient:
+    """A client with the key and the address of the environment.
+
+    Raises:
+        ConfigurationError: The key is missing, or one of them is unusable.
+    """
+    key = os.environ.get("LUMA_AGENTS_API_KEY", "").strip()
+    if not key:
+        other = ""
+        if os.environ.get("LUMAAI_API_KEY", "").strip():
+            other = " LUMAAI_API_KEY is set, but its keys are of another API (Dream Machine)."
+        raise ConfigurationError(
+            f"no API key: set the environment variable LUMA_AGENTS_API_KEY.{other} Keys are made "
+            "at https://platform.lumalabs.ai. Without a key, try: luma-poll demo"
+        )
+    if key[0] in "\"'":
+        raise ConfigurationError(
+            "LUMA_AGENTS_API_KEY begins with a quotation mark, which is not part of a key: some "
+            "tools take the quotes in an env file literally. Leave them out"
+        )
+    return LumaClient()
+
+
+def check_directory(path: str | None) -> None:
+    """Make the directory of the downloads, before anything is submitted for it.
+
+    Raises:
+        ConfigurationError: Files cannot be made there.
+    """
+    if path is None:
+        return
+    if is_file(path):
+        path = os.path.dirname(path) or "."
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be a directory: {error.strerror}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{path} cannot be written to: Permission denied")
+
+
+def reference(value: str) -> object:
+    """A reference to an image or a video: an address, the id of a generation, or a path."""
+    if value.lower().startswith(("https://", "http://")):
+        return {"url": value}
+    with suppress(ValueError):
+        return {"generation_id": str(UUID(value))}
+    return Path(value).expanduser()
+
+
+def read_params(given: Mapping[str, Any], words: Iterable[str] | None) -> dict[str, Any]:
+    """The parameters of `generations.create`, from options and from `KEY=VALUE` words.
+
+    A value is JSON; `@` before it makes it a file; what is not valid JSON, as in `style=manga`, is
+    plain text.
+
+    Raises:
+        ConfigurationError: A word is not `KEY=VALUE`, or a key is given twice.
+    """
+    params = {key: value for key, value in given.items() if value is not None}
+    for word in words or ():
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigurationError(f"--param takes KEY=VALUE, not {word!r}")
+        if key == "prompt":
+            raise ConfigurationError("--param prompt: the prompt is an argument, or in the file")
+        if key in params:
+            raise ConfigurationError(f"--param {key} is given twice")
+        params[key] = _read_value(key, value)
+    return params
+
+
+def _read_value(key: str, value: str) -> object:
+    if value.startswith("@"):
+        return reference(value[1:])
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        if not value.lstrip().startswith(("{", "[", '"')):
+            return value
+        raise ConfigurationError(f"--param {key}: {value!r} is not JSON: {error}") from None

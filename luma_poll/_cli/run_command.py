@@ -1,0 +1,390 @@
+"""`luma-poll run`: prompts in, files out, as fast as the account allows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Annotated
+
+import anyio
+import typer
+
+from luma_poll._cli.bars import DownloadBars, fetch
+from luma_poll._cli.exit_codes import COMPLETED, INTERRUPTED, exit_code
+from luma_poll._cli.hints import FEW, as_option, command, counts, in_words, options_given, plural
+from luma_poll._cli.options import (
+    AspectRatioOption,
+    DownloadOption,
+    JsonOption,
+    MaxRateOption,
+    ModelOption,
+    OutputOption,
+    ParamOption,
+    QuietOption,
+    TimeoutOption,
+    TypeOption,
+    check_directory,
+    open_client,
+    read_params,
+)
+from luma_poll._cli.process import orderly_exit
+from luma_poll._cli.prompts import Line, Prompts, in_full, in_short, read_prompts
+from luma_poll._cli.results import Put, Result, writing
+from luma_poll._cli.table import RunTable
+from luma_poll._cli.terminal import err, is_terminal, put_line, say, say_lines
+from luma_poll._client.client import LumaClient
+from luma_poll._journal.entry import JournalEntry
+from luma_poll._journal.journal import Journal
+from luma_poll._polling.adaptive import AdaptiveWait
+from luma_poll._polling.poller import MAX_RATE, TIMEOUT, Poller
+from luma_poll._running.request_files import Overview, RequestFormat
+from luma_poll._running.run_result import RunResult
+from luma_poll._running.runner import REQUEST_COST, Runner
+from luma_poll._tasks.each import run_each
+from luma_poll.errors import SubmissionUnknownError
+from luma_poll.events import (
+    Event,
+    RunEvent,
+    RunFound,
+    RunRefused,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
+
+MANY = 20
+"""More prompts than these are submitted from a terminal only after a question."""
+
+
+def run(
+    ctx: typer.Context,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE|PROMPT...",
+            help="A file of prompts or parameters (.txt, .jsonl, .json, .csv, .tsv); - is standard "
+            "input; or prompts in quotes.",
+        ),
+    ],
+    model: ModelOption = None,
+    kind: TypeOption = None,
+    aspect_ratio: AspectRatioOption = None,
+    param: ParamOption = None,
+    form: Annotated[
+        RequestFormat | None,
+        typer.Option("--format", help="Of the file, if its name does not say it."),
+    ] = None,
+    lines: Annotated[
+        str | None, typer.Option(metavar="3-7,9,12-", help="Only these lines of the file.")
+    ] = None,
+    download: DownloadOption = None,
+    max_running: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Generations at once (default: all that fit)."),
+    ] = None,
+    max_attempts: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Submit again after failures that may pass."),
+    ] = 1,
+    max_submissions: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Submissions in all.")
+    ] = None,
+    journal: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Remember the submissions: the same command continues the run."
+        ),
+    ] = None,
+    timeout: TimeoutOption = TIMEOUT,
+    max_rate: MaxRateOption = MAX_RATE,
+    as_json: JsonOption = False,
+    output: OutputOption = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help=f"Do not ask before more than {MANY} submissions.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be submitted, and submit nothing.")
+    ] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Submit prompts as fast as the account allows, wait, and print the URLs of the outputs.
+
+    Each generation is billed. Nothing is submitted twice, unless --max-attempts allows it.
+
+    Example: luma-poll run prompts.txt --download outputs --journal runs.db
+    """
+    runs = Runs(ctx)
+
+    async def run_all(prompts: Prompts, kept: Journal | None, put: Put) -> None:
+        nonlocal runs
+        bars = DownloadBars(err)
+        table = RunTable.on(err, "prompt", bars=bars, quiet=quiet)
+        async with open_client() as client:
+            runs = Runs(ctx, prompts)
+            poller = Poller(
+                client,
+                wait=AdaptiveWait(request_cost=REQUEST_COST),
+                timeout=timeout,
+                max_rate=max_rate,
+                on_poll=table.on_poll,
+            )
+            runner = Runner(
+                client,
+                poller,
+                max_running=max_running,
+                max_attempts=max_attempts,
+                max_submissions=max_submissions,
+                journal=kept,
+            )
+            runner.observe(runs.on_run)
+            runner.observe(table.on_run)
+            await run_prompts(runs, client, runner, table, bars, put, directory=download)
+
+    with orderly_exit(lambda: runs.after_interrupt()):
+        usual = {"model": model, "type": kind, "aspect_ratio": aspect_ratio}
+        prompts = read_prompts(sources, read_params(usual, param), form).of(lines)
+        found = prompts.overview()
+        if dry_run:
+            _put_overview(found, journal)
+            return
+        check_directory(download)
+        with (
+            nullcontext() if journal is None else Journal(journal) as kept,
+            writing(output, as_json=as_json, alone=False) as put,
+        ):
+            if kept is not None and kept.entries() and not _known(found, kept):
+                say(
+                    f"warning: none of these is in the journal {journal}, which has others: all "
+                    "are submitted, and billed. Other parameters make another request."
+                )
+            if not yes:
+                _ask(found)
+            anyio.run(run_all, prompts, kept, put)
+        say_lines(runs.after_end())
+        raise typer.Exit(runs.code)
+
+
+def _ask(found: Overview) -> None:
+    """Ask a person before many submissions; a script is never asked."""
+    if found.count <= MANY or not (
+        is_terminal(err) and sys.stdin is not None and sys.stdin.isatty()
+    ):
+        return
+    if not typer.confirm(f"{in_short(found)}: submit?", err=True):
+        say("Nothing was submitted.")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _put_overview(found: Overview, journal: str | None) -> None:
+    known = []
+    if journal is not None and os.path.exists(journal):
+        with Journal(journal) as kept:
+            known = _known(found, kept)
+    for line in in_full(found, known):
+        put_line(line)
+
+
+def _known(found: Overview, journal: Journal) -> list[JournalEntry]:
+    """Return the entries that the journal has of these."""
+    entries = {entry.key: entry for entry in journal.entries()}
+    return [entries[key] for key in found.keys if key in entries]
+
+
+async def run_prompts(
+    runs: Runs,
+    client: LumaClient,
+    runner: Runner,
+    table: RunTable,
+    bars: DownloadBars,
+    put: Put,
+    *,
+    directory: str | None,
+) -> None:
+    """Run requests, and `put` each result as it ends.
+
+    Args:
+        runs: The requests; takes note of what becomes of them.
+        client: The client to download with.
+        runner: Submits and waits.
+        table: Shows how far it is.
+        bars: Show the downloads.
+        put: Called with each result, after its files were downloaded.
+        directory: Where to download the outputs; None for no download.
+    """
+
+    async def finish(ran: RunResult) -> Result:
+        generation, request = ran.generation, ran.request
+        assert not isinstance(request, str)
+        generation_id = ran.submitted[-1] if ran.submitted else ""
+        result = Result(
+            generation_id, generation, ran.error, request=request, submitted=ran.submitted
+        )
+        if directory is None or generation is None or not ran.ok:
+            return result
+        table.download(request)
+        fetched = await fetch(client, generation, directory, bars, name=request.get("key"))
+        return replace(result, error=fetched.error, paths=fetched.paths)
+
+    table.expect(len(runs.prompts.lines))
+    with table.shown():
+        async with (
+            runner.as_completed(line.request for line in runs.prompts.lines) as ran,
+            run_each(finish, ran, limit=None) as results,
+        ):
+            async for result in results:
+                put(result)
+                runs.end(result)
+                table.finish(result)
+
+
+class Runs:
+    """The requests of one command, what has become of them, and how to continue.
+
+    Args:
+        ctx: Of the command, whose options are those of the command that continues.
+        prompts: The requests.
+
+    Attributes:
+        code: The exit code so far.
+    """
+
+    def __init__(self, ctx: typer.Context, prompts: Prompts | None = None) -> None:
+        self.prompts = prompts or Prompts()
+        self.code = COMPLETED
+        self._ctx = ctx
+        self._sent: dict[int, list[str]] = {}  # by identity: the ids of those that were begun
+        self._ended: dict[int, Result] = {}
+        self._outcomes = Counter[str]()
+
+    def on_run(self, event: Event) -> None:
+        """Note a step of a run."""
+        if not isinstance(event, RunEvent):
+            return
+        key = id(event.run.request)
+        if isinstance(event, RunSubmitting):
+            self._sent.setdefault(key, [])
+        elif isinstance(event, RunRefused | RunUnreachable) and not self._sent.get(key):
+            self._sent.pop(key, None)  # it was certainly not accepted
+        elif isinstance(event, RunFound) and event.running:
+            self._sent.setdefault(key, []).append(event.generation_id)
+        elif isinstance(event, RunSubmitted):
+            self._sent.setdefault(key, []).append(event.generation.id)
+
+    def end(self, result: Result) -> None:
+        """Note a result."""
+        self._ended[id(result.request)] = result
+        error = result.error
+        self._outcomes["completed" if error is None else type(error).__name__] += 1
+        self.code = max(self.code, exit_code(error))
+
+    def after_end(self) -> Iterator[str]:
+        """The lines to print at the end."""
+        if len(self.prompts.lines) > FEW:
+            yield from counts(self._outcomes.most_common())
+        unsent = [line for line in self.prompts.lines if self._is_unsent(line)]
+        if unsent:
+            yield f"{_were(len(unsent))} not submitted."
+            yield from self._rest(unsent)
+        late = [each for each in self._ended.values() if each.generation_id and each.is_open]
+        yield from self._waiting([each.generation_id for each in late], "may still finish")
+        yield from self._unknown()
+
+    def after_interrupt(self) -> Iterator[str]:
+        """The lines to print after any other end."""
+        lines, ended = self.prompts.lines, self._ended
+        left = [line for line in lines if id(line.request) not in ended]
+        if not left:
+            return
+        running = [ids[-1] for line in left if (ids := self._sent.get(id(line.request)))]
+        lost = [line for line in left if self._sent.get(id(line.request)) == []]
+        unsent = [line for line in left if id(line.request) not in self._sent]
+        if len(lines) > FEW:
+            yield from counts(self._outcomes.most_common())
+        yield "; ".join(
+            [
+                *[f"{plural(len(running), 'generation')} may be running, and billed"]
+                * bool(running),
+                *[f"{_were(len(unsent))} not submitted"] * bool(unsent),
+            ]
+        ) + "." * bool(running or unsent)
+        if lost:
+            yield (
+                f"{self._place(lost)}: it is not known whether the API accepted it; it may be "
+                "billed. Check the account's usage before you submit it again."
+            )
+        if self._journal is not None:
+            yield "The same command continues; nothing is submitted twice:"
+            yield self._again(None)
+            yield from self._unknown()
+            return
+        yield from self._waiting(running, "may be running")
+        unsent += [line for line in lines if self._is_unsent(line)]
+        yield from self._rest(sorted(unsent, key=lambda line: line.number))
+        yield from self._unknown()
+
+    def _is_unsent(self, line: Line) -> bool:
+        result = self._ended.get(id(line.request))
+        return result is not None and result.is_unsent
+
+    @property
+    def _journal(self) -> str | None:
+        return self._ctx.params.get("journal")
+
+    def _waiting(self, ids: list[str], state: str) -> Iterator[str]:
+        """How to wait for those that were submitted, and to fetch their files."""
+        if not ids:
+            return
+        if self._journal is not None:
+            yield f"{len(ids)} {state}. The same command waits for them, and pays nothing again:"
+            yield self._again(None)
+            return
+        only = options_given(self._ctx, "timeout", "max_rate", "download", "as_json", "output")
+        yield f"{len(ids)} {state}. To wait for them, which costs nothing:"
+        yield command("wait", *ids, *only)
+
+    def _rest(self, lines: list[Line]) -> Iterator[str]:
+        """How to run those that were not submitted."""
+        if not lines:
+            return
+        numbers = [line.number for line in lines]
+        if self.prompts.is_stdin:
+            yield f"Not submitted: {in_words(numbers)} of standard input. Give it again to:"
+        else:
+            yield "To run those that were not submitted:"
+        yield self._again(numbers)
+
+    def _again(self, numbers: list[int] | None) -> str:
+        """The command for some of the lines, or for all."""
+        sources, changed = list(self.prompts.sources), {}
+        if numbers is not None:
+            if self.prompts.is_file or self.prompts.is_stdin:
+                changed["lines"] = as_option(numbers)
+            else:
+                sources = [sources[number - 1] for number in numbers]
+        most = self._ctx.params.get("max_submissions")
+        if most is not None:
+            sent = sum(map(len, self._sent.values()))
+            changed["max_submissions"] = str(most - sent if sent < most else most)
+        return command("run", *sources, *options_given(self._ctx, **changed))
+
+    def _unknown(self) -> Iterator[str]:
+        """How to settle what may have been submitted."""
+        errors = [each.error for each in self._ended.values()]
+        if self._journal is not None and any(isinstance(e, SubmissionUnknownError) for e in errors):
+            yield "To settle what may have been submitted:"
+            yield command("journal", "list", self._journal, "--state", "unknown")
+
+    def _place(self, lines: list[Line]) -> str:
+        where = "standard input" if self.prompts.is_stdin else self.prompts.sources[0]
+        numbers = in_words([line.number for line in lines])
+        if not self.prompts.is_stdin and not self.prompts.is_file:
+            return f"{numbers.replace('line', 'prompt')}"
+        return f"{numbers} of {where}"
+
+
+def _were(count: int) -> str:
+    return f"{count} {'was' if count == 1 else 'were'}"

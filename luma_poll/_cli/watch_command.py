@@ -1,0 +1,54 @@
+"""`luma-poll watch`: every change of a generation's state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import anyio
+import typer
+
+from luma_poll._cli.hints import command, options_given
+from luma_poll._cli.options import IdArgument, JsonOption, TimeoutOption, open_client
+from luma_poll._cli.process import orderly_exit
+from luma_poll._cli.results import put_urls
+from luma_poll._cli.terminal import put_line
+from luma_poll._polling.poller import TIMEOUT, Poller
+from luma_poll.models import Generation
+
+
+def watch(
+    ctx: typer.Context,
+    generation_id: IdArgument,
+    timeout: TimeoutOption = TIMEOUT,
+    as_json: JsonOption = False,
+) -> None:
+    """Print every change of a generation's state, then the URLs of its outputs.
+
+    Example: luma-poll watch 182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e
+    """
+    ended = True
+
+    def put(generation: Generation, seconds: float) -> None:
+        if as_json:
+            put_line(generation.model_dump_json())
+        else:
+            put_line(f"{seconds:7.1f} s  {generation.state}")
+            put_urls(generation)
+
+    async def print_changes() -> None:
+        nonlocal ended
+        started = anyio.current_time()
+        async with open_client() as client:
+            ended = False
+            async for generation in Poller(client).watch(generation_id, timeout=timeout):
+                ended = generation.is_terminal
+                put(generation, anyio.current_time() - started)
+                generation.raise_for_failure()
+
+    def hints() -> Iterator[str]:
+        if not ended:
+            yield "To keep watching:"
+            yield command("watch", generation_id, *options_given(ctx))
+
+    with orderly_exit(hints):
+        anyio.run(print_changes)

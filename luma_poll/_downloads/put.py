@@ -1,0 +1,103 @@
+"""One PUT to the storage: a file goes there in pieces, to a presigned URL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, BinaryIO, Self
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+
+from luma_poll._api.headers import retry_after
+from luma_poll._api.media_reference import PIECE
+from luma_poll._arguments import is_loopback
+from luma_poll._downloads.storage import (
+    LONGEST_RETRY_AFTER,
+    STALL,
+    InterruptedTry,
+    _network,
+    _untraced,
+    close,
+)
+
+CHUNK = 64 * 1024
+"""Bytes that are sent at a time: each must be taken within `STALL`, also on a slow line."""
+
+
+class Pieces:
+    """The bytes of a file, read in a thread as they are sent.
+
+    No async generator: httpx would leave one that is not finished to the garbage collector.
+
+    Args:
+        file: Open at its first byte.
+        size: Bytes to send of it.
+        tell: Called with the bytes sent so far.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, tell: Callable[[int], None]) -> None:
+        self._file = file
+        self._left = self._size = size
+        self._tell = tell
+        self._piece = memoryview(b"")
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._tell(self._size - self._left - len(self._piece))
+        if not self._piece:
+            if not self._left:
+                raise StopAsyncIteration
+            read = await anyio.to_thread.run_sync(self._file.read, min(PIECE, self._left))
+            if not read:
+                raise OSError("the file has become shorter")
+            self._left -= len(read)
+            self._piece = memoryview(read)
+        chunk, self._piece = self._piece[:CHUNK], self._piece[CHUNK:]
+        return bytes(chunk)
+
+    async def aclose(self) -> None:
+        """Do nothing: who has opened the file closes it."""
+
+
+async def put(http: Any, url: str, headers: dict[str, str], pieces: Pieces) -> int:
+    """Send a file to a presigned URL, through the transport that the client has for it.
+
+    Returns:
+        The status.
+
+    Raises:
+        InterruptedTry: It failed in a way that may pass, or with a fresh URL.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        raise InterruptedTry("the URL to upload to is not https")
+    example = http.build_request("GET", "https://localhost")
+    seconds = dict.fromkeys(("connect", "read", "write", "pool"), STALL)
+    kind = next(each for each in type(example.stream).__mro__ if each.__name__ == "AsyncByteStream")
+    stream: Any = type("_Stream", (_Delegate, kind), {})()
+    stream.pieces = pieces
+    request = type(example)("PUT", url, headers=headers, extensions={"timeout": seconds})
+    request.stream = stream
+    with _network(), _untraced():
+        response = await http._transport_for_url(request.url).handle_async_request(request)
+    status: int = response.status_code
+    await close(response)
+    if status == 403:
+        raise InterruptedTry("the storage refused the URL (HTTP 403)", expired=True)
+    if status in (408, 425, 429) or status >= 500:
+        wait = min(retry_after(response.headers) or 0.0, LONGEST_RETRY_AFTER)
+        raise InterruptedTry(f"the storage answered HTTP {status}", retry_after=wait)
+    return status
+
+
+class _Delegate:
+    pieces: Pieces
+
+    def __aiter__(self) -> Pieces:
+        return self.pieces
+
+    async def aclose(self) -> None:
+        """Nothing of it is open."""

@@ -1,0 +1,516 @@
+"""Requests from a file: a prompt on each line, JSON, or a table; checked as a whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final, Literal, TypeAlias, get_args
+
+from luma_poll._api.known_parameters import unknown_names
+from luma_poll._api.request_body import LISTS_OF_MEDIA, MEDIA_PLACES
+from luma_poll._arguments import shown
+from luma_poll._journal.fingerprint import fingerprint
+from luma_poll._running.requests import Keys, read_request
+from luma_poll.errors import ConfigurationError
+
+RequestFormat: TypeAlias = Literal["text", "jsonl", "json", "csv", "tsv"]
+FORMATS: Final[Mapping[str, RequestFormat]] = {
+    ".txt": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+"""The format of a file by the end of its name."""
+TEXT_COLUMNS: Final = (
+    "prompt",
+    "key",
+    "model",
+    "type",
+    "aspect_ratio",
+    "output_format",
+    "style",
+    "user_id",
+)
+"""Columns whose cells are text, whatever they look like: a key may be 17."""
+MOST_PROBLEMS: Final = 50
+"""Problems that one error lists."""
+_MARKS: Final = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_Numbered: TypeAlias = Iterator[tuple[int, Any]]
+
+
+class _ProblemError(Exception):
+    """A problem with one line; `ends` if nothing behind it can be read."""
+
+    def __init__(self, line: int, why: str, *, ends: bool = False) -> None:
+        super().__init__(why)
+        self.line, self.ends = line, ends
+
+
+def requests_from(
+    path: str | os.PathLike[str] | IO[bytes],
+    *,
+    format: RequestFormat | None = None,  # noqa: A002 (the word that people look for)
+    defaults: Mapping[str, Any] | None = None,
+    extra_parameters: Collection[str] = (),
+) -> RequestFile:
+    """Read the requests in a file, for `run_all` and `as_completed`.
+
+    The whole file is checked now, before anything is submitted; all its problems are in one error,
+    with their lines. The requests themselves are read as they are taken.
+
+        results = await runner.run_all(luma_poll.requests_from("products.csv"))
+
+    - `.txt`: a prompt on each line. Lines that are blank, or begin with `#`, are skipped.
+    - `.jsonl`, `.ndjson`: a prompt, or an object of parameters, on each line.
+    - `.json`: an array of these.
+    - `.csv`, `.tsv`: the first row has the names of the parameters, with dots for nested ones
+      (`video.duration`, `image_ref.0`). An empty cell is not given.
+
+    `prompt` and `key` are names like the others. A reference to an image or a video may be a path,
+    which is relative to the file, or an address.
+
+    Args:
+        path: The file, or one that is open for reading bytes.
+        format: What it is, where its name does not say that.
+        defaults: Parameters of all requests that do not have their own.
+        extra_parameters: Names to accept besides the known ones: what the API has learned since.
+
+    Returns:
+        An iterable of mappings, with a length.
+
+    Raises:
+        ConfigurationError: It cannot be read, has no request, or has problems.
+    """
+    return RequestFile(path, format, defaults or {}, extra_parameters)
+
+
+class RequestFile:
+    """The requests in a file, which has been checked: made by `requests_from`.
+
+    Attributes:
+        name: The name of the file, for people.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | IO[bytes],
+        form: RequestFormat | None,
+        defaults: Mapping[str, Any],
+        extra_parameters: Collection[str],
+    ) -> None:
+        self.name: str
+        self._content: bytes | None = None
+        if isinstance(path, (str, os.PathLike)):
+            self._path = Path(path)
+            self.name = str(path)
+        else:
+            self._path = Path()
+            self._content = _whole(path)
+            self.name = "standard input" if getattr(path, "name", 0) == "<stdin>" else "the file"
+        self._format = self._checked_format(form)
+        self._defaults = {name: value for name, value in defaults.items() if value is not None}
+        self._extra = extra_parameters
+        self._is_sure = form is not None
+        self._state = self._current_state()
+        self._count = self._check()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"<{self._count} requests from {self.name}>"
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (request for _, request in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield each request, and the number of the line where it begins.
+
+        Raises:
+            ConfigurationError: The file has changed since it was checked.
+        """
+        if self._current_state() != self._state:
+            raise ConfigurationError(f"{self.name} has changed since it was checked")
+        for line, given in self._given():
+            yield line, self._request(given)
+
+    def _checked_format(self, form: str | None) -> RequestFormat:
+        known = get_args(RequestFormat)
+        if form is not None and form not in known:
+            raise ConfigurationError(f"format is one of {', '.join(known)}, not {shown(form)}")
+        found = form or FORMATS.get(self._path.suffix.lower())
+        if found is None:
+            ends = ", ".join(FORMATS)
+            raise ConfigurationError(
+                f"{self.name}: its name does not say what it is: use one of {ends}, or give the "
+                f"format ({', '.join(known)})"
+            )
+        return found  # type: ignore[return-value]
+
+    def _current_state(self) -> tuple[int, int] | None:
+        if self._content is not None:
+            return None
+        try:
+            status = self._path.stat()
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from None
+        if not self._path.is_file():  # a pipe or a device: it can be read once
+            self._content = _whole(self._path)
+        return status.st_size, status.st_mtime_ns
+
+    def _unreadable(self, error: Exception) -> ConfigurationError:
+        return ConfigurationError(f"cannot read {self.name}: {_reason(error)}")
+
+    def _check(self) -> int:
+        """Read all of it; returns the number of requests."""
+        problems: list[str] = []
+        lines: dict[str, int] = {}
+        count = 0
+        rows = self._given()
+        while True:
+            line = 0
+            try:
+                line, given = next(rows)
+                count += 1
+                self._check_request(given, line, lines)
+            except StopIteration:
+                break
+            except _ProblemError as problem:
+                where = f"line {problem.line}: " if problem.line else ""
+                problems.append(f"{where}{problem}")
+                if problem.ends:
+                    break
+            except ConfigurationError as error:
+                problems.append(f"line {line}: {error}")
+        if problems:
+            raise self._error(problems)
+        if not count:
+            raise ConfigurationError(f"there is no prompt in {self.name}")
+        return count
+
+    def _error(self, problems: list[str]) -> ConfigurationError:
+        if len(problems) == 1:
+            return ConfigurationError(f"{self.name}, {problems[0]}")
+        left = len(problems) - MOST_PROBLEMS
+        told = [*problems[:MOST_PROBLEMS], *([f"and {left} more"] if left > 0 else [])]
+        return ConfigurationError(
+            f"{self.name} has {len(problems)} problems, and nothing was submitted: "
+            + "; ".join(told),
+            problems=told,
+        )
+
+    def _check_request(self, given: Any, line: int, lines: dict[str, int]) -> None:
+        if isinstance(given, _ProblemError):
+            raise given
+        request = self._request(given)
+        for name, nearest in unknown_names({**request, "key": None}, self._extra):
+            hint = f": do you mean {nearest}?" if nearest else ""
+            raise _ProblemError(line, f"there is no parameter {name!r}{hint}")
+        read = read_request(request)
+        if read.key is not None and lines.setdefault(read.key, line) != line:
+            raise _ProblemError(line, f"the key {read.key!r} is that of line {lines[read.key]} too")
+
+    def _request(self, given: Any) -> dict[str, Any]:
+        if isinstance(given, str):
+            given = {"prompt": given}
+        if not isinstance(given, dict):
+            raise ConfigurationError("a request is a prompt or an object of parameters")
+        request: dict[str, Any] = self._with_paths("", {**self._defaults, **given})
+        return request
+
+    def _with_paths(self, place: str, value: Any) -> Any:
+        """Return parameters in which text where a reference belongs is an address or a path."""
+        if isinstance(value, dict):
+            dot = f"{place}." if place else ""
+            return {name: self._with_paths(f"{dot}{name}", item) for name, item in value.items()}
+        if place in LISTS_OF_MEDIA and isinstance(value, str):
+            value = [value]  # one reference, in the cell of a table
+        if isinstance(value, list):
+            return [self._with_paths(f"{place}[{n}]", item) for n, item in enumerate(value)]
+        if isinstance(value, str) and MEDIA_PLACES.fullmatch(place):
+            if value.lower().startswith(("https://", "http://")):
+                return {"url": value}
+            return self._path.parent / Path(value).expanduser()
+        return value
+
+    def _given(self) -> _Numbered:
+        """Yield the line of each request, and what stands there, or a `_ProblemError`."""
+        with self._open() as file:
+            text = self._decoded(file)
+            read: Callable[[Iterable[str]], _Numbered] = getattr(self, f"_read_{self._format}")
+            yield from read(text)
+
+    def _open(self) -> IO[bytes]:
+        if self._content is not None:
+            return io.BytesIO(self._content)
+        try:
+            return self._path.open("rb")
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from None
+
+    def _decoded(self, file: IO[bytes]) -> Iterator[str]:
+        """Yield the lines, with their ends."""
+        start = file.read(4)
+        mark, encoding = next(
+            (each for each in _MARKS if start.startswith(each[0])), (b"", "utf-8")
+        )
+        file.seek(0 if encoding == "utf-16" else len(mark))
+        if encoding == "utf-8":
+            yield from _utf8_lines(file)
+            return
+        # newline="": the csv module finds the ends of rows by itself.
+        with io.TextIOWrapper(file, encoding, newline="") as text:
+            number = 1
+            try:
+                for line in text:
+                    yield line
+                    number += 1
+            except UnicodeError:
+                raise _ProblemError(number, "it is not UTF-16", ends=True) from None
+
+    def _read_text(self, text: Iterable[str]) -> _Numbered:
+        is_first = True
+        for number, line in enumerate(text, 1):
+            prompt = line.strip()
+            if not prompt or prompt.startswith("#"):
+                continue
+            if not self._is_sure and (odd := _looks_structured(prompt, is_first)):
+                raise _ProblemError(
+                    number,
+                    f"{odd}, not a prompt: give the file another name, or the format 'text'",
+                    ends=True,
+                )
+            is_first = False
+            yield number, prompt
+
+    def _read_jsonl(self, text: Iterable[str]) -> _Numbered:
+        for number, line in enumerate(text, 1):
+            if (content := line.strip()) and not content.startswith("#"):
+                try:
+                    yield number, _parse(content)
+                except ConfigurationError as error:
+                    yield number, _ProblemError(number, str(error))
+
+    def _read_json(self, text: Iterable[str]) -> _Numbered:
+        content = "".join(text)
+        try:
+            items = _parse(content)
+        except ConfigurationError as error:
+            line = getattr(error, "line", 1)
+            raise _ProblemError(line, str(error), ends=True) from None
+        if not isinstance(items, list):
+            raise _ProblemError(1, "it is not a JSON array", ends=True)
+        yield from zip(_lines_of_items(content, len(items)), items, strict=True)
+
+    def _read_csv(self, text: Iterable[str]) -> _Numbered:
+        return self._read_table(text, ",;")
+
+    def _read_tsv(self, text: Iterable[str]) -> _Numbered:
+        return self._read_table(text, "\t")
+
+    def _read_table(self, text: Iterable[str], delimiters: str) -> _Numbered:
+        lines = iter(text)
+        header = next(lines, "")
+        # Excel writes semicolons where the comma is part of numbers.
+        delimiter = next((each for each in delimiters if each in header), delimiters[0])
+        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+        if twice := [name for name, times in Counter(names).items() if name and times > 1]:
+            raise _ProblemError(1, f"two columns are called {twice[0]!r}", ends=True)
+        if "prompt" not in names and "prompt" not in self._defaults and "type" not in names:
+            raise _ProblemError(1, "no column is called 'prompt'", ends=True)
+        rows, begin = csv.reader(lines, delimiter=delimiter, strict=True), 2
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise _ProblemError(
+                    begin, f"it is no row of a table ({error})", ends=True
+                ) from None
+            if any(cell.strip() for cell in row):
+                try:
+                    yield begin, _request_of(names, row)
+                except ConfigurationError as error:
+                    yield begin, _ProblemError(begin, str(error))
+            begin = rows.line_num + 2
+
+
+@dataclass
+class Overview:
+    """All that would be submitted.
+
+    Attributes:
+        count: Requests.
+        models: How many ask for each model; an empty name stands for the API's default.
+        types: The same for the types.
+        keys: The key of each, given or made from its parameters, in order.
+        media: The files, bytes and images of all, by name: bytes of each, and how often it occurs.
+    """
+
+    count: int = 0
+    models: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
+    keys: list[str] = field(default_factory=list)
+    media: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def overview(requests: Iterable[Any]) -> Overview:
+    """Look at requests without submitting any; this reads the files that they refer to.
+
+    Raises:
+        ConfigurationError: One is unusable.
+    """
+    found, keys = Overview(), Keys()
+    for given in requests:
+        request = read_request(given)
+        found.count += 1
+        found.models[str(request.params.get("model", ""))] += 1
+        found.types[str(request.params.get("type", ""))] += 1
+        key = keys.of(fingerprint(request.params)) if request.key is None else request.key
+        found.keys.append(key)
+        for each in request.local_media:
+            size, times = found.media.get(each.name, (each.size, 0))
+            found.media[each.name] = size, times + 1
+    return found
+
+
+def _whole(file: Path | IO[bytes]) -> bytes:
+    try:
+        content = file.read_bytes() if isinstance(file, Path) else file.read()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot read {file}: {_reason(error)}") from None
+    if not isinstance(content, bytes):
+        raise ConfigurationError("the file is open as text: use mode 'rb'")
+    return content
+
+
+def _utf8_lines(file: IO[bytes]) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        if b"\0" in line:
+            why = "has NUL characters: it may be UTF-16 without a mark; save it as UTF-8"
+            raise _ProblemError(number, why, ends=True)
+        try:
+            yield line.decode()
+        except UnicodeDecodeError:
+            raise _ProblemError(number, "it is not UTF-8", ends=True) from None
+
+
+def _looks_structured(line: str, is_first: bool) -> str | None:
+    """Return what a line of a text looks like, if it is no prompt."""
+    try:
+        value = json.loads(line.rstrip(","))
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, (dict, list)) or line in ("[", "]", "{", "}", "],", "},"):
+        return "it looks like JSON"
+    cells = [cell.strip(' "').lower() for cell in re.split(r"[,;\t]", line)]
+    if is_first and "prompt" in cells:
+        return "it looks like the header of a table"
+    if re.fullmatch(r"(?i)-?\s*[\"']?prompts?[\"']?\s*:.*", line):
+        return "it looks like YAML"
+    return None
+
+
+class _NoJSONError(ConfigurationError):
+    """Text is no JSON; `line` says where."""
+
+    line = 1
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_without_repetition)
+    except ConfigurationError:
+        raise
+    except json.JSONDecodeError as error:
+        problem = _NoJSONError(f"not JSON: {error.msg} at character {error.colno}")
+        problem.line = error.lineno
+    except (ValueError, RecursionError) as error:
+        problem = _NoJSONError(f"not JSON: {error}")
+    raise problem
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for name, times in Counter(name for name, _ in pairs).items():
+        if times > 1:
+            raise ConfigurationError(f"{name!r} is given {times} times")
+    return dict(pairs)
+
+
+def _lines_of_items(content: str, count: int) -> Iterator[int]:
+    """Yield the line where each item of a valid array begins."""
+    decoder = json.JSONDecoder()
+    place, line, seen = content.index("[") + 1, 1, 0
+    for _ in range(count):
+        found = re.compile(r"[\s,]*").match(content, place)
+        place = found.end() if found else place
+        line += content.count("\n", seen, place)
+        seen = place
+        yield line
+        _, place = decoder.raw_decode(content, place)
+
+
+def _request_of(names: list[str], row: list[str]) -> dict[str, Any]:
+    """Return the request in a row of a table."""
+    if len(row) > len(names):
+        raise ConfigurationError(f"it has {len(row)} cells, the header has {len(names)}")
+    request: dict[str, Any] = {}
+    for name, cell in zip(names, row, strict=False):
+        if not cell.strip():
+            continue
+        if not name:
+            raise ConfigurationError(f"the column of {cell[:50]!r} has no name")
+        _put(request, name, _value(name, cell))
+    return {name: _as_lists(value) for name, value in request.items()}
+
+
+def _value(name: str, cell: str) -> Any:
+    text = cell.strip()
+    if name in TEXT_COLUMNS:
+        if text.lower() == "nan":
+            raise ConfigurationError(f"{name} is {text}: an empty cell of pandas?")
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text[0] in "[{" or re.fullmatch(r"-?[\d.]+([eE][-+]?\d+)?|NaN|null", text):
+        try:
+            return _parse(text)
+        except _NoJSONError as error:
+            raise ConfigurationError(f"{name}: {error}") from None
+    return text
+
+
+def _put(request: dict[str, Any], name: str, value: Any) -> None:
+    """Put the value of a cell where the dots in the name of its column say."""
+    *path, last = name.split(".")
+    for step in path:
+        request = request.setdefault(step, {})
+        if not isinstance(request, dict):
+            raise ConfigurationError(f"the columns for {name!r} contradict each other")
+    if last in request:
+        raise ConfigurationError(f"the columns for {name!r} contradict each other")
+    request[last] = value
+
+
+def _as_lists(value: Any) -> Any:
+    """Return nested columns, in which those whose names are numbers are lists."""
+    if not isinstance(value, dict):
+        return value
+    items = {name: _as_lists(item) for name, item in value.items()}
+    if items and all(name.isdigit() for name in items):
+        return [items[name] for name in sorted(items, key=int)]
+    return items
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,187 @@
+"""Connections that died without a word, in virtual time: the network as a list."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+
+from luma_poll import APIConnectionError, APITimeoutError, LumaClient, Poller
+from luma_poll._client.transport import LONGEST_PATIENCE, SHORTEST_PATIENCE
+from tests.fakes import ID, OUTPUT
+
+DONE = {"id": ID, "state": "completed", "output": OUTPUT}
+ANSWER = 0.5  # seconds that an answer takes
+
+pytestmark = pytest.mark.anyio
+
+
+class Network:
+    """Makes connections. Each answers after so many seconds, by how often it was used before."""
+
+    def __init__(self, *connections: Callable[[int], float]) -> None:
+        self.connections: list[Connection] = []
+        self.requests: list[str] = []
+        self.script = connections
+
+    def connect(self, **options: Any) -> httpx.AsyncBaseTransport:
+        self.connections.append(Connection(self, len(self.connections)))
+        return self.connections[-1]
+
+    @property
+    def open(self) -> list[int]:
+        """The connections that were used and are not closed."""
+        return [each.number for each in self.connections if each.uses and not each.is_closed]
+
+
+class Connection(httpx.AsyncBaseTransport):
+    def __init__(self, network: Network, number: int) -> None:
+        self.network, self.number, self.uses, self.is_closed = network, number, 0, False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        # The first transport only checks the proxy, and is never used.
+        takes = self.network.script[min(self.number, len(self.network.script)) - 1]
+        self.network.requests.append(request.method)
+        seconds = takes(self.uses)
+        self.uses += 1
+        await anyio.sleep(abs(seconds))
+        if seconds < 0:
+            raise httpx.ConnectError("no route to host")
+        return httpx.Response(200, stream=httpx.ByteStream(json.dumps(DONE).encode()))
+
+    async def aclose(self) -> None:
+        await anyio.lowlevel.checkpoint()  # where a cancellation would strike
+        self.is_closed = True
+
+
+def alive(uses: int) -> float:
+    return ANSWER
+
+
+def dies(uses: int) -> float:
+    """Answers once, and never again."""
+    return ANSWER if uses == 0 else 1e6
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Network, LumaClient]]:
+    def connected(*script: Callable[[int], float], **options: Any) -> tuple[Network, LumaClient]:
+        network = Network(*script)
+        monkeypatch.setattr(httpx, "AsyncHTTPTransport", network.connect)
+        return network, LumaClient("k", **{"max_retries": 0, "timeout": 30, **options})
+
+    return connected
+
+
+Connect = Callable[..., tuple[Network, LumaClient]]
+
+
+async def seconds(pending: Awaitable[Any]) -> float:
+    began = anyio.current_time()
+    await pending
+    return round(anyio.current_time() - began, 6)
+
+
+async def test_a_silent_connection_costs_some_seconds_not_the_deadline(connect: Connect) -> None:
+    """The request is sent once more, on a new connection; the dead one is closed."""
+    network, client = connect(dies, alive)
+    await client.generations.get(ID)
+    await anyio.sleep(5)
+    poller = Poller(client)
+    assert await seconds(poller.wait(ID, timeout=25)) == SHORTEST_PATIENCE + ANSWER
+    assert network.open == [2]
+
+
+async def test_one_dead_connection_does_not_follow_another(connect: Connect) -> None:
+    """What was idle when the silence began is not used again; what has answered since is."""
+    network, client = connect(*[dies] * 20, alive)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(client.generations.get, ID)
+    assert len(network.open) == 20
+    await anyio.sleep(5)
+    assert await seconds(client.generations.get(ID)) == SHORTEST_PATIENCE + ANSWER
+    assert network.open == [21]
+    for _ in range(3):
+        await anyio.sleep(1)
+        assert await seconds(client.generations.get(ID)) == ANSWER
+    assert network.open == [21]
+
+
+async def test_all_at_once_wait_only_once(connect: Connect) -> None:
+    """Twenty requests on twenty dead connections."""
+    network, client = connect(*[dies] * 20, alive)
+    for _ in range(2):
+        began = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(client.generations.get, ID)
+        await anyio.sleep(1)
+    assert anyio.current_time() - began - 1 == SHORTEST_PATIENCE + ANSWER
+    assert len(network.open) == 20
+
+
+async def test_whichever_answers_first_counts(connect: Connect) -> None:
+    """The first connection is slow, not dead, and the second one slower."""
+    network, client = connect(lambda uses: 4.0 if uses else ANSWER, lambda uses: 10.0)
+    await client.generations.get(ID)
+    await anyio.sleep(5)
+    assert await seconds(client.generations.get(ID)) == 4.0
+    assert network.open == [1], "the other one is closed"
+    assert network.requests == ["GET"] * 3
+
+
+async def test_a_second_request_that_fails_leaves_the_first_alone(connect: Connect) -> None:
+    """There is no new connection to be had; the old one answers in the end."""
+    network, client = connect(lambda uses: 6.0 if uses else ANSWER, lambda uses: -0.1)
+    await client.generations.get(ID)
+    await anyio.sleep(5)
+    assert await seconds(client.generations.get(ID)) == 6.0
+    assert network.open == [1]
+
+
+async def test_where_both_fail_the_error_is_told(connect: Connect) -> None:
+    """Not in a group of exceptions."""
+    network, client = connect(lambda uses: -6.0 if uses else ANSWER, lambda uses: -0.1)
+    await client.generations.get(ID)
+    await anyio.sleep(5)
+    with pytest.raises(APIConnectionError, match="no route"):
+        await client.generations.get(ID)
+    assert not network.open
+
+
+async def test_a_service_that_has_become_slow_is_not_asked_twice(connect: Connect) -> None:
+    """What its answers take is learned: only the first slow one costs a second request."""
+    network, client = connect(lambda uses: 4.0 if uses else ANSWER)
+    for _ in range(6):
+        await client.generations.get(ID)
+        await anyio.sleep(1)
+    assert network.requests == ["GET"] * 7
+    assert SHORTEST_PATIENCE < 4.0 < LONGEST_PATIENCE
+
+
+async def test_a_submission_is_never_sent_twice(connect: Connect) -> None:
+    """It has a new connection, and no answer leaves it open."""
+    network, client = connect(alive, lambda uses: 1e6)
+    await client.generations.get(ID)
+    await anyio.sleep(5)
+    with pytest.raises(APITimeoutError) as caught:
+        await client.generations.create("a fox")
+    assert caught.value.may_have_been_accepted
+    assert network.requests == ["GET", "POST"]
+
+
+@pytest.mark.parametrize("after", [0.2, 3.0, 3.2, 3.5])
+async def test_a_cancelled_request_closes_its_connections(connect: Connect, after: float) -> None:
+    """Whether one or two are under way: nothing is left open, nor left to the collector."""
+    network, client = connect(dies, alive)
+    await client.generations.get(ID)
+    await anyio.sleep(5)
+    with anyio.move_on_after(after):
+        await client.generations.get(ID)
+    assert network.open in ([], [2])
+    await client.aclose()
+    assert not network.open
