@@ -189,6 +189,7 @@ WINGS = {
     "sandbox": [
         "clock",
         "pictures",
+        "films",
         "presigning",
         "faults",
         "bad_socket",
@@ -198,6 +199,8 @@ WINGS = {
         "lifecycles",
         "server",
         "refusals",
+        "stored_files",
+        "file_routes",
         "app",
     ],
 }

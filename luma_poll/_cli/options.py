@@ -153,8 +153,8 @@ def reference(value: str) -> object:
 def read_params(given: Mapping[str, Any], words: Iterable[str] | None) -> dict[str, Any]:
     """The parameters of `generations.create`, from options and from `KEY=VALUE` words.
 
-    A value is JSON; `@` before it makes it a file; what is not valid JSON, as in `style=manga`, is
-    plain text.
+    Dots in a key lead into a parameter: `video.duration=5s`. A value is JSON; `@` before it makes
+    it a file; what is not valid JSON, as in `style=manga`, is plain text.
 
     Raises:
         ConfigurationError: A word is not `KEY=VALUE`, or a key is given twice.
@@ -162,13 +162,19 @@ def read_params(given: Mapping[str, Any], words: Iterable[str] | None) -> dict[s
     params = {key: value for key, value in given.items() if value is not None}
     for word in words or ():
         key, equals, value = word.partition("=")
-        if not equals or not key.isidentifier():
+        *path, last = key.split(".")
+        if not equals or not all(part.isidentifier() for part in (*path, last)):
             raise ConfigurationError(f"--param takes KEY=VALUE, not {word!r}")
         if key == "prompt":
             raise ConfigurationError("--param prompt: the prompt is an argument, or in the file")
-        if key in params:
+        place = params
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigurationError(f"--param {key}: {part} is given as a whole, too")
+        if last in place:
             raise ConfigurationError(f"--param {key} is given twice")
-        params[key] = _read_value(key, value)
+        place[last] = _read_value(key, value)
     return params
 
 

@@ -130,7 +130,6 @@ def run(
                 wait=AdaptiveWait(request_cost=REQUEST_COST),
                 timeout=timeout,
                 max_rate=max_rate,
-                on_poll=table.on_poll,
             )
             runner = Runner(
                 client,
@@ -141,7 +140,7 @@ def run(
                 journal=kept,
             )
             runner.observe(runs.on_run)
-            runner.observe(table.on_run)
+            runner.observe(table.on_event)
             await run_prompts(runs, client, runner, table, bars, put, directory=download)
 
     with orderly_exit(lambda: runs.after_interrupt()):
@@ -259,6 +258,7 @@ class Runs:
         self._sent: dict[int, list[str]] = {}  # by identity: the ids of those that were begun
         self._ended: dict[int, Result] = {}
         self._outcomes = Counter[str]()
+        self._submissions = 0
 
     def on_run(self, event: Event) -> None:
         """Note a step of a run."""
@@ -273,6 +273,7 @@ class Runs:
             self._sent.setdefault(key, []).append(event.generation_id)
         elif isinstance(event, RunSubmitted):
             self._sent.setdefault(key, []).append(event.generation.id)
+            self._submissions += 1
 
     def end(self, result: Result) -> None:
         """Note a result."""
@@ -367,8 +368,8 @@ class Runs:
                 sources = [sources[number - 1] for number in numbers]
         most = self._ctx.params.get("max_submissions")
         if most is not None:
-            sent = sum(map(len, self._sent.values()))
-            changed["max_submissions"] = str(most - sent if sent < most else most)
+            left = most - self._submissions
+            changed["max_submissions"] = str(left or most)
         return command("run", *sources, *options_given(self._ctx, **changed))
 
     def _unknown(self) -> Iterator[str]:

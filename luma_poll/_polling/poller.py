@@ -9,6 +9,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Mapping,
 )
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
@@ -35,6 +36,7 @@ from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.schedules import DEFAULT_WAIT, Schedule, scaled_by_environment
 from luma_poll._polling.streams import Streams
 from luma_poll._tasks.each import run_each, run_in_order
+from luma_poll._texts import encodable
 from luma_poll.errors import (
     ConfigurationError,
     GenerationError,
@@ -42,10 +44,13 @@ from luma_poll.errors import (
     PollTimeoutError,
 )
 from luma_poll.events import Observer, PollEvent
-from luma_poll.models import Generation, GenerationLike, GenerationOutput
+from luma_poll.models import Generation, GenerationLike, GenerationOutput, field_of
 
-AnyGeneration: TypeAlias = str | UUID | GenerationLike
-"""An id, or a snapshot of a generation such as the one from `create`, ours or the SDK's."""
+AnyGeneration: TypeAlias = str | UUID | GenerationLike | Mapping[str, Any]
+"""An id, or a snapshot of a generation such as the one from `create`, ours or the SDK's.
+
+A mapping is a snapshot as JSON, such as a line of the command line's `--json`.
+"""
 
 TIMEOUT = 600.0
 """Seconds that a generation is waited for, unless the user says otherwise."""
@@ -238,9 +243,8 @@ class Poller:
         self, generations: object, timeout: float | UseDefault | None, limit: object
     ) -> Callable[[AnyGeneration], Awaitable[PollResult]]:
         """Check the arguments of a batch; returns the function that waits for one of them."""
-        if isinstance(generations, (str, bytes, BaseModel)) or not isinstance(
-            generations, (Iterable, AsyncIterable)
-        ):
+        is_one = isinstance(generations, (str, bytes, BaseModel)) or _is_snapshot(generations)
+        if is_one or not isinstance(generations, (Iterable, AsyncIterable)):
             raise ConfigurationError(
                 "generations must be an iterable of ids or snapshots, "
                 f"not {type(generations).__name__}"
@@ -336,7 +340,15 @@ class Poller:
 
 def _name_of(generation: object) -> str:
     """The id, or its text if it is not a valid id."""
-    return shown(getattr(generation, "id", generation), str).strip()[:MAX_ID_LENGTH]
+    if isinstance(generation, Mapping):  # its text may have signed URLs
+        name = generation.get("id")
+    else:
+        name = getattr(generation, "id", generation)
+    return encodable(shown(name, str).strip()[:MAX_ID_LENGTH])
+
+
+def _is_snapshot(value: object) -> bool:
+    return isinstance(value, Mapping) and "id" in value and "state" in value
 
 
 def _resolved(generation: AnyGeneration) -> tuple[str, Generation | None]:
@@ -346,8 +358,8 @@ def _resolved(generation: AnyGeneration) -> tuple[str, Generation | None]:
     try:
         snapshot = as_generation(generation)
     except InvalidResponseError:
-        if isinstance(getattr(generation, "state", None), str):  # all but readable: ask for it
-            return check_generation_id(generation.id), None
+        if isinstance(field_of(generation, "state"), str):  # all but readable: ask for it
+            return check_generation_id(field_of(generation, "id")), None
         raise ConfigurationError(
             "a generation is given by its id or by a snapshot with id and state, "
             f"not by {type(generation).__name__}"

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import anyio.to_thread
-
-from luma_poll._api.media_reference import LocalMedia
-from luma_poll._api.request_body import holds_media, local_media, read_params
+from luma_poll._api.media_reference import PIECE, LocalMedia, in_thread
+from luma_poll._api.request_body import local_media, read_params, takes_time_to_read
 from luma_poll._arguments import shown
 from luma_poll._running.account import Kind
 from luma_poll.errors import ConfigurationError
@@ -48,6 +46,11 @@ class Request:
     key: str | None
 
     @property
+    def is_large(self) -> bool:
+        """True if it takes a thread to read its files."""
+        return any(found.size > PIECE for found in self.local_media)
+
+    @property
     def local_media(self) -> list[LocalMedia]:
         """The files, bytes and images among its parameters."""
         return local_media(self.params)
@@ -80,9 +83,8 @@ def read_request(given: object) -> Request:
 
 async def read_request_async(given: object) -> Request:
     """Check a request of a batch; in a thread if there are files to look at."""
-    if isinstance(given, Mapping) and holds_media(given):
-        return await anyio.to_thread.run_sync(read_request, given)
-    return read_request(given)
+    slow = isinstance(given, Mapping) and takes_time_to_read(given)
+    return await in_thread(slow, read_request, given)
 
 
 def check_key(key: object) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
 from itertools import count
 from typing import Any, Unpack
 
 import anyio
-import anyio.to_thread
 
+from luma_poll._api.media_reference import in_thread
 from luma_poll._api.parameters import CreateParams, explicit
 from luma_poll._arguments import USE_DEFAULT, UseDefault, check_count, check_timeout, shown
 from luma_poll._journal.journal import Journal
@@ -322,12 +323,8 @@ class Runner:
         if self._loop.enter():
             self._begin_loop()
         if self._recorder.is_on and run.record is None:
-            identity = run.request.params, run.request.key, run.batch.key_of
-            run.record = (
-                await anyio.to_thread.run_sync(identify, *identity)
-                if run.request.local_media
-                else identify(*identity)
-            )
+            asked = partial(identify, key=run.request.key, key_of=run.batch.key_of)
+            run.record = await in_thread(run.request.is_large, asked, run.request.params)
         while True:
             async with self._recorder.hold(run.record):
                 generation = await self._start(run)

@@ -94,7 +94,16 @@ def answering(monkeypatch: pytest.MonkeyPatch, failures: dict[int, BaseException
 
 def test_any_parameter_can_be_given(cli: Cli, sent: Sent) -> None:
     """As JSON or as plain text, together with the options that exist for some."""
-    words = ["style=manga", "web_search=true", 'user_id="7"', "seed=7", "self=a=b", "source=null"]
+    words = [
+        "video.duration=5s",
+        "video.loop=true",
+        "style=manga",
+        "web_search=true",
+        'user_id="7"',
+        "seed=7",
+        "self=a=b",
+        "source=null",
+    ]
     words.append('image_ref=[{"url": "https://example.com/a.png"}]')
     options = [word for each in words for word in ("--param", each)]
     told = cli("create", "a fox", "--model", "uni-1", *options)
@@ -103,6 +112,7 @@ def test_any_parameter_can_be_given(cli: Cli, sent: Sent) -> None:
         {
             "prompt": "a fox",
             "model": "uni-1",
+            "video": {"duration": "5s", "loop": True},
             "style": "manga",
             "web_search": True,
             "user_id": "7",
@@ -130,6 +140,8 @@ def test_a_parameter_reaches_the_api(cli: Cli) -> None:
         (["fox", "--param", "source={url:x}"], "--param source: '{url:x}' is not JSON: "),
         (["fox", "--param", "prompt=owl"], "--param prompt: the prompt is an argument"),
         (["fox", "--param", "a=1", "--param", "a=2"], "--param a is given twice"),
+        (["fox", "--param", "a.b=1", "--param", "a.b=2"], "--param a.b is given twice"),
+        (["fox", "--param", "a=1", "--param", "a.b=2"], "--param a.b: a is given as a whole, too"),
         (["fox", "--model", "uni-1", "--param", "model=x"], "--param model is given twice"),
         (["fox", "--timeout", "5"], "--timeout goes with --wait or --download"),
     ],

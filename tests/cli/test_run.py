@@ -24,8 +24,16 @@ from luma_poll._cli.hints import as_option, read_ranges
 from luma_poll._cli.results import Result
 from luma_poll._cli.table import RunTable
 from luma_poll._client.generations import Generations
-from luma_poll.events import Run, RunBegan, RunRefused, RunSubmitted, RunSubmitting
-from tests.cli.support import COMMAND, Cli, event, ids_of, lines, on_a_terminal, started
+from luma_poll.events import (
+    Run,
+    RunBegan,
+    RunFound,
+    RunRefused,
+    RunStateChanged,
+    RunSubmitted,
+    RunSubmitting,
+)
+from tests.cli.support import COMMAND, Cli, ids_of, lines, on_a_terminal, started
 from tests.fakes import ID, snapshot
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -517,17 +525,15 @@ def test_a_row_follows_its_run() -> None:
 
     runs = [Run(0, request, None, ()), Run(1, other, "order-17", ())]
     table.expect(3)
-    table.on_run(RunBegan(runs[0], 1, None))
-    table.on_run(RunBegan(runs[1], 1, None))
-    table.on_run(RunSubmitting(runs[0], 1, None))
-    table.on_run(RunRefused(runs[0], 1, None, APIConnectionError("full")))
+    table.on_event(RunBegan(runs[0], 1, None))
+    table.on_event(RunBegan(runs[1], 1, None))
+    table.on_event(RunSubmitting(runs[0], 1, None))
+    table.on_event(RunRefused(runs[0], 1, None, APIConnectionError("full")))
     assert re.search(r"fox +. waiting APIConnectionError +0 +1$", lines(table)[1])
-    assert lines(table)[-2] == "0 done, 0 running, 3 waiting; 0 submissions, 1 refusal"
-    assert lines(table)[-1] == "nothing submitted for 0:00: APIConnectionError: full"
-    table.on_run(RunSubmitting(runs[0], 1, None))
-    table.on_run(RunSubmitted(runs[0], 1, snapshot("queued")))
-    table.on_poll(event("processing"))
-    table.on_poll(event("processing", id="of nobody"))
+    assert lines(table)[-1] == "0 done, 0 running, 3 waiting; 0 submissions, 1 refusal"
+    table.on_event(RunSubmitting(runs[0], 1, None))
+    table.on_event(RunSubmitted(runs[0], 1, snapshot("queued")))
+    table.on_event(RunStateChanged(runs[0], 1, snapshot("processing")))
     assert re.search(r"fox +. processing +\d\.\d s +1 +1$", lines(table)[1])
     assert re.search(r"order-17 +. waiting +0 +0$", lines(table)[2])
     assert lines(table)[-1] == "0 done, 1 running, 2 waiting; 1 submission, 1 refusal"
@@ -539,10 +545,30 @@ def test_a_row_follows_its_run() -> None:
     assert lines(table)[-1] == "2 done, 0 running, 1 waiting; 1 submission, 1 refusal"
 
 
+def test_what_an_earlier_process_submitted_runs() -> None:
+    """It is found in the journal, and is not waiting for its turn."""
+    table = RunTable(("prompt",), None)
+    table.expect(1)
+    run = Run(0, {"prompt": "fox"}, None, ())
+    table.on_event(RunBegan(run, 1, None))
+    table.on_event(RunFound(run, 1, None, ID, running=True))
+    assert re.search(r"fox +. asking +\d\.\d s +0 +0$", lines(table)[1])
+    assert lines(table)[-1] == "0 done, 1 running, 0 waiting; 0 submissions, 0 refusals"
+
+
+def test_ctrl_c_of_a_resumed_run_counts_what_runs() -> None:
+    """What an earlier process submitted is not "not submitted"."""
+    source = prompts(FOX, SLOW, SLOW, OWL)
+    command = (source, "--max-running", "2", "--journal", "runs.db")
+    interrupted(*command, after=FOX)
+    _, _, err = interrupted(*command, after=FOX)
+    assert "2 generations may be running, and billed; 1 was not submitted." in err
+
+
 def test_a_prompt_cannot_command_the_terminal() -> None:
     """It comes from a file that somebody else may have written."""
     table = RunTable(("prompt",), None)
-    table.on_run(RunBegan(Run(0, {"prompt": "\x1b[2Jfox [red]"}, None, ()), 1, None))
+    table.on_event(RunBegan(Run(0, {"prompt": "\x1b[2Jfox [red]"}, None, ()), 1, None))
     assert "\\u001b[2Jfox [red]" in lines(table, width=100)[1]
 
 
