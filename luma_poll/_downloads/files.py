@@ -18,6 +18,7 @@ import anyio
 import anyio.to_thread
 
 from luma_poll._downloads.media import HEAD_SIZE
+from luma_poll._tasks.threads import own_threads
 from luma_poll.errors import DownloadError
 
 try:
@@ -243,13 +244,13 @@ async def in_thread(function: Callable[[], T]) -> T:
             state.set_result(None)
 
     try:
-        return cast(T, await anyio.to_thread.run_sync(run))
+        return cast(T, await anyio.to_thread.run_sync(run, limiter=own_threads()))
     finally:
         state.cancel()
         with anyio.CancelScope(shield=True):
             while not state.done():
                 with contextlib.suppress(anyio.get_cancelled_exc_class()):
-                    await anyio.to_thread.run_sync(wait, [state])
+                    await anyio.to_thread.run_sync(wait, [state], limiter=own_threads())
 
 
 async def on_disk(path: Path, generation_id: str, function: Callable[[], T]) -> T:

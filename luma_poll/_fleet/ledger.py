@@ -50,6 +50,8 @@ ENDED_FOR_GOOD = ("completed", "failed", "refused", "cancelled")
 KEPT = 120.0
 """Seconds for which a refused request is kept, to be counted in its minute."""
 MINUTE = 60.0
+LONGEST_PAUSE = 30.0
+"""Seconds between two submissions while it is not known what becomes of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +337,8 @@ class Ledger:
                 room = self._minute(connection, now, fleet.submissions_per_minute)
                 if room > 0:
                     return Later(room, "submissions_per_minute")
+            if (pause := self._after_unknowns(connection, now, in_flight)) > 0:
+                return Later(pause, "it is not known what became of the last submissions")
             account = account_of(fleet.account, running, in_flight)
             kind = _kind(row.kind)
             at = account.may_submit_at(kind)
@@ -544,6 +548,31 @@ class Ledger:
             return 0.0
         leaves = sorted(now if at is None else at for at in ended)[len(ended) - limit]
         return max(leaves + MINUTE - now, 0.01)
+
+    def _after_unknowns(
+        self, connection: sa.Connection, now: float, in_flight: Mapping[Kind, int]
+    ) -> float:
+        """Seconds until one submission may find out if the API answers again; 0 for now.
+
+        Each that it does not answer may be billed: so one at a time, of all the workers that live,
+        and each later than the one before.
+        """
+        posts = self._posts.c
+        accepted = sa.select(sa.func.max(posts.ended_at)).where(posts.generation_id.is_not(None))
+        answered = connection.execute(accepted).scalar() or 0.0
+        unknown = sa.select(sa.func.count(), sa.func.max(posts.ended_at)).where(
+            posts.ended_at > answered,
+            posts.generation_id.is_(None),
+            sa.not_(posts.refused),
+            posts.worker.in_(sa.select(self._workers.c.id)),
+        )
+        number, last = connection.execute(unknown).one()
+        if not number:
+            return 0.0
+        if sum(in_flight.values()):
+            return math.inf
+        opens = float(last) + min(2.0 ** min(int(number) - 1, 10), LONGEST_PAUSE)
+        return max(0.0, opens - now)
 
     # Those who wait
 

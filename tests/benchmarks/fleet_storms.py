@@ -416,29 +416,26 @@ async def neighbours() -> None:
     async with world() as made:
         DBOS(config=fleet_config(made.database, name="theirs"))
         DBOS.launch()
-        try:
-            await DBOS.register_queue_async("their-queue")
-            other = await made.processes.start(fleet={"queue": "shop", "patience": 6.0})
-            began = time.monotonic()
-            await made.submit(40)
-            for number in range(12):
-                await DBOS.enqueue_workflow_async("their-queue", theirs, number)
-            for number in range(20):
-                await other.call("submit", prompt=f"another fox {number}", key=f"k-{number}")
-            await other.call("results", prefix="k", count=20)
-            with anyio.move_on_after(30):
-                await until(lambda: len(DONE) >= 12)
-            counts = await other.call("counts")
-            made.notes.append(
-                f"{len(DONE)} of 12 workflows by their app, {counts['completed']} of 20 of the"
-                " other fleet"
-            )
-            made.api.accepted = {
-                prompt: ids for prompt, ids in made.api.accepted.items() if "another" not in prompt
-            }
-            await report("another fleet and another app beside it", made, began)
-        finally:
-            await asyncio.to_thread(DBOS.destroy)
+        await DBOS.register_queue_async("their-queue")
+        other = await made.processes.start(fleet={"queue": "shop", "patience": 6.0})
+        began = time.monotonic()
+        await made.submit(40)
+        for number in range(12):
+            await DBOS.enqueue_workflow_async("their-queue", theirs, number)
+        for number in range(20):
+            await other.call("submit", prompt=f"another fox {number}", key=f"k-{number}")
+        await other.call("results", prefix="k", count=20)
+        with anyio.move_on_after(30):
+            await until(lambda: len(DONE) >= 12)
+        counts = await other.call("counts")
+        made.notes.append(
+            f"{len(DONE)} of 12 workflows by their app, {counts['completed']} of 20 of the"
+            " other fleet"
+        )
+        made.api.accepted = {
+            prompt: ids for prompt, ids in made.api.accepted.items() if "another" not in prompt
+        }
+        await report("another fleet and another app beside it", made, began)
 
 
 Storm = Callable[[], Coroutine[Any, Any, None]]
@@ -477,6 +474,7 @@ def main() -> None:
     for name in parser.parse_args().storms or STORMS:
         try:
             asyncio.run(bounded(STORMS[name]))
+            DBOS.destroy()  # not in the event loop, whose threads it takes with it
         except Exception as error:
             print(f"| {name} | {json.dumps(str(error))[:200]} {type(error).__name__} |", flush=True)
 

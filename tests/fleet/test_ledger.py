@@ -107,9 +107,10 @@ def test_an_id_is_never_forgotten(ledger: Ledger) -> None:
     """Although somebody had it submitted again meanwhile: both ids are on record."""
     add(ledger, "a")
     first = turn(ledger, "p-1")
-    ledger.lose(first)
+    ledger.bury("one", 1)
+    ledger.beat("two", {})
     ledger.resolve(["a"], None)
-    second = turn(ledger, "p-2")
+    second = turn(ledger, "p-2", "two")
     assert ledger.accept(first, "one", "id-1") is None
     assert ledger.accept(second, "one", "id-2") is not None
     (row,) = ledger.entries(None)
@@ -159,6 +160,27 @@ def test_a_minute_has_no_more_than_its_limit(ledger: Ledger) -> None:
         posts = ledger.database.tables.posts
         connection.execute(sa.update(posts).values(ended_at=posts.c.ended_at - 61))
     turn(ledger, "p-3")
+
+
+def test_an_outage_costs_one_after_the_other(ledger: Ledger) -> None:
+    """After one whose end is unknown the whole fleet pauses, for longer each time."""
+    for key in "abc":
+        add(ledger, key)
+    ledger.lose(turn(ledger, "p-1"))
+    assert 0 < later(ledger).seconds <= 1
+    posts = ledger.database.tables.posts
+    with ledger.database.transaction() as (connection, _):
+        connection.execute(sa.update(posts).values(ended_at=posts.c.ended_at - 1))
+    ledger.lose(turn(ledger, "p-2"))
+    assert 1 < later(ledger).seconds <= 2
+    with ledger.database.transaction() as (connection, _):
+        connection.execute(sa.update(posts).values(ended_at=posts.c.ended_at - 2))
+    assert ledger.accept(turn(ledger, "p-3"), "one", "id-c") is not None
+    add(ledger, "d")
+    ledger.learn(
+        Turn("c", 1, "p-3", {}, ("None", "None"), 0), Accepted(Generation(id="c", state="queued"))
+    )
+    turn(ledger, "p-4")
 
 
 def test_a_paused_fleet_submits_nothing(ledger: Ledger) -> None:
