@@ -15,9 +15,9 @@ from typing import TypeVar, cast
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import RunVar
 
 from luma_poll._api.media_types import HEAD_SIZE
+from luma_poll._tasks.threads import own_threads
 from luma_poll.errors import DownloadError
 
 try:
@@ -30,8 +30,6 @@ BUFFER = 1024**2
 PIECE = 256 * 1024
 """Bytes of one write. Linux looks for larger pages to hold a larger write: on ext4 in a virtual
 machine, pieces of 1 MB took five times as long."""
-MAX_THREADS = 8
-"""Threads that read and write files at once, in one event loop."""
 
 T = TypeVar("T")
 
@@ -248,18 +246,6 @@ def _lock(descriptor: int, *, shared: bool) -> bool:
     return True
 
 
-_limiters: RunVar[anyio.CapacityLimiter] = RunVar("luma_poll_disk")
-
-
-def _limiter() -> anyio.CapacityLimiter:
-    """Threads of our own, for each event loop: those of the program may all be waiting for us."""
-    limiter = _limiters.get(None)
-    if limiter is None:
-        limiter = anyio.CapacityLimiter(MAX_THREADS)
-        _limiters.set(limiter)
-    return limiter
-
-
 async def in_thread(function: Callable[[], T]) -> T:
     """Run a blocking function in a thread, and never return before it has ended.
 
@@ -268,7 +254,6 @@ async def in_thread(function: Callable[[], T]) -> T:
     will.
     """
     state: Future[None] = Future()
-    limiter = _limiter()
 
     def run() -> T | None:
         if not state.set_running_or_notify_cancel():
@@ -279,13 +264,13 @@ async def in_thread(function: Callable[[], T]) -> T:
             state.set_result(None)
 
     try:
-        return cast(T, await anyio.to_thread.run_sync(run, limiter=limiter))
+        return cast(T, await anyio.to_thread.run_sync(run, limiter=own_threads()))
     finally:
         state.cancel()
         with anyio.CancelScope(shield=True):
             while not state.done():
                 with contextlib.suppress(anyio.get_cancelled_exc_class()):
-                    await anyio.to_thread.run_sync(wait, [state], limiter=limiter)
+                    await anyio.to_thread.run_sync(wait, [state], limiter=own_threads())
 
 
 async def on_disk(path: Path, generation_id: str, function: Callable[[], T]) -> T:
