@@ -160,6 +160,7 @@ def run(
                     f"warning: none of these is in the journal {journal}, which has others: all "
                     "are submitted, and billed. Other parameters make another request."
                 )
+                kept._store.are_strangers_said = True  # before the question, not by the runner
             if not yes:
                 _ask(found)
             anyio.run(run_all, prompts, kept, put)
@@ -231,7 +232,8 @@ async def run_prompts(
     table.expect(len(runs.prompts.lines))
     with table.shown():
         async with (
-            runner.as_completed(line.request for line in runs.prompts.lines) as ran,
+            # A list: what the journal has of it comes first.
+            runner.as_completed([line.request for line in runs.prompts.lines]) as ran,
             run_each(finish, ran, limit=None) as results,
         ):
             async for result in results:
@@ -279,7 +281,8 @@ class Runs:
         """Note a result."""
         self._ended[id(result.request)] = result
         error = result.error
-        self._outcomes["completed" if error is None else type(error).__name__] += 1
+        if not result.is_unsent:
+            self._outcomes["completed" if error is None else type(error).__name__] += 1
         self.code = max(self.code, exit_code(error))
 
     def after_end(self) -> Iterator[str]:
@@ -291,7 +294,12 @@ class Runs:
             yield f"{_were(len(unsent))} not submitted."
             yield from self._rest(unsent)
         late = [each for each in self._ended.values() if each.generation_id and each.is_open]
-        yield from self._waiting([each.generation_id for each in late], "may still finish")
+        if late and self._journal is not None:
+            yield f"{len(late)} may still finish. The same command waits for them:"
+            yield self._again(None)
+        elif late:
+            yield f"{len(late)} may still finish."
+            yield from self._waiting([each.generation_id for each in late])
         yield from self._unknown()
 
     def after_interrupt(self) -> Iterator[str]:
@@ -322,7 +330,7 @@ class Runs:
             yield self._again(None)
             yield from self._unknown()
             return
-        yield from self._waiting(running, "may be running")
+        yield from self._waiting(running)
         unsent += [line for line in lines if self._is_unsent(line)]
         yield from self._rest(sorted(unsent, key=lambda line: line.number))
         yield from self._unknown()
@@ -335,17 +343,12 @@ class Runs:
     def _journal(self) -> str | None:
         return self._ctx.params.get("journal")
 
-    def _waiting(self, ids: list[str], state: str) -> Iterator[str]:
+    def _waiting(self, ids: list[str]) -> Iterator[str]:
         """How to wait for those that were submitted, and to fetch their files."""
-        if not ids:
-            return
-        if self._journal is not None:
-            yield f"{len(ids)} {state}. The same command waits for them, and pays nothing again:"
-            yield self._again(None)
-            return
-        only = options_given(self._ctx, "timeout", "max_rate", "download", "as_json", "output")
-        yield f"{len(ids)} {state}. To wait for them, which costs nothing:"
-        yield command("wait", *ids, *only)
+        if ids:
+            yield "To wait for them, and to fetch their files, which costs nothing:"
+            only = ("timeout", "max_rate", "download", "as_json", "output")
+            yield command("wait", *ids, *options_given(self._ctx, *only))
 
     def _rest(self, lines: list[Line]) -> Iterator[str]:
         """How to run those that were not submitted."""
@@ -362,7 +365,9 @@ class Runs:
         """The command for some of the lines, or for all."""
         sources, changed = list(self.prompts.sources), {}
         if numbers is not None:
-            if self.prompts.is_file or self.prompts.is_stdin:
+            if len(numbers) == len(self.prompts.lines):
+                pass
+            elif self.prompts.is_file or self.prompts.is_stdin:
                 changed["lines"] = as_option(numbers)
             else:
                 sources = [sources[number - 1] for number in numbers]

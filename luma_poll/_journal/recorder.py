@@ -81,7 +81,6 @@ class Recorder:
         self._store = store
         if store is not None and base_url is not None:
             store.claim(_normal(base_url))
-        self._are_strangers_said = False
         self.begin_loop()
 
     @property
@@ -141,9 +140,9 @@ class Recorder:
     def warn_of_strangers(self) -> None:
         """Say, once, that none of a batch is in a journal that has entries."""
         store = self._store
-        if store is None or store.was_empty or self._are_strangers_said:
+        if store is None or store.was_empty or store.are_strangers_said:
             return
-        self._are_strangers_said = True
+        store.are_strangers_said = True
         logger.warning(
             "journal %s has entries, and none of this batch is one of them: all of it is "
             "submitted, and billed. If it is meant to continue, look for a parameter that has "

@@ -52,6 +52,8 @@ class Store:
     Attributes:
         is_closed: True after `close`.
         base_url: The address of the API that its ids are of, or None as long as it has none.
+        was_empty: True if it had no entry when it was opened.
+        are_strangers_said: True once it was said that it has none of a batch.
 
     Raises:
         ConfigurationError: It is in use, is no journal, or is of a newer version.
@@ -70,6 +72,7 @@ class Store:
             self.base_url = self._fact("base_url")
             self._is_base_url_written = self.base_url is not None
             self.was_empty: bool = self._count() == 0
+            self.are_strangers_said: bool = False
         except BaseException:
             self._database.close()
             raise

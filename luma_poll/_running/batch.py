@@ -13,7 +13,7 @@ import anyio.to_thread
 from luma_poll._api.outcomes import ends_all
 from luma_poll._api.request_body import holds_media
 from luma_poll._journal.recorder import Record, Recorder, identify
-from luma_poll._running.requests import AnyRequest, Keys, read_request
+from luma_poll._running.requests import AnyRequest, Keys, Request, read_request
 from luma_poll._running.run_result import RunResult
 from luma_poll._tasks.alarm import Alarm
 from luma_poll._tasks.each import iterate
@@ -26,10 +26,12 @@ class Taken:
 
     Attributes:
         given: The request, as it was given.
-        record: Its identity in the journal, if it is known already.
+        request: The request, checked, if it has been read: what is sent is what was looked up.
+        record: Its identity in the journal, likewise.
     """
 
     given: AnyRequest
+    request: Request | None = None
     record: Record | None = None
 
 
@@ -68,12 +70,12 @@ class Batch:
         or runs is delivered whatever becomes of the new ones.
         """
         if isinstance(requests, Sequence) and self._recorder is not None and self._recorder.is_on:
-            records = await anyio.to_thread.run_sync(self._look_ahead, requests)
-            known = await self._recorder.known([record for record in records if record])
-            found = [record is not None and record.key in known for record in records]
+            ahead = await anyio.to_thread.run_sync(self._look_ahead, requests)
+            known = await self._recorder.known([each.record for each in ahead if each.record])
+            found = [each.record is not None and each.record.key in known for each in ahead]
             self._has_found = any(found)
-            self.order = sorted(range(len(records)), key=lambda place: not found[place])
-            taken: object = (Taken(requests[place], records[place]) for place in self.order)
+            self.order = sorted(range(len(ahead)), key=lambda place: not found[place])
+            taken: object = (ahead[place] for place in self.order)
         else:
             taken = requests
         async with aclosing(iterate(taken)) as iterator:
@@ -81,18 +83,18 @@ class Batch:
                 yield request if isinstance(request, Taken) else Taken(request)
                 await self._next.sleep(math.inf)
 
-    def _look_ahead(self, requests: Sequence[AnyRequest]) -> list[Record | None]:
-        """Return the identities of requests; None for one that is read in its turn."""
-        return [self._identity(given) for given in requests]
+    def _look_ahead(self, requests: Sequence[AnyRequest]) -> list[Taken]:
+        """Read the requests, but for those with files, which are read in their turn."""
+        return [self._read(given) for given in requests]
 
-    def _identity(self, given: AnyRequest) -> Record | None:
+    def _read(self, given: AnyRequest) -> Taken:
         if holds_media(given):
-            return None
+            return Taken(given)
         try:
             request = read_request(given)
         except ConfigurationError:  # its result, when it is its turn
-            return None
-        return identify(request.params, request.key, self.key_of)
+            return Taken(given)
+        return Taken(given, request, identify(request.params, request.key, self.key_of))
 
     def note_found(self) -> None:
         """Note that the journal has one of the requests."""

@@ -301,6 +301,8 @@ class Runner:
         key = given.get("key") if isinstance(given, Mapping) else None
         info = RunInfo(number, given, key, self._observers.present)
         run = Run(info, batch, place=number, record=taken.record)
+        if taken.request is not None:
+            run.request = taken.request
         error: Exception | None = None
         run.tell(RunBegan)
         try:
@@ -319,7 +321,8 @@ class Runner:
 
     async def _perform(self, run: Run) -> Generation:
         """Submit and wait, again as often as `max_attempts` allows."""
-        run.request = await read_request_async(run.given)
+        if run.record is None:
+            run.request = await read_request_async(run.given)
         if self._loop.enter():
             self._begin_loop()
         if self._recorder.is_on and run.record is None:

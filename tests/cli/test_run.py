@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import shlex
 import signal
@@ -21,6 +22,7 @@ from luma_poll import (
     RunResult,
 )
 from luma_poll._cli.hints import as_option, read_ranges
+from luma_poll._cli.process import KEPT
 from luma_poll._cli.results import Result
 from luma_poll._cli.table import RunTable
 from luma_poll._client.generations import Generations
@@ -33,7 +35,7 @@ from luma_poll.events import (
     RunSubmitted,
     RunSubmitting,
 )
-from tests.cli.support import COMMAND, Cli, ids_of, lines, on_a_terminal, started
+from tests.cli.support import COMMAND, Cli, ids_of, lines, on_a_terminal, read_screen, started
 from tests.fakes import ID, snapshot
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -214,6 +216,7 @@ def test_other_parameters_are_other_requests(cli: Cli) -> None:
     assert cli(*command).err == ""
     told = cli(*command, "--model", "uni-1")
     assert told.err.startswith("warning: none of these is in the journal runs.db, which has others")
+    assert told.err.count("warning") == 1
 
 
 # --- limits --------------------------------------------------------------------------------------
@@ -262,7 +265,7 @@ def test_an_empty_purse_ends_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> No
         "InsufficientBalanceError: HTTP 402",
         "3 were not submitted.",
         "To run those that were not submitted:",
-        "  luma-poll run prompts.txt --lines 1-3",
+        "  luma-poll run prompts.txt",
     ]
 
 
@@ -417,6 +420,22 @@ def test_other_signals_are_as_ctrl_c(name: str) -> None:
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "luma-poll wait " in err
+
+
+def test_a_terminal_that_has_gone_is_told_by_a_file(tmp_path: Path) -> None:
+    """The ids of what runs, and is billed, are in it."""
+    source = prompts(SLOW)
+    ours, theirs = pty.openpty()
+    with started(
+        *COMMAND, "run", source, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        while b"queued" not in read_screen(ours):
+            assert process.poll() is None
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(20) in (4, 130)  # whether it draws or ends first
+    assert re.search(r"  luma-poll wait [0-9a-f-]{36}", Path(KEPT).read_text())
 
 
 def test_nohup_keeps_it_alive() -> None:

@@ -439,3 +439,19 @@ def test_a_second_attempt_has_a_handle_of_its_own(path: Path, run: Run) -> None:
 
     run(main)
     assert len(set(handles)) == 2
+
+
+def test_what_is_sent_is_what_was_looked_up(path: Path, run: Run) -> None:
+    """Although the caller changes a mapping of the list before its turn has come."""
+    api = api_of(capacity=1)
+    shared = {"url": "https://img.example.com/1.png"}
+    requests = [{"prompt": f"{number}", "source": shared} for number in range(3)]
+
+    async def main() -> None:
+        with Journal(path) as journal:
+            runner = runner_of(api, journal, on_submit=lambda *_: shared.update(url="changed"))
+            assert all(result.ok for result in await runner.run_all(requests))
+
+    run(main)
+    sources = [params["source"]["url"] for _, _, params in api.accepted]
+    assert sources == ["https://img.example.com/1.png"] * 3
