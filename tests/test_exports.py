@@ -145,7 +145,7 @@ WINGS = {
         "submitter",
         "runner",
     ],
-    "_sync": ["portal", "call", "sync_poller", "sync_runner"],
+    "_sync": ["portal", "call", "session"],
     "_fastapi": ["callers"],
     "_fleet": [
         "settings",
