@@ -146,7 +146,7 @@ WINGS = {
         "fetching",
         "runner",
     ],
-    "_sync": ["portal", "call", "sync_poller", "sync_runner"],
+    "_sync": ["portal", "call", "session"],
     "_fastapi": ["callers"],
     "_fleet": [
         "settings",
