@@ -309,9 +309,7 @@ class OutputNotFoundError(GenerationError):
 
 
 def _in_place_of_outputs(generation: Generation) -> str:
-    """Name the fields that an answer without outputs has instead: names alone, for values may be
-    signed URLs.
-    """
+    """Name the fields that an answer has instead: names alone, as values may be signed URLs."""
     names = [redact(name)[:_MAX_NAME] for name in generation.model_extra or {}][:_MAX_NAMES]
     if not names:
         return ""

@@ -44,6 +44,14 @@ class Run:
     refusals: int = 0
     _has_had_turn: bool = False
 
+    @property
+    def key(self) -> str | None:
+        """Its key: of the journal's record, else the one that was given."""
+        if self.record is not None:
+            return self.record.key
+        request: Request | None = vars(self).get("request")  # None before it is checked
+        return None if request is None else request.key
+
     def begin_timeout(self, now: float) -> None:
         """Let the timeout count from now on, unless it does already."""
         self.deadline = min(self.deadline, now + self.batch.seconds)

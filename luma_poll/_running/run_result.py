@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from luma_poll._running.requests import AnyRequest
@@ -20,12 +20,14 @@ class RunResult:
         error: The exception that `Runner.run` would have raised, or None.
         submitted: The ids, one for each attempt that was accepted. Where `error` is a timeout or
             an `APIError`, the last of them may still finish and be billed: wait for it by its id.
+        key: The request's key: the one given, or else that of its journal; None without either.
     """
 
     request: AnyRequest
     generation: Generation | Any  # see PollResult
     error: Exception | None = None
-    submitted: list[str] = field(default_factory=list)
+    submitted: tuple[str, ...] = ()
+    key: str | None = None
 
     @property
     def ok(self) -> bool:

@@ -19,7 +19,7 @@ from luma_poll._journal.journal import Journal
 from luma_poll._journal.recorder import Record, Recorder
 from luma_poll._journal.steps import Raise, Submit, may_submit_again
 from luma_poll._polling.adaptive import AdaptiveWait
-from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
+from luma_poll._polling.poller import Poller, without_retries
 from luma_poll._running.account import Account
 from luma_poll._running.batch import Batch
 from luma_poll._running.outstanding import Outstanding
@@ -28,7 +28,7 @@ from luma_poll._running.resubmission import pause_before_next
 from luma_poll._running.run import Run
 from luma_poll._running.run_events import RunReporter
 from luma_poll._running.run_result import RunResult
-from luma_poll._running.submitter import Submitter
+from luma_poll._running.submitter import Submitter, SupportsCreate
 from luma_poll._tasks.each import run_each, run_in_order
 from luma_poll._tasks.event_loops import LoopGuard
 from luma_poll.errors import ConfigurationError, GenerationError
@@ -69,7 +69,7 @@ class Runner:
 
     def __init__(
         self,
-        client: SupportsGenerations,
+        client: SupportsCreate,
         poller: Poller | None = None,
         *,
         max_running: int | None = None,
@@ -119,7 +119,7 @@ class Runner:
         return self._journal
 
     @property
-    def submitted(self) -> dict[str, AnyRequest]:
+    def outstanding(self) -> dict[str, AnyRequest]:
         """The ids whose end has not been seen, with their requests; each for an hour at most.
 
         After an interruption these may still be running, and be billed: wait for them by id.
@@ -224,9 +224,11 @@ class Runner:
 
         Raises:
             ConfigurationError: An argument is unusable.
+            Exception: What `requests` raises, after the requests before have ended: their results
+                are its attribute `results`, and its notes name the ids.
         """
         batch = self._batch(requests, timeout)
-        return await run_in_order(batch.run, batch.take(requests), limit=None)
+        return await run_in_order(batch.run, batch.take(requests), limit=None, ids=_ids)
 
     def _batch(self, requests: object, timeout: float | UseDefault | None) -> Batch:
         if isinstance(requests, (str, bytes, Mapping)) or not isinstance(
@@ -256,7 +258,7 @@ class Runner:
         finally:
             run.take_next()
         self._reporter.report(run.event("ended", error))
-        return RunResult(given, run.latest, error, run.submitted)
+        return RunResult(given, run.latest, error, tuple(run.submitted), run.key)
 
     async def _perform(self, run: Run) -> Generation:
         """Submit and wait, again as often as `max_attempts` allows."""
@@ -347,3 +349,7 @@ class Runner:
             f"Runner(running={self._account.running}, in_flight={self._account.in_flight}, "
             f"waiting={len(self._submitter.queue)})"
         )
+
+
+def _ids(result: RunResult) -> tuple[str, ...]:
+    return result.submitted

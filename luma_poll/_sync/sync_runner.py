@@ -108,7 +108,7 @@ class SyncRunner:
 
         After an interruption these may still be running, and be billed: wait for them by id.
         """
-        return self._sync._portal.read(lambda: self._runner.submitted)
+        return self._sync._portal.read(lambda: self._runner.outstanding)
 
     def run(
         self,

@@ -256,7 +256,7 @@ def test_a_failure_is_given_again(path: Path, run: Run) -> None:
     first, second = run(main), run(main)
     assert str(first.error) == str(second.error)
     assert type(first.error) is type(second.error)
-    assert first.submitted == second.submitted == [api.accepted[0][1]]
+    assert first.submitted == second.submitted == (api.accepted[0][1],)
     assert len(api.accepted) == 1
 
 
@@ -288,7 +288,7 @@ def test_what_runs_is_waited_for_by_the_next_process(path: Path, run: Run) -> No
         with Journal(path) as journal:
             runner = runner_of(api, journal, max_running=1)
             generation = await runner.run("a fox", key="k")
-            assert runner.submitted == {}
+            assert runner.outstanding == {}
             assert repr(runner) == "Runner(running=0, in_flight=0, waiting=0)"
             return generation
 
