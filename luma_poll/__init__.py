@@ -7,7 +7,6 @@ from luma_poll._downloads.output import DownloadProgress
 from luma_poll._journal.entry import JournalEntry
 from luma_poll._journal.journal import Journal
 from luma_poll._polling.adaptive import AdaptiveWait
-from luma_poll._polling.poll_events import PollEvent
 from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import Poller
 from luma_poll._polling.schedules import DEFAULT_WAIT
@@ -49,6 +48,7 @@ from luma_poll.errors import (
     UnsupportedFormatError,
     UploadError,
 )
+from luma_poll.events import PollEvent
 from luma_poll.models import Generation, GenerationOutput, OutputLayer
 
 __all__ = [

@@ -91,9 +91,12 @@ class APIError(LumaError):
             unless an answer that is otherwise unreadable has its id.
         message: The text without the generation's id.
         retryable: True if the same request may succeed later.
+        submission_id: For a failed submission: the `X-Request-Id` of ours that it carried, which
+            Luma's support can find it by. None for every other request.
     """
 
     retryable: bool = False
+    submission_id: str | None = None
 
     def __init__(self, message: str, *, generation_id: str | None = None) -> None:
         subject = "" if generation_id is None else f"generation {generation_id}: "
@@ -420,12 +423,22 @@ class SubmissionUnknownError(LumaError):
     Attributes:
         key: The request's key, by which it is settled.
         request: The request: a mapping of the parameters of `generations.create`.
+        submission_id: The `X-Request-Id` that the submission carried, which Luma's support can
+            find it by, or None.
     """
 
-    def __init__(self, message: str, *, key: str, request: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        key: str,
+        request: Mapping[str, Any],
+        submission_id: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.key = key
         self.request = request
+        self.submission_id = submission_id
 
 
 class PollTimeoutError(LumaError, TimeoutError):

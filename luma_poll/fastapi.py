@@ -30,12 +30,11 @@ from luma_poll._arguments import check_prompt
 from luma_poll._client.client import LumaClient
 from luma_poll._fastapi.callers import Caller
 from luma_poll._journal.journal import Journal
-from luma_poll._polling.poll_events import PollEvent
 from luma_poll._polling.poller import Poller
 from luma_poll._polling.schedules import Schedule
-from luma_poll._running.requests import AnyRequest
 from luma_poll._running.runner import Runner
 from luma_poll.errors import ConfigurationError, LumaError
+from luma_poll.events import PollEvent, RunStateChanged, RunSubmitted
 from luma_poll.models import Generation
 from luma_poll.problems import PERHAPS_SUBMITTED, Problem, retry_after, to_problem
 
@@ -86,13 +85,15 @@ class RunnerOptions(TypedDict, total=False):
         max_running: Generations under way at once; None for as many as the account allows.
         max_attempts: How often one request may be submitted in all.
         max_submissions: Submissions of the app in all; None for no limit.
-        on_submit: Called with the request and the first snapshot as soon as there is an id.
+        on_submit: Called with a `RunSubmitted` as soon as there is an id.
+        on_state: Called with a `RunStateChanged` at each change of state.
     """
 
     max_running: int | None
     max_attempts: int
     max_submissions: int | None
-    on_submit: Callable[[AnyRequest, Generation], None] | None
+    on_submit: Callable[[RunSubmitted], object] | None
+    on_state: Callable[[RunStateChanged], object] | None
 
 
 class LumaState(TypedDict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, ClassVar, Protocol, Self, cast
@@ -92,7 +92,7 @@ def _is_unreadable(output: Any) -> bool:
 
 def field_of(entry: Any, name: str) -> Any:
     """Return an entry's field: of a mapping, or of an object; None if it has none."""
-    return entry.get(name) if isinstance(entry, dict) else getattr(entry, name, None)
+    return entry.get(name) if isinstance(entry, Mapping) else getattr(entry, name, None)
 
 
 # A bad value in a minor field must not make the whole answer unreadable.

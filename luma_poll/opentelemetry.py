@@ -8,28 +8,15 @@ a wait is their operation `fetch_response`, a run `generate_content`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
 from contextvars import Token
 from dataclasses import dataclass
-from typing import Any
+from weakref import WeakSet
 
 from opentelemetry import context, metrics, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from luma_poll._arguments import shown
-from luma_poll._polling.poll_events import (
-    Event,
-    PollBegan,
-    PollEnded,
-    Reporter,
-    StateChanged,
-    Wait,
-    WaitBegan,
-    WaitEnded,
-    outcome_of,
-)
 from luma_poll._polling.poller import Poller
-from luma_poll._running.run_events import RunEvent, RunReporter
 from luma_poll._running.runner import Runner
 from luma_poll._sync.sync_poller import SyncPoller
 from luma_poll._sync.sync_runner import SyncRunner
@@ -41,11 +28,31 @@ from luma_poll.errors import (
     GenerationError,
     LumaError,
 )
+from luma_poll.events import (
+    Event,
+    PollBegan,
+    PollEnded,
+    Run,
+    RunBegan,
+    RunEnded,
+    RunEvent,
+    RunRefused,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+    Wait,
+    WaitBegan,
+    WaitEnded,
+    WaitStateChanged,
+)
 from luma_poll.models import Generation
 
 __all__ = ["instrument"]
 
 Attributes = dict[str, str | int | float]
+
+_INSTRUMENTED = WeakSet[object]()
+"""Pollers and runners: each is recorded once."""
 
 FETCH: Attributes = {
     "gen_ai.operation.name": "fetch_response",
@@ -84,36 +91,36 @@ def instrument(
     """
     tracer = trace.get_tracer("luma_poll", __version__, tracer_provider)
     meter = metrics.get_meter("luma_poll", __version__, meter_provider)
-    undo = ExitStack()
     if isinstance(poller_or_runner, SyncPoller):
         poller_or_runner = poller_or_runner._poller
     elif isinstance(poller_or_runner, SyncRunner):
         poller_or_runner = poller_or_runner._runner
-    if isinstance(poller_or_runner, Runner):
-        undo.callback(_observe(poller_or_runner._reporter, _Runs(tracer, meter)))
-        poller = poller_or_runner._poller
-        with suppress(ConfigurationError):
-            undo.callback(_observe(poller._streams.reporter, _Waits(tracer, meter)))
-    elif isinstance(poller_or_runner, Poller):
-        undo.callback(_observe(poller_or_runner._streams.reporter, _Waits(tracer, meter)))
-    else:
+    if not isinstance(poller_or_runner, (Poller, Runner)):
         raise ConfigurationError(
             f"instrument takes a Poller or a Runner, not {shown(poller_or_runner)}"
         )
-    return undo.close
-
-
-def _observe(reporter: Reporter | RunReporter, telemetry: _Waits | _Runs) -> Callable[[], None]:
-    seen: Any = reporter
-    if any(isinstance(observer, type(telemetry)) for observer in seen.observers):
+    if poller_or_runner in _INSTRUMENTED:
         raise ConfigurationError(
             "this is instrumented already: to change the providers, first call what the first "
             "instrument() returned"
         )
-    seen.observers += (telemetry,)
+    runs = _Runs(tracer, meter)
+
+    def observer(event: Event) -> None:
+        if isinstance(event, RunEvent):
+            runs(event)
+        elif waits is not None:
+            waits(event)
+
+    poller = poller_or_runner if isinstance(poller_or_runner, Poller) else poller_or_runner.poller
+    waits = None if poller in _INSTRUMENTED else _Waits(tracer, meter)
+    added = {poller_or_runner} if waits is None else {poller_or_runner, poller}
+    _INSTRUMENTED.update(added)
+    stop = poller_or_runner.observe(observer)
 
     def undo() -> None:
-        seen.observers = tuple(each for each in seen.observers if each is not telemetry)
+        stop()
+        _INSTRUMENTED.difference_update(added)
 
     return undo
 
@@ -171,8 +178,9 @@ class _Waits:
                 self._begin_poll(event)
             case PollEnded():
                 self._end_poll(event)
-            case StateChanged():
-                _add_state(self._records[event.wait].span, event.generation)
+            case WaitStateChanged():
+                if event.wait in self._records:
+                    _add_state(self._records[event.wait].span, event.generation)
             case WaitEnded():
                 self._end(event)
 
@@ -185,15 +193,20 @@ class _Waits:
         self._records[event.wait] = _Record(span)
 
     def _begin_poll(self, event: PollBegan) -> None:
-        record = self._records[event.wait]
+        record = self._records.get(event.wait)
+        if record is None:
+            return
         record.queued = event.queued
         # From here to the end of the request: spans of HTTP become children.
         record.outside = context.attach(trace.set_span_in_context(record.span))
 
     def _end_poll(self, event: PollEnded) -> None:
-        record, answer = self._records[event.wait], event.answer
+        record, answer = self._records.get(event.wait), event.answer
+        if record is None:
+            return
         if record.outside is not None:
             context.detach(record.outside)
+            record.outside = None
         generation = answer if isinstance(answer, Generation) else None
         error = answer if isinstance(answer, Exception) else _failure_of(generation)
         if record.span.is_recording():
@@ -219,16 +232,19 @@ class _Waits:
                 record.span.add_link(asked)
 
     def _end(self, event: WaitEnded) -> None:
-        record, generation = self._records.pop(event.wait), event.generation
+        # First, and whatever follows: an SDK that raised at the beginning of the wait, or does
+        # now, must not leave the number of waits wrong for ever.
+        self._waits.add(-1, FETCH)
+        record, generation = self._records.pop(event.wait, None), event.generation
         error = event.error or _failure_of(generation)
         attributes = _attributes_of(generation, error)
         attributes["luma_poll.outcome"] = event.outcome
-        span = record.span
-        if generation is not None and generation.is_terminal:
-            _add_state(span, generation)
-        span.set_attributes(attributes)
-        _end_span(span, error)
-        self._waits.add(-1, FETCH)
+        if record is not None:
+            span = record.span
+            if generation is not None and generation.is_terminal:
+                _add_state(span, generation)
+            span.set_attributes(attributes)
+            _end_span(span, error)
         self._duration.record(event.duration, attributes)
 
 
@@ -247,7 +263,7 @@ class _Runs:
 
     def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
         self._tracer = tracer
-        self._records: dict[int, _Run] = {}
+        self._records: dict[Run, _Run] = {}
         self._runs = meter.create_up_down_counter(
             "luma_poll.runs.active", "{run}", "Runs under way, those that wait for room included."
         )
@@ -256,20 +272,24 @@ class _Runs:
         )
 
     def __call__(self, event: RunEvent) -> None:
-        if event.step == "begun":
+        if isinstance(event, RunBegan):
             self._begin(event)
             return
-        run = self._records[event.run]
-        if event.step == "submitting":
+        run = self._records.get(event.run)
+        if isinstance(event, RunSubmitting) and run is not None:
             run.is_submitting = True
-        elif run.is_submitting:
+        elif run is not None and run.is_submitting:
             run.is_submitting = False
             self._note_submission(event, run)
-        if event.step == "ended":
-            self._end(event, self._records.pop(event.run))
+        if isinstance(event, RunEnded):
+            self._runs.add(-1, GENERATE)
+            self._records.pop(event.run, None)
+            if run is not None:
+                self._end(event, run)
 
     def _begin(self, event: RunEvent) -> None:
-        given = event.request if isinstance(event.request, Mapping) else {}
+        self._runs.add(1, GENERATE)
+        given = event.run.request if isinstance(event.run.request, Mapping) else {}
         named = {"gen_ai.request.model": "model", "luma_poll.generation.type": "type"}
         request: Attributes = {
             name: given[key] for name, key in named.items() if isinstance(given.get(key), str)
@@ -279,36 +299,39 @@ class _Runs:
         # To the end of the run, in its task: the submissions and the waits become children.
         outside = context.attach(trace.set_span_in_context(span))
         self._records[event.run] = _Run(span, outside, request)
-        self._runs.add(1, GENERATE)
 
     def _note_submission(self, event: RunEvent, run: _Run) -> None:
-        attributes = _attributes_of(None, event.error, run.request)
+        error = getattr(event, "error", None)
+        attributes = _attributes_of(None, error, run.request)
         attributes["luma_poll.outcome"] = _outcome_of_submission(event)
         self._submissions.add(1, GENERATE | attributes)
         attributes["luma_poll.attempt"] = event.attempt
-        if event.step == "submitted" and event.generation is not None:
+        if isinstance(event, RunSubmitted):
             attributes["gen_ai.response.id"] = event.generation.id
         run.span.add_event("luma_poll.submission", attributes)
 
-    def _end(self, event: RunEvent, run: _Run) -> None:
+    def _end(self, event: RunEnded, run: _Run) -> None:
         context.detach(run.outside)
         attributes = _attributes_of(event.generation, event.error, run.request)
         if event.generation is not None:
             attributes["gen_ai.response.id"] = event.generation.id
-        outcome = outcome_of(event.generation, event.error)
-        outcome = "cancelled" if event.cancelled else outcome
-        run.span.set_attributes(attributes | {"luma_poll.outcome": outcome})
+        run.span.set_attributes(attributes | {"luma_poll.outcome": event.outcome})
         _end_span(run.span, event.error)
-        self._runs.add(-1, GENERATE)
 
 
 def _outcome_of_submission(event: RunEvent) -> str:
-    if event.step != "ended":
-        return "accepted" if event.step == "submitted" else event.step
-    if event.cancelled:
-        return "cancelled"
-    may_run = isinstance(event.error, APIError) and event.error.may_have_been_accepted
-    return "unknown" if may_run else "rejected"
+    match event:
+        case RunSubmitted():
+            return "accepted"
+        case RunRefused():
+            return "refused"
+        case RunUnreachable():
+            return "unreachable"
+        case RunEnded(outcome="cancelled"):
+            return "cancelled"
+        case RunEnded(error=APIError(may_have_been_accepted=True)):
+            return "unknown"
+    return "rejected"
 
 
 def _end_span(span: Span, error: Exception | None) -> None:

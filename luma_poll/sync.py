@@ -22,7 +22,6 @@ from uuid import UUID
 
 from luma_poll._api.parameters import CreateParams
 from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
-from luma_poll._polling.poll_events import PollEvent
 from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import TIMEOUT, AnyGeneration
 from luma_poll._polling.schedules import Schedule
@@ -33,6 +32,7 @@ from luma_poll._sync.portal import refuse_in_event_loop
 from luma_poll._sync.sync_poller import SyncPoller
 from luma_poll._sync.sync_runner import SyncRunner
 from luma_poll.errors import LumaError
+from luma_poll.events import PollEvent, RunSubmitted
 from luma_poll.models import Generation, GenerationLike, GenerationOutput
 
 __all__ = [
@@ -122,7 +122,7 @@ def run(
     *,
     timeout: float | None = TIMEOUT,
     max_attempts: int = 1,
-    on_submit: Callable[[AnyRequest, Generation], object] | None = None,
+    on_submit: Callable[[RunSubmitted], object] | None = None,
     auth_token: str | None = None,
     base_url: str | None = None,
     **params: Unpack[CreateParams],
@@ -137,7 +137,7 @@ def run(
         timeout: Seconds from the first accepted submission, over all attempts; None for no limit.
         max_attempts: How often it may be submitted in all. With 2 or more, it is submitted again,
             and billed anew, after a failure that is retryable.
-        on_submit: Called with the prompt and the first snapshot as soon as there is an id, in
+        on_submit: Called with a `RunSubmitted` as soon as there is an id, in
             another thread.
         auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
         base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
@@ -170,7 +170,7 @@ def run_all(
     max_running: int | None = None,
     max_attempts: int = 1,
     max_submissions: int | None = None,
-    on_submit: Callable[[AnyRequest, Generation], object] | None = None,
+    on_submit: Callable[[RunSubmitted], object] | None = None,
     auth_token: str | None = None,
     base_url: str | None = None,
 ) -> list[RunResult]:
@@ -185,7 +185,7 @@ def run_all(
         max_running: Generations under way at once; None for as many as the account allows.
         max_attempts: How often each may be submitted in all.
         max_submissions: Submissions in all; None for no limit.
-        on_submit: Called with the request and the first snapshot as soon as there is an id, in
+        on_submit: Called with a `RunSubmitted` as soon as there is an id, in
             another thread.
         auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
         base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.

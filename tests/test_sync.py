@@ -528,7 +528,7 @@ def test_one_run(sandbox_url: str) -> None:
         "a fox sandbox:duration=1",
         model="uni-1",
         timeout=10,
-        on_submit=lambda request, snapshot: submitted.append(snapshot.id),
+        on_submit=lambda event: submitted.append(event.generation.id),
         base_url=sandbox_url,
     )
     assert generation.state == "completed"

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
+
+submission_id: ContextVar[str | None] = ContextVar("submission_id", default=None)
+"""The `X-Request-Id` of the submission that is being made: a handle of one that is lost."""
 
 MAX_RETRY_AFTER = 120.0
 """Seconds; a longer `Retry-After` counts as this. The API itself sends 60 s at most."""

@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import os
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
+
+import anyio.to_thread
 
 from luma_poll._api.media_types import HEAD_SIZE, media_type_of
 from luma_poll._api.parameters import Media, MediaRef
 from luma_poll._arguments import check_generation_id, shown
 from luma_poll.errors import ConfigurationError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_DATA = 50_000_000
 """Bytes that a request may carry itself: the API's "50 MB", in the narrower sense of it."""
@@ -49,41 +54,44 @@ class LocalMedia:
     def __repr__(self) -> str:
         return f"<{self.name or 'bytes'}: {self.media_type}, {self.size:,} bytes>"
 
-    @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
-        """Open it for reading, from its first byte.
+    def open(self) -> AbstractContextManager[BinaryIO]:
+        """Open it for reading, from its first byte; a file that was handed in is not closed.
 
         Raises:
             ConfigurationError: The file is no longer what it was, or cannot be read.
         """
+        if isinstance(self.content, bytes):
+            return io.BytesIO(self.content)
         called = self.name or "the file"
         try:
-            if isinstance(self.content, bytes):
-                yield io.BytesIO(self.content)
-            elif isinstance(self.content, Path):
-                with self.content.open("rb") as file:
-                    if _state_of(os.fstat(file.fileno())) != self.state:
-                        raise ConfigurationError(f"{called} has changed since it was checked")
-                    yield file
-            else:
+            if not isinstance(self.content, Path):
                 self.content.seek(cast(int, self.state))
-                yield self.content
+                return nullcontext(self.content)
+            file = self.content.open("rb")
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{called} cannot be read: {_reason(error)}") from None
+        if _state_of(os.fstat(file.fileno())) != self.state:
+            file.close()
+            raise ConfigurationError(f"{called} has changed since it was checked")
+        return file
 
     def pieces(self) -> Iterator[bytes]:
         """Yield its bytes, piece by piece.
 
         Raises:
-            ConfigurationError: There are more or fewer of them than when it was checked.
+            ConfigurationError: They cannot be read, or there are fewer than when it was checked.
         """
-        left = self.size
+        left, called = self.size, self.name or "the file"
         with self.open() as file:
-            while left and (piece := file.read(min(PIECE, left))):
+            while left:
+                try:
+                    piece = file.read(min(PIECE, left))
+                except (OSError, ValueError) as error:
+                    raise ConfigurationError(f"{called} cannot be read: {_reason(error)}") from None
+                if not piece:
+                    raise ConfigurationError(f"{called} has become shorter")
                 left -= len(piece)
                 yield piece
-        if left:
-            raise ConfigurationError(f"{self.name or 'the file'} has become shorter")
 
     @cached_property
     def digest(self) -> str:
@@ -161,13 +169,29 @@ def string_given(place: str, value: str) -> str:
     return f"{place} is text, not a media reference: {hint}"
 
 
-def is_local(value: object) -> bool:
-    """Return True for what `read_local` may read."""
-    return (
-        isinstance(value, (os.PathLike, bytes, bytearray, memoryview, LocalMedia))
-        or callable(getattr(value, "read", None))
-        or callable(getattr(value, "save", None))
+def takes_time(value: object) -> bool:
+    """Return True for what `read_local` may read a lot of, or must convert."""
+    return callable(getattr(value, "save", None)) or (
+        callable(getattr(value, "read", None)) and not isinstance(value, io.BytesIO)
     )
+
+
+def is_local(value: object) -> bool:
+    """Return True for what becomes a `LocalMedia`."""
+    kinds = (os.PathLike, bytes, bytearray, memoryview, LocalMedia)
+    return isinstance(value, kinds) or any(
+        callable(getattr(value, name, None)) for name in ("read", "save")
+    )
+
+
+async def in_thread(takes_time: bool, function: Callable[[T], R], argument: T) -> R:
+    """Call a function, in a thread if it takes time: a few bytes are read faster than one begins.
+
+    That is also what lets tests in virtual time have inputs: a thread has no part in it.
+    """
+    if takes_time:
+        return await anyio.to_thread.run_sync(function, argument)
+    return function(argument)
 
 
 def read_local(place: str, value: object, media_type: str | None = None) -> Any:
@@ -200,6 +224,8 @@ def read_local(place: str, value: object, media_type: str | None = None) -> Any:
             return _of_file(place, cast(BinaryIO, value), media_type)
         if callable(getattr(value, "save", None)):
             return _of_bytes(place, "", _as_png(place, value), media_type)
+    except ConfigurationError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         name = shown(value, str)[-MAX_NAME:] if isinstance(value, os.PathLike) else "the file"
         raise ConfigurationError(f"{place}: {name} cannot be read: {_reason(error)}") from None
@@ -229,16 +255,26 @@ def _of_bytes(place: str, name: str, content: bytes, media_type: str | None) -> 
 def _of_file(place: str, file: BinaryIO, media_type: str | None) -> LocalMedia:
     given = getattr(file, "name", "")
     name = Path(given).name[-MAX_NAME:] if isinstance(given, str) else ""
+    start = file.tell() if _is_seekable(file) else None
     content = file.read(MAX_DATA + 1)
+    if start is not None:
+        file.seek(start)  # so that it may be the input of another request, too
     if not isinstance(content, bytes):
         raise ConfigurationError(f"{place}: {name or 'the file'} is open as text: use mode 'rb'")
     if len(content) <= MAX_DATA:
         return _of_bytes(place, name, content, media_type)
-    if not file.seekable():
+    if start is None:
         raise ConfigurationError(f"{place}: {name or 'the file'} is too large to be sent from here")
-    start = file.tell() - len(content)
     size = file.seek(0, os.SEEK_END) - start
+    file.seek(start)
     return _known(place, name, content[:HEAD_SIZE], size, file, start, media_type)
+
+
+def _is_seekable(file: BinaryIO) -> bool:
+    try:
+        return file.seekable()
+    except AttributeError:
+        return False
 
 
 def _known(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypeGuard
+from uuid import uuid4
 
 from luma_poll._api.answers import as_generation, snapshot_rate_limit, snapshot_request_id
 from luma_poll._api.evidence import nothing_was_sent
-from luma_poll._api.headers import RateLimit
+from luma_poll._api.headers import RateLimit, submission_id
 from luma_poll._api.translation import translate_error
 from luma_poll._arguments import check_generation_id
 from luma_poll._logging import fields, logger
@@ -105,28 +106,44 @@ def _is_page(error: APIError) -> bool:
     return error.status_code in _OF_SOMEBODY_ELSE
 
 
-async def submit_once(create: Callable[[], Awaitable[object]]) -> Outcome:
+def new_submission_id() -> str:
+    """Return an `X-Request-Id` for a submission."""
+    return str(uuid4())
+
+
+async def submit_once(
+    create: Callable[[], Awaitable[object]], handle: str | None = None
+) -> Outcome:
     """Submit, and say what became of it.
 
     Args:
         create: Sends one submission, once; returns what looks like a generation.
+        handle: The `X-Request-Id` that it carries; by default a new one.
 
     Returns:
         The outcome. A failure is part of it; only what is no `Exception`, such as a cancellation,
         is raised.
     """
+    handle = handle or submission_id.get() or new_submission_id()
+    before = submission_id.set(handle)
     try:
-        return _accepted(as_generation(await create()))
+        outcome = _accepted(as_generation(await create()))
     except Exception as error:
-        return outcome_of(error)
+        outcome = outcome_of(error)
     except BaseException as error:
         if not nothing_was_sent(error):
             logger.warning(
                 "a submission was cut off before its answer came: it may be running and be "
-                "billed, and its id is not known",
+                "billed, and its id is not known (X-Request-Id %s)",
+                handle,
                 extra=fields(error=error),
             )
         raise
+    finally:
+        submission_id.reset(before)
+    if not isinstance(outcome, Accepted) and isinstance(outcome.error, APIError):
+        outcome.error.submission_id = handle
+    return outcome
 
 
 def outcome_of(error: Exception) -> Outcome:

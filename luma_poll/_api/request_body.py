@@ -14,14 +14,15 @@ from hashlib import sha256
 from typing import Any, TypeAlias
 from uuid import UUID
 
-import anyio.to_thread
-
 from luma_poll._api.media_reference import (
     MAX_DATA,
+    PIECE,
     LocalMedia,
+    in_thread,
     is_local,
     read_local,
     string_given,
+    takes_time,
     too_large,
 )
 from luma_poll._arguments import check_prompt, shown
@@ -62,9 +63,7 @@ def read_params(given: Mapping[str, Any]) -> dict[str, Any]:
 
 async def read_params_async(given: Mapping[str, Any]) -> dict[str, Any]:
     """Check the parameters of a submission; in a thread if there are files to look at."""
-    if holds_media(given):
-        return await anyio.to_thread.run_sync(read_params, given)
-    return read_params(given)
+    return await in_thread(takes_time_to_read(given), read_params, given)
 
 
 def _checked(place: str, value: Any, depth: int) -> Any:
@@ -185,7 +184,7 @@ async def encoded(params: Mapping[str, Any]) -> dict[str, Any]:
     """
 
     async def convert(found: LocalMedia) -> Any:
-        return await anyio.to_thread.run_sync(found.as_data)
+        return await in_thread(found.size > PIECE, LocalMedia.as_data, found)
 
     return await _converted(params, convert)
 
@@ -233,12 +232,21 @@ class _Shown(str):
         return str(self)
 
 
-def holds_media(value: Any, depth: int = MAX_DEPTH) -> bool:
+def takes_time_to_read(value: Any) -> bool:
     """Return True if there is something in it that takes time to look at."""
+    return _holds(value, takes_time, MAX_DEPTH)
+
+
+def holds_media(value: Any) -> bool:
+    """Return True if there is something in it that is here and not at the API."""
+    return _holds(value, is_local, MAX_DEPTH)
+
+
+def _holds(value: Any, test: Callable[[object], bool], depth: int) -> bool:
     if isinstance(value, (str, int, float, type(None))) or not depth:
         return False
     if isinstance(value, Mapping):
-        return any(holds_media(item, depth - 1) for item in value.values())
+        return any(_holds(item, test, depth - 1) for item in value.values())
     if isinstance(value, (list, tuple)):
-        return any(holds_media(item, depth - 1) for item in value)
-    return is_local(value)
+        return any(_holds(item, test, depth - 1) for item in value)
+    return test(value)

@@ -10,6 +10,7 @@ from luma_poll._cli.create_command import create
 from luma_poll._cli.demo_command import demo
 from luma_poll._cli.download_command import download
 from luma_poll._cli.exit_codes import HELP
+from luma_poll._cli.fleet_command import fleet
 from luma_poll._cli.get_command import get
 from luma_poll._cli.journal_command import journal
 from luma_poll._cli.process import orderly_exit, run_app
@@ -35,6 +36,7 @@ app = typer.Typer(
 for room in (create, run_prompts, wait, download, watch, get, demo, sandbox, worker):
     app.command()(room)
 app.add_typer(journal, name="journal")
+app.add_typer(fleet, name="fleet")
 
 
 def run() -> None:

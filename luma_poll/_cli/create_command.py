@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import anyio
@@ -11,15 +11,18 @@ import typer
 from luma_poll._cli.hints import command, options_given
 from luma_poll._cli.options import (
     AspectRatioOption,
+    ImageOption,
     JsonOption,
     ModelOption,
     ParamOption,
     QuietOption,
+    SourceOption,
     TypeOption,
     check_directory,
     open_client,
     positive,
     read_params,
+    reference,
 )
 from luma_poll._cli.process import orderly_exit
 from luma_poll._cli.results import Result, writing
@@ -27,16 +30,22 @@ from luma_poll._cli.terminal import in_words, put_line, say, say_lines
 from luma_poll._cli.wait_command import Batch, wait_for
 from luma_poll._client.client import LumaClient
 from luma_poll._polling.poller import TIMEOUT
+from luma_poll._running.requests import read_request
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import Generation
 
 
 def create(
     ctx: typer.Context,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="Only --type layering needs none."),
+    ] = None,
     model: ModelOption = None,
     kind: TypeOption = None,
     aspect_ratio: AspectRatioOption = None,
+    source: SourceOption = None,
+    image: ImageOption = None,
     param: ParamOption = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait, and print the URLs of the outputs.")
@@ -71,7 +80,7 @@ def create(
     waits = wait or show or download is not None
     submission, batch = Submission(), Batch()
 
-    async def submit_and_wait(params: dict[str, Any]) -> None:
+    async def submit_and_wait(params: Mapping[str, Any]) -> None:
         async with open_client() as client:
             with writing(as_json=as_json, alone=True) as put:
                 generation = await submission.submit(client, params)
@@ -108,8 +117,14 @@ def create(
     with orderly_exit(hints):
         if timeout is not None and not waits:
             raise ConfigurationError("--timeout goes with --wait or --download")
-        usual = {"model": model, "type": kind, "aspect_ratio": aspect_ratio}
-        params = {"prompt": prompt, **read_params(usual, param)}
+        usual = {
+            "model": model,
+            "type": kind,
+            "aspect_ratio": aspect_ratio,
+            "source": None if source is None else reference(source),
+            "image_ref": None if image is None else [reference(each) for each in image],
+        }
+        params = read_request({"prompt": prompt, **read_params(usual, param)}).params
         check_directory(download)
         anyio.run(submit_and_wait, params)
         say_lines(hints())
@@ -130,22 +145,34 @@ class Submission:
         self._is_under_way = False
         self._failure: Exception | None = None
 
-    async def submit(self, client: LumaClient, params: dict[str, Any]) -> Generation:
+    async def submit(self, client: LumaClient, params: Mapping[str, Any]) -> Generation:
         """Submit it, to its end: Ctrl-C waits for the answer, which has an id, or a bill.
 
         In a task of its own, as only that is out of the reach of asyncio's own cancellation.
         """
+        is_answered = False
 
         async def send() -> None:
+            nonlocal is_answered
             try:
                 with anyio.CancelScope(shield=True):
                     self.generation = await client.generations.create(**params)
             except Exception as error:  # raised below: the task group would wrap it
                 self._failure = error
+            is_answered = True
+            tasks.cancel_scope.cancel()
+
+        async def tell() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                if not is_answered:
+                    say("Waiting for the answer, which has the id; Ctrl-C again gives up.")
 
         self._is_under_way = True
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(send)
+            tasks.start_soon(tell)
         failure, self._failure, self._is_under_way = self._failure, None, False
         if failure is not None:
             raise failure

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, get_args
+from uuid import UUID
 
 import typer
 
@@ -64,8 +67,20 @@ ParamOption = Annotated[
     typer.Option(
         "--param",
         metavar="KEY=VALUE",
-        help="Any other parameter; the value is JSON or text.",
+        help="Any other parameter; the value is JSON, @FILE or text.",
     ),
+]
+SourceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        metavar="FILE|URL|ID",
+        help="The image or video to start from.",
+    ),
+]
+ImageOption = Annotated[
+    list[str] | None,
+    typer.Option("--image", metavar="FILE|URL|ID", help="A reference image; may be repeated."),
 ]
 OutputOption = Annotated[
     str | None,
@@ -126,10 +141,20 @@ def check_directory(path: str | None) -> None:
         raise ConfigurationError(f"{path} cannot be written to: Permission denied")
 
 
+def reference(value: str) -> object:
+    """A reference to an image or a video: an address, the id of a generation, or a path."""
+    if value.lower().startswith(("https://", "http://")):
+        return {"url": value}
+    with suppress(ValueError):
+        return {"generation_id": str(UUID(value))}
+    return Path(value).expanduser()
+
+
 def read_params(given: Mapping[str, Any], words: Iterable[str] | None) -> dict[str, Any]:
     """The parameters of `generations.create`, from options and from `KEY=VALUE` words.
 
-    A value is JSON; what is not valid JSON, as in `style=manga`, is plain text.
+    Dots in a key lead into a parameter: `video.duration=5s`. A value is JSON; `@` before it makes
+    it a file; what is not valid JSON, as in `style=manga`, is plain text.
 
     Raises:
         ConfigurationError: A word is not `KEY=VALUE`, or a key is given twice.
@@ -137,17 +162,25 @@ def read_params(given: Mapping[str, Any], words: Iterable[str] | None) -> dict[s
     params = {key: value for key, value in given.items() if value is not None}
     for word in words or ():
         key, equals, value = word.partition("=")
-        if not equals or not key.isidentifier():
+        *path, last = key.split(".")
+        if not equals or not all(part.isidentifier() for part in (*path, last)):
             raise ConfigurationError(f"--param takes KEY=VALUE, not {word!r}")
         if key == "prompt":
             raise ConfigurationError("--param prompt: the prompt is an argument, or in the file")
-        if key in params:
+        place = params
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigurationError(f"--param {key}: {part} is given as a whole, too")
+        if last in place:
             raise ConfigurationError(f"--param {key} is given twice")
-        params[key] = _read_value(key, value)
+        place[last] = _read_value(key, value)
     return params
 
 
 def _read_value(key: str, value: str) -> object:
+    if value.startswith("@"):
+        return reference(value[1:])
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from luma_poll._cli.hints import read_ranges
-from luma_poll._cli.ids import decode, read_lines
+from luma_poll._cli.hints import plural, read_ranges
+from luma_poll._cli.ids import read_lines
+from luma_poll._journal.entry import JournalEntry
+from luma_poll._running.request_files import Overview, RequestFormat, overview, requests_from
 from luma_poll._running.requests import read_request
 from luma_poll.errors import ConfigurationError
 
@@ -66,25 +68,50 @@ class Prompts:
             raise ConfigurationError(f"there is no prompt in these lines: {lines}")
         return replace(self, lines=left)
 
+    def overview(self) -> Overview:
+        """All that would be submitted.
 
-def read_prompts(sources: Sequence[str], common: Mapping[str, Any]) -> Prompts:
+        Raises:
+            ConfigurationError: A file that a request refers to is unusable.
+        """
+        return overview(line.request for line in self.lines)
+
+
+class _Stdin(io.BytesIO):
+    """The bytes of standard input, under the name that messages know."""
+
+    name = "<stdin>"
+
+
+def read_prompts(
+    sources: Sequence[str], common: Mapping[str, Any], form: RequestFormat | None
+) -> Prompts:
     """The requests in a file, or the arguments if they are prompts: these have a blank in them.
 
     Args:
         sources: One file, `-` for standard input, or prompts.
         common: Parameters of all that do not have their own.
+        form: The format of the file; None if its name says it.
 
     Raises:
         ConfigurationError: It cannot be read, has no request, or one of them is unusable.
     """
-    if len(sources) == 1 and (sources[0] == "-" or os.path.exists(sources[0])):
-        return Prompts(sources, _read_file(sources[0], common))
-    for source in sources:
-        if " " not in source.strip():
+    source = sources[0]
+    if len(sources) == 1 and (source == "-" or os.path.exists(source)):
+        if source == "-" and form is None:
             raise ConfigurationError(
-                f"{source} is neither a file nor a prompt of several words. Give one file that "
-                f"exists, or prompts in quotes; a prompt of one word is submitted by: "
-                f"luma-poll create {source} --wait"
+                "say what is on standard input: --format text (a prompt on each line), jsonl, "
+                "json, csv or tsv"
+            )
+        content = _Stdin(b"".join(read_lines("-"))) if source == "-" else source
+        read = requests_from(content, format=form, defaults=common)
+        return Prompts(sources, [Line(*each) for each in read.numbered()])
+    for each in sources:
+        if " " not in each.strip():
+            raise ConfigurationError(
+                f"{each} is neither a file nor a prompt of several words. Give one file that "
+                "exists, or prompts in quotes; a prompt of one word is submitted by: "
+                f"luma-poll create {each} --wait"
             )
     lines = [Line(number, {**common, "prompt": each}) for number, each in enumerate(sources, 1)]
     for line in lines:
@@ -92,37 +119,30 @@ def read_prompts(sources: Sequence[str], common: Mapping[str, Any]) -> Prompts:
     return Prompts(sources, lines)
 
 
-def _read_file(path: str, common: Mapping[str, Any]) -> list[Line]:
-    """The requests in a file; lines that are blank, or begin with `#`, are skipped.
+def in_short(found: Overview) -> str:
+    """All that would be submitted, in one line: how many, and of which models."""
+    models = ", ".join(
+        f"{model or 'default'} ({count})" for model, count in found.models.most_common()
+    )
+    word = "model" if len(found.models) == 1 else "models"
+    return f"{plural(found.count, 'generation')}, {word} {models}"
 
-    In a `.jsonl` file, and where a line of standard input begins with a brace, a line is a JSON
-    object of parameters; elsewhere it is a prompt.
+
+def in_full(found: Overview, known: Iterable[JournalEntry]) -> Iterator[str]:
+    """All that would be submitted, in lines.
+
+    Args:
+        found: The requests.
+        known: What the journal has of them.
     """
-    name = "standard input" if path == "-" else path
-    found = []
-    for number, line in enumerate(read_lines(path), 1):
-        text = decode(line, name, number).strip()
-        if not text or text.startswith("#"):
-            continue
-        is_json = path.lower().endswith(".jsonl") or (path == "-" and text.startswith("{"))
-        try:
-            request = {**common, **(_parse(text) if is_json else {"prompt": text})}
-            read_request(request)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{name}, line {number}: {error}") from None
-        found.append(Line(number, request))
-    if not found:
-        raise ConfigurationError(f"there is no prompt in {name}")
-    return found
-
-
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"not JSON: {error}") from None
-    if isinstance(value, str):
-        return {"prompt": value}
-    if not isinstance(value, dict):
-        raise ConfigurationError("not a JSON object")
-    return value
+    yield in_short(found)
+    types = ", ".join(f"{kind or 'default'} ({n})" for kind, n in found.types.most_common())
+    yield f"{'type' if len(found.types) == 1 else 'types'} {types}"
+    for name, (size, times) in found.media.items():
+        yield f"file {name or '(bytes)'}: {size:,} bytes, in {plural(times, 'request')}"
+    states = [entry.state for entry in known]
+    if states:
+        said = ", ".join(f"{states.count(each)} {each}" for each in dict.fromkeys(states))
+        yield f"in the journal already: {len(states)} ({said})"
+    for key in found.keys:
+        yield f"key {key}"

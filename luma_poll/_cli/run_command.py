@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Annotated
@@ -31,19 +32,29 @@ from luma_poll._cli.options import (
     read_params,
 )
 from luma_poll._cli.process import orderly_exit
-from luma_poll._cli.prompts import Line, Prompts, read_prompts
+from luma_poll._cli.prompts import Line, Prompts, in_full, in_short, read_prompts
 from luma_poll._cli.results import Put, Result, writing
 from luma_poll._cli.table import RunTable
-from luma_poll._cli.terminal import err, is_terminal, say, say_lines
+from luma_poll._cli.terminal import err, is_terminal, put_line, say, say_lines
 from luma_poll._client.client import LumaClient
+from luma_poll._journal.entry import JournalEntry
 from luma_poll._journal.journal import Journal
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.poller import MAX_RATE, TIMEOUT, Poller
-from luma_poll._running.run_events import RunEvent
+from luma_poll._running.request_files import Overview, RequestFormat
 from luma_poll._running.run_result import RunResult
 from luma_poll._running.runner import REQUEST_COST, Runner
 from luma_poll._tasks.each import run_each
 from luma_poll.errors import SubmissionUnknownError
+from luma_poll.events import (
+    Event,
+    RunEvent,
+    RunFound,
+    RunRefused,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
 
 MANY = 20
 """More prompts than these are submitted from a terminal only after a question."""
@@ -55,14 +66,18 @@ def run(
         list[str],
         typer.Argument(
             metavar="FILE|PROMPT...",
-            help="A file with one prompt per line, or of parameters (.jsonl); - is standard input; "
-            "or prompts in quotes.",
+            help="A file of prompts or parameters (.txt, .jsonl, .json, .csv, .tsv); - is standard "
+            "input; or prompts in quotes.",
         ),
     ],
     model: ModelOption = None,
     kind: TypeOption = None,
     aspect_ratio: AspectRatioOption = None,
     param: ParamOption = None,
+    form: Annotated[
+        RequestFormat | None,
+        typer.Option("--format", help="Of the file, if its name does not say it."),
+    ] = None,
     lines: Annotated[
         str | None, typer.Option(metavar="3-7,9,12-", help="Only these lines of the file.")
     ] = None,
@@ -91,6 +106,9 @@ def run(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help=f"Do not ask before more than {MANY} submissions.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be submitted, and submit nothing.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Submit prompts as fast as the account allows, wait, and print the URLs of the outputs.
@@ -112,7 +130,6 @@ def run(
                 wait=AdaptiveWait(request_cost=REQUEST_COST),
                 timeout=timeout,
                 max_rate=max_rate,
-                on_poll=table.on_poll,
             )
             runner = Runner(
                 client,
@@ -122,35 +139,59 @@ def run(
                 max_submissions=max_submissions,
                 journal=kept,
             )
-            runner._reporter.observers += (runs.on_run, table.on_run)
+            runner.observe(runs.on_run)
+            runner.observe(table.on_event)
             await run_prompts(runs, client, runner, table, bars, put, directory=download)
 
     with orderly_exit(lambda: runs.after_interrupt()):
         usual = {"model": model, "type": kind, "aspect_ratio": aspect_ratio}
-        prompts = read_prompts(sources, read_params(usual, param)).of(lines)
+        prompts = read_prompts(sources, read_params(usual, param), form).of(lines)
+        found = prompts.overview()
+        if dry_run:
+            _put_overview(found, journal)
+            return
         check_directory(download)
         with (
             nullcontext() if journal is None else Journal(journal) as kept,
             writing(output, as_json=as_json, alone=False) as put,
         ):
+            if kept is not None and kept.entries() and not _known(found, kept):
+                say(
+                    f"warning: none of these is in the journal {journal}, which has others: all "
+                    "are submitted, and billed. Other parameters make another request."
+                )
+                kept._store.are_strangers_said = True  # before the question, not by the runner
             if not yes:
-                _ask(prompts.lines)
+                _ask(found)
             anyio.run(run_all, prompts, kept, put)
         say_lines(runs.after_end())
         raise typer.Exit(runs.code)
 
 
-def _ask(lines: Iterable[Line]) -> None:
+def _ask(found: Overview) -> None:
     """Ask a person before many submissions; a script is never asked."""
-    models = Counter(str(line.request.get("model", "default")) for line in lines)
-    count = models.total()
-    if count <= MANY or not (is_terminal(err) and sys.stdin is not None and sys.stdin.isatty()):
+    if found.count <= MANY or not (
+        is_terminal(err) and sys.stdin is not None and sys.stdin.isatty()
+    ):
         return
-    said = ", ".join(f"{model} ({number})" for model, number in models.most_common())
-    word = "model" if len(models) == 1 else "models"
-    if not typer.confirm(f"{count} generations, {word} {said}: submit?", err=True):
+    if not typer.confirm(f"{in_short(found)}: submit?", err=True):
         say("Nothing was submitted.")
         raise typer.Exit(INTERRUPTED)
+
+
+def _put_overview(found: Overview, journal: str | None) -> None:
+    known = []
+    if journal is not None and os.path.exists(journal):
+        with Journal(journal) as kept:
+            known = _known(found, kept)
+    for line in in_full(found, known):
+        put_line(line)
+
+
+def _known(found: Overview, journal: Journal) -> list[JournalEntry]:
+    """Return the entries that the journal has of these."""
+    entries = {entry.key: entry for entry in journal.entries()}
+    return [entries[key] for key in found.keys if key in entries]
 
 
 async def run_prompts(
@@ -191,7 +232,8 @@ async def run_prompts(
     table.expect(len(runs.prompts.lines))
     with table.shown():
         async with (
-            runner.as_completed(line.request for line in runs.prompts.lines) as ran,
+            # A list: what the journal has of it comes first.
+            runner.as_completed([line.request for line in runs.prompts.lines]) as ran,
             run_each(finish, ran, limit=None) as results,
         ):
             async for result in results:
@@ -218,16 +260,22 @@ class Runs:
         self._sent: dict[int, list[str]] = {}  # by identity: the ids of those that were begun
         self._ended: dict[int, Result] = {}
         self._outcomes = Counter[str]()
+        self._submissions = 0
 
-    def on_run(self, event: RunEvent) -> None:
+    def on_run(self, event: Event) -> None:
         """Note a step of a run."""
-        key = id(event.request)
-        if event.step == "submitting":
+        if not isinstance(event, RunEvent):
+            return
+        key = id(event.run.request)
+        if isinstance(event, RunSubmitting):
             self._sent.setdefault(key, [])
-        elif event.step in ("refused", "unreachable") and not self._sent.get(key):
+        elif isinstance(event, RunRefused | RunUnreachable) and not self._sent.get(key):
             self._sent.pop(key, None)  # it was certainly not accepted
-        elif event.step == "submitted" and event.generation is not None:
+        elif isinstance(event, RunFound) and event.running:
+            self._sent.setdefault(key, []).append(event.generation_id)
+        elif isinstance(event, RunSubmitted):
             self._sent.setdefault(key, []).append(event.generation.id)
+            self._submissions += 1
 
     def end(self, result: Result) -> None:
         """Note a result."""
@@ -322,8 +370,8 @@ class Runs:
                 sources = [sources[number - 1] for number in numbers]
         most = self._ctx.params.get("max_submissions")
         if most is not None:
-            sent = sum(map(len, self._sent.values()))
-            changed["max_submissions"] = str(most - sent if sent < most else most)
+            left = most - self._submissions
+            changed["max_submissions"] = str(left or most)
         return command("run", *sources, *options_given(self._ctx, **changed))
 
     def _unknown(self) -> Iterator[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import AsyncExitStack
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Literal, TypeAlias
 
 import anyio
 import typer
@@ -14,7 +15,9 @@ from luma_poll._cli.options import positive
 from luma_poll._cli.process import orderly_exit
 from luma_poll._cli.terminal import put_line, say
 from luma_poll.errors import ConfigurationError
-from luma_poll.sandbox import Sandbox
+from luma_poll.sandbox import DEFAULT_ACCOUNT, Sandbox
+
+AccountKind: TypeAlias = Literal["unlimited", "new"]
 
 
 def sandbox(
@@ -31,16 +34,21 @@ def sandbox(
     strict_keys: Annotated[
         bool, typer.Option("--strict-keys", help="Refuse keys that do not begin with luma-api-.")
     ] = False,
+    account: Annotated[
+        AccountKind,
+        typer.Option(help="new: the limits of a new account, which luma-poll run learns."),
+    ] = "unlimited",
 ) -> None:
     """Serve a simulated API until Ctrl-C, for clients in any language.
 
     Words in a prompt script its generation: sandbox:duration=3, sandbox:outputs=2,
     sandbox:fail=content_moderated, sandbox:state=throttled.
 
-    Example: luma-poll sandbox --speed 10
+    Example: luma-poll sandbox --speed 10 --account new
     """
     with orderly_exit():
-        simulated = Sandbox(speed=speed, seed=seed, faults=faults, strict_keys=strict_keys)
+        make = partial(Sandbox, **DEFAULT_ACCOUNT) if account == "new" else Sandbox
+        simulated = make(speed=speed, seed=seed, faults=faults, strict_keys=strict_keys)
         anyio.run(serve, simulated, host, port)
 
 
@@ -57,11 +65,11 @@ async def serve(sandbox: Sandbox, host: str, port: int) -> None:
             raise ConfigurationError(
                 f"cannot listen on {host}, port {port}: {_reason(error)}"
             ) from None
-        say(f"The sandbox is listening at {base_url}; Ctrl-C stops it. To use it:")
+        say(f"The sandbox is listening at {base_url}; Ctrl-C stops it. Set for its clients:")
         # An address that stands for all interfaces is not one to connect to.
         own = base_url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-        put_line(f"export LUMA_BASE_URL={own}")
-        put_line("export LUMA_AGENTS_API_KEY=luma-api-sandbox")
+        put_line(f"LUMA_BASE_URL={own}")
+        put_line("LUMA_AGENTS_API_KEY=luma-api-sandbox")
         await anyio.sleep_forever()
 
 

@@ -19,9 +19,21 @@ from rich.text import Text
 from luma_poll._cli.bars import DownloadBars
 from luma_poll._cli.hints import plural
 from luma_poll._cli.results import Result, label_of
-from luma_poll._cli.terminal import can_print, escape, in_words, is_terminal, say
-from luma_poll._polling.poll_events import PollEvent
-from luma_poll._running.run_events import RunEvent
+from luma_poll._cli.terminal import can_print, escape, is_terminal, say
+from luma_poll.events import (
+    Event,
+    PollEnded,
+    PollEvent,
+    RunBegan,
+    RunEvent,
+    RunFailed,
+    RunFound,
+    RunRefused,
+    RunStateChanged,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
 
 DRAWINGS_PER_SECOND = 5
 LAST_FAILURES = 5
@@ -134,9 +146,7 @@ class LiveTable:
     def on_poll(self, event: PollEvent) -> None:
         """Show the outcome of a poll; pass this to the poller."""
         self._polls += 1
-        self._show_poll(self._rows[event.generation_id], event)
-
-    def _show_poll(self, row: Row, event: PollEvent) -> None:
+        row = self._rows[event.generation_id]
         row.polls = event.attempt
         state = row.state if event.generation is None else event.generation.state
         self._change(row, state, "" if event.error is None else type(event.error).__name__)
@@ -356,41 +366,44 @@ class RunTable(LiveTable):
         self._by_id: dict[str, RunRow] = {}
         self._counts = Counter[str]()
         self._rows_ended = 0
-        self._nothing_since: tuple[float, str] | None = None
 
-    def on_run(self, event: RunEvent) -> None:
-        """Show a step of a run."""
-        request = event.request
-        assert not isinstance(request, str)
-        if event.step == "begun":
-            row = RunRow((label_of(request),), "waiting", 0.0)
-            self._runs[id(request)] = self._rows[str(event.run)] = row
+    def on_event(self, event: Event) -> None:
+        """Show a step of a run, or the outcome of a poll."""
+        if isinstance(event, PollEnded):
+            self._polls += 1
+            if (row := self._by_id.get(event.wait.generation_id)) is not None:
+                is_error = isinstance(event.answer, Exception)
+                self._change(row, row.state, type(event.answer).__name__ if is_error else "")
+        elif isinstance(event, RunBegan):
+            assert not isinstance(event.run.request, str)
+            row = RunRow((label_of(event.run.request),), "waiting", 0.0)
+            self._runs[id(event.run.request)] = self._rows[str(event.run.number)] = row
             self._states["waiting"] += 1
-            return
-        row = self._runs[id(request)]
-        if event.step in ("refused", "unreachable", "failed"):
-            row.refusals += event.step == "refused"
-            self._counts["refusals"] += event.step == "refused"
-            self._change(row, "waiting", "" if event.error is None else type(event.error).__name__)
-            if event.step != "failed" and event.error is not None:
-                since = self._nothing_since[0] if self._nothing_since else time.monotonic()
-                self._nothing_since = since, in_words(event.error)
-        elif event.step == "submitting":
-            self._change(row, "submitting", "")
-        elif event.step == "submitted" and event.generation is not None:
-            row.attempts += 1
-            row.submitted = time.monotonic()
-            self._counts["submissions"] += 1
-            self._nothing_since = None
-            self._by_id[event.generation.id] = row
-            self._change(row, event.generation.state, "")
+        elif isinstance(event, RunEvent):
+            self._show_step(self._runs[id(event.run.request)], event)
 
-    def on_poll(self, event: PollEvent) -> None:
-        """Show the outcome of a poll."""
-        self._polls += 1
-        row = self._by_id.get(event.generation_id)
-        if row is not None:
-            self._show_poll(row, event)
+    def _show_step(self, row: RunRow, event: RunEvent) -> None:
+        match event:
+            case RunRefused() | RunUnreachable() | RunFailed():
+                is_refusal = isinstance(event, RunRefused)
+                row.refusals += is_refusal
+                self._counts["refusals"] += is_refusal
+                self._change(row, "waiting", type(event.error).__name__)
+            case RunSubmitting():
+                self._change(row, "submitting", "")
+            case RunFound():  # an earlier process submitted it
+                self._begin(row, event.generation_id, "asking")
+            case RunSubmitted():
+                row.attempts += 1
+                self._counts["submissions"] += 1
+                self._begin(row, event.generation.id, event.generation.state)
+            case RunStateChanged():
+                self._change(row, event.state, row.trouble)
+
+    def _begin(self, row: RunRow, generation_id: str, state: str) -> None:
+        row.submitted = time.monotonic()
+        self._by_id[generation_id] = row
+        self._change(row, state, "")
 
     def download(self, request: object) -> None:
         """Show that the files of a run are being downloaded."""
@@ -407,10 +420,6 @@ class RunTable(LiveTable):
         if result.error is not None:
             self._failures.append((result.label, type(result.error).__name__))
 
-    def status(self) -> str:
-        """How far it is, and why nothing is submitted, in one line."""
-        return "; ".join([super().status(), *(text.plain for text in self._why())])
-
     def _footer(self) -> list[Text]:
         states = self._states.copy()  # the original changes while another thread draws
         begun = states["waiting"] + states["submitting"]
@@ -421,16 +430,7 @@ class RunTable(LiveTable):
             f"{plural(self._counts['submissions'], 'submission')}, "
             f"{plural(self._counts['refusals'], 'refusal')}"
         )
-        return [Text(total, "dim", no_wrap=True, overflow="ellipsis"), *self._why()]
-
-    def _why(self) -> list[Text]:
-        """Why nothing is submitted, if something waits."""
-        stuck = self._nothing_since
-        if stuck is None or self._ended >= self._expected:
-            return []
-        since, reason = stuck
-        text = f"nothing submitted for {_minutes(time.monotonic() - since)}: {escape(reason)}"
-        return [Text(text, "yellow", no_wrap=True, overflow="ellipsis")]
+        return [Text(total, "dim", no_wrap=True, overflow="ellipsis")]
 
     def _numbers_of(self, row: Row, now: float, digits: int) -> tuple[str, ...]:
         assert isinstance(row, RunRow)

@@ -38,7 +38,8 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message, above the table if there is one."""
-        say(f"warning: {record.getMessage()}")
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        say(f"{prefix}{record.getMessage()}")
 
 
 def is_terminal(console: Console) -> bool:

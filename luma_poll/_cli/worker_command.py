@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 from typing import Annotated
 
 import anyio
 import typer
 
+from luma_poll._cli.fleet_command import open_fleet
+from luma_poll._cli.health import serve_health
 from luma_poll._cli.options import open_client
 from luma_poll._cli.process import orderly_exit
-from luma_poll._cli.terminal import say
-from luma_poll._polling.poller import MAX_RATE
-from luma_poll.errors import ConfigurationError
+from luma_poll._cli.terminal import LogHandler
 
 SECRETS = "LUMA_CALLBACK_SECRETS"
 
@@ -24,10 +26,11 @@ def worker(
             envvar="LUMA_DATABASE_URL",
             show_envvar=True,
             metavar="URL",
-            help="postgresql://..., or sqlite:///... for a try.",
+            help="postgresql://..., or sqlite:///... to try it.",
         ),
     ],
     queue: Annotated[str, typer.Option(help="The name of the fleet.")] = "luma",
+    schema: Annotated[str, typer.Option(help="Of the fleet's tables, in PostgreSQL.")] = "dbos",
     max_running: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Generations at once, over all workers."),
@@ -37,54 +40,71 @@ def worker(
         typer.Option(min=1, metavar="N", help="Generations begun per minute, over all workers."),
     ] = None,
     max_rate: Annotated[
-        float, typer.Option(metavar="N", help="Polls per second, over all workers.")
-    ] = MAX_RATE,
+        float | None, typer.Option(metavar="N", help="Polls per second, over all workers.")
+    ] = None,
+    share: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Generations that this worker waits for.")
+    ] = 500,
+    name: Annotated[
+        str | None, typer.Option(help="Of this worker; by default the host's, and a random part.")
+    ] = None,
+    allow_private_callbacks: Annotated[
+        bool,
+        typer.Option("--allow-private-callbacks", help="Also call local addresses, and http."),
+    ] = False,
+    health_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, metavar="PORT", help="Answer GET /: 200 while the worker is well."
+        ),
+    ] = None,
 ) -> None:
-    """Be a worker of a fleet until Ctrl-C or SIGTERM; what it has begun, the others continue.
+    """Be a worker of a fleet until SIGTERM or Ctrl-C; what it has begun, the others continue.
 
-    Callbacks are signed with the secrets in LUMA_CALLBACK_SECRETS, separated by spaces.
+    Limits that are not given stay as they are in the fleet. Callbacks are signed with the secrets
+    in LUMA_CALLBACK_SECRETS, separated by spaces.
     """
+    log = logging.getLogger("luma_poll")
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)  # the one line at the start, and who comes and goes
+    for handler in log.handlers:
+        if isinstance(handler, LogHandler):
+            handler.setLevel(logging.INFO)
     with orderly_exit():
-        anyio.run(_work, database, queue, max_running, submissions_per_minute, max_rate)
+        fleet = open_fleet(
+            database,
+            queue,
+            schema,
+            open_client=open_client,
+            max_running=max_running,
+            submissions_per_minute=submissions_per_minute,
+            max_rate=max_rate,
+            share=share,
+            worker=name,
+            callback_secrets=os.environ.get(SECRETS, "").split(),
+            allow_private_callbacks=allow_private_callbacks,
+        )
+        if anyio.run(_work, fleet, health_port) == signal.SIGINT:
+            raise KeyboardInterrupt
 
 
-async def _work(
-    database: str,
-    queue: str,
-    max_running: int | None,
-    submissions_per_minute: int | None,
-    max_rate: float,
-) -> None:
-    try:
-        from dbos import DBOS
-        from sqlalchemy.exc import SQLAlchemyError
+async def _work(fleet: object, health_port: int | None) -> int | None:
+    """Work until a signal, which is returned; None once the fleet is drained."""
+    from luma_poll.dbos import Fleet
 
-        from luma_poll.dbos import Fleet, fleet_config
-    except ModuleNotFoundError:
-        raise ConfigurationError(
-            "a worker needs the extra dbos: pip install 'luma-poll[cli,dbos]'"
-        ) from None
-    fleet = Fleet(
-        open_client,
-        queue=queue,
-        max_running=max_running,
-        submissions_per_minute=submissions_per_minute,
-        max_rate=max_rate,
-        callback_secrets=os.environ.get(SECRETS, "").split(),
-    )
-    # DBOS logs tracebacks, with what the API said in them, as it is.
-    DBOS(config=fleet_config(database, console_log_level="CRITICAL"))
-    try:
-        DBOS.launch()
-        async with fleet:
-            say(f"Worker {DBOS.executor_id} of the fleet {queue!r} is ready; Ctrl-C stops it.")
-            await anyio.sleep_forever()
-    except SQLAlchemyError as error:
-        raise ConfigurationError(f"the database cannot be used: {_reason(error)}") from None
-    finally:
-        DBOS.destroy()
+    assert isinstance(fleet, Fleet)
+    ended: list[int] = []
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with fleet, anyio.create_task_group() as tasks:
 
+            async def heed() -> None:
+                async for number in signals:
+                    ended.append(number)
+                    tasks.cancel_scope.cancel()
 
-def _reason(error: Exception) -> str:
-    """The first line, without the statement and the URL that SQLAlchemy adds."""
-    return str(getattr(error, "orig", None) or type(error).__name__).partition("\n")[0]
+            tasks.start_soon(heed)
+            if health_port is not None:
+                tasks.start_soon(serve_health, fleet, health_port)
+            await fleet.drained()
+            tasks.cancel_scope.cancel()
+    return ended[0] if ended else None

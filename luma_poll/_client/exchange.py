@@ -9,7 +9,7 @@ import anyio
 import httpx
 
 from luma_poll._api.answers import note_answer, read_generation
-from luma_poll._api.headers import rate_limit, request_id, retry_after
+from luma_poll._api.headers import rate_limit, request_id, retry_after, submission_id
 from luma_poll._api.translation import status_error, translate_error
 from luma_poll._client.connections import Answer, Connections
 from luma_poll._version import __version__
@@ -87,6 +87,8 @@ class Session:
         if body is not None:
             to_send = httpx.Headers(to_send)
             to_send["Content-Type"] = "application/json"
+            if (handle := submission_id.get()) is not None:
+                to_send["X-Request-Id"] = handle
         answer, sent = None, False
         try:
             with anyio.move_on_after(self._timeout):

@@ -14,12 +14,11 @@ from typing import Any, Self, cast
 from urllib.parse import quote
 
 import anyio
-import anyio.to_thread
 from tenacity import wait_exponential, wait_random
 
 from luma_poll._api.answers import note_answer
 from luma_poll._api.headers import retry_after
-from luma_poll._api.media_reference import LocalMedia, read_local
+from luma_poll._api.media_reference import LocalMedia, in_thread, read_local, takes_time
 from luma_poll._api.parameters import SupportsRead, SupportsSave
 from luma_poll._arguments import check_generation_id, check_positive
 from luma_poll._client.exchange import Session
@@ -31,6 +30,7 @@ from luma_poll._polling.poller import Poller
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIError,
+    APIStatusError,
     ConfigurationError,
     GenerationError,
     InvalidResponseError,
@@ -42,7 +42,7 @@ OURS = ("authorization", "content-length", "cookie", "host", "transfer-encoding"
 """Headers of a PUT that an answer does not decide on."""
 READY_SCHEDULE = wait_exponential(multiplier=0.5, exp_base=1.5, max=5) + wait_random(-0.1, 0.1)
 """When to ask if a file is ready: an image is within a second or two, a long video is not."""
-STATES = {"ready": "completed", "failed": "failed", "deleted": "failed"}
+STATES = {"pending": "processing", "ready": "completed", "failed": "failed", "deleted": "failed"}
 """A file's states in the words of a generation's; another one is no end."""
 
 
@@ -122,7 +122,8 @@ class Files:
         """
         check_positive("timeout", timeout)
         source = Path(path_or_file) if isinstance(path_or_file, str) else path_or_file
-        found = await anyio.to_thread.run_sync(read_local, "upload", source, media_type)
+        read = partial(read_local, "upload", media_type=media_type)
+        found = await in_thread(takes_time(source), read, source)
         if not isinstance(found, LocalMedia):
             raise ConfigurationError("a generation is not uploaded: give {'generation_id': …}")
         wanted = {
@@ -172,12 +173,21 @@ class Files:
             upload.begin(created)
             try:
                 await self._put(upload, created.get("upload"))
-                await self._ask("POST", f"/files/{quote(upload.file_id, safe='')}/complete")
+                await self._complete(upload)
                 return
             except InterruptedTry as error:
                 if attempt > self._max_retries:
                     raise upload.error(str(error), retryable=True) from None
                 await anyio.sleep(max(error.retry_after, backoff(attempt)))
+
+    async def _complete(self, upload: _Upload) -> None:
+        try:
+            await self._ask("POST", f"/files/{quote(upload.file_id, safe='')}/complete")
+        except APIStatusError as error:
+            if error.status_code != 409:
+                raise
+            # Something on the way has answered in place of the storage.
+            raise InterruptedTry("the API has not received it") from None
 
     async def _ask(self, method: str, path: str, body: bytes | None = None) -> Mapping[str, Any]:
         """Send a request that may be repeated: none of them costs anything."""

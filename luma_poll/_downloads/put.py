@@ -6,11 +6,8 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
 
-import anyio
-import anyio.to_thread
-
 from luma_poll._api.headers import retry_after
-from luma_poll._api.media_reference import PIECE
+from luma_poll._api.media_reference import PIECE, in_thread
 from luma_poll._arguments import is_loopback
 from luma_poll._downloads.storage import (
     LONGEST_RETRY_AFTER,
@@ -50,7 +47,8 @@ class Pieces:
         if not self._piece:
             if not self._left:
                 raise StopAsyncIteration
-            read = await anyio.to_thread.run_sync(self._file.read, min(PIECE, self._left))
+            wanted = min(PIECE, self._left)
+            read = await in_thread(self._size > PIECE, self._file.read, wanted)
             if not read:
                 raise OSError("the file has become shorter")
             self._left -= len(read)

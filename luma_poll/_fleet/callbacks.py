@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import binascii
 import json
+import random
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from socket import SOCK_STREAM
 from typing import Any
 
@@ -25,9 +26,48 @@ PAUSES = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """Seconds before each try, as the specification proposes: three days in all."""
 TIMEOUT = 15.0
 """Seconds for one try, from the look-up of the name to the status of the answer."""
+MOST_AT_ONCE = 200
+"""Calls under way in one worker."""
+MOST_TO_A_HOST = 4
+"""Of these to one host: receivers that hang hold up nobody but themselves."""
+LEASE = 60.0
+"""Seconds after which another worker makes a call of which nothing was heard."""
 DELIVERED = "delivered"
 GONE = "gone"
 _NAT64 = IPv6Network("64:ff9b::/96")
+# Of IANA's registries of special addresses: those that `ipaddress` of some 3.11 calls global.
+_INTERNAL = tuple(
+    map(
+        ip_network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+            "192.0.2.0/24",
+            "192.88.99.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/3",
+            "::/127",
+            "64:ff9b:1::/48",
+            "100::/64",
+            "2001::/23",
+            "2001:db8::/32",
+            "3fff::/20",
+            "5f00::/16",
+            "fc00::/7",
+            "fe80::/10",
+            "fec0::/10",
+            "ff00::/8",
+        ),
+    )
+)
 
 
 def check_secrets(secrets: Sequence[str]) -> list[Webhook]:
@@ -77,7 +117,23 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
             return False
         if address.ipv4_mapped or address in _NAT64:
             return True
+    if any(address.version == each.version and address in each for each in _INTERNAL):
+        return False
     return address.is_global and not address.is_multicast
+
+
+def next_try(outcome: str, tries: int) -> tuple[str, float]:
+    """Return the state of a callback after a try, and the seconds until the next one.
+
+    Args:
+        outcome: What `deliver` returned.
+        tries: How often it was tried by now.
+    """
+    if outcome in (DELIVERED, GONE):
+        return outcome, 0.0
+    if tries >= len(PAUSES):
+        return "given up", 0.0
+    return "due", PAUSES[tries] * random.uniform(0.8, 1.2)
 
 
 def sign(

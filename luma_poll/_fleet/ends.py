@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from luma_poll import errors
 from luma_poll._api.answers import as_generation
-from luma_poll._fleet.ledger import Accepted
 from luma_poll.errors import (
     GenerationError,
     InvalidResponseError,
     LumaError,
+    PollTimeoutError,
     SubmissionUnknownError,
 )
 from luma_poll.models import Generation
@@ -20,8 +22,18 @@ from luma_poll.models import Generation
 _PLAIN = (str, int, float, bool, type(None))
 
 
+def end_of(outcome: Generation | LumaError) -> tuple[str, str]:
+    """Return the state of a submission that ended so, and its end as JSON."""
+    if isinstance(outcome, LumaError):
+        state = "overdue" if isinstance(outcome, PollTimeoutError) else "refused"
+        return state, json.dumps(to_json(outcome))
+    names = ("id", "state", "failure_code", "failure_reason")
+    end = {name: getattr(outcome, name) for name in names}
+    return outcome.state, json.dumps(end)
+
+
 def to_json(error: LumaError) -> dict[str, Any]:
-    """The class, the message and the plain attributes of an error."""
+    """Return the class, the message and the plain attributes of an error."""
     fields = {name: value for name, value in vars(error).items() if _is_plain(value)}
     return {"type": type(error).__name__, "message": str(error), "fields": fields}
 
@@ -33,7 +45,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def from_json(failure: Mapping[str, Any]) -> LumaError:
-    """The error again; one of a later version, whose class is not known here, is a `LumaError`."""
+    """Return the error again; one of a later version, unknown here, as a `LumaError`."""
     found = getattr(errors, failure["type"], None)
     kind = found if isinstance(found, type) and issubclass(found, LumaError) else LumaError
     error = kind.__new__(kind)
@@ -42,39 +54,53 @@ def from_json(failure: Mapping[str, Any]) -> LumaError:
     return error
 
 
-def as_json(outcome: Accepted | Generation | LumaError) -> dict[str, Any]:
-    """The outcome of a step. Steps raise nothing: what they raise is not the same when replayed."""
-    if isinstance(outcome, LumaError):
-        return to_json(outcome)
-    if isinstance(outcome, Accepted):
-        return {"id": outcome.generation_id, "at": outcome.at}
-    names = ("id", "state", "failure_code", "failure_reason")
-    return {name: getattr(outcome, name) for name in names}
+def unknown(key: str, request: Mapping[str, Any]) -> SubmissionUnknownError:
+    """Return the error of a submission of which it is not known whether it was accepted."""
+    return SubmissionUnknownError(
+        f"submission {key!r}: it is not known whether the API accepted it. It may be running and "
+        "be billed: look at the usage of the account, then say with Fleet.resolve (or luma-poll "
+        "fleet resolve) which id it was, or that it may be submitted.",
+        key=key,
+        request=request,
+    )
 
 
-def why_failed(end: Mapping[str, Any]) -> GenerationError | None:
-    """Why a generation failed; None where it did not, or where it is not known."""
+def why_failed(generation: Generation) -> GenerationError | None:
+    """Return why a generation failed, or None if it did not."""
     try:
-        as_generation(end).raise_for_failure()
+        as_generation(generation).raise_for_failure()
     except GenerationError as error:
-        return error
-    except InvalidResponseError:  # it is no generation, but an error
+        return error.with_traceback(None)
+    except InvalidResponseError:
         pass
     return None
 
 
-def event_of(key: str, end: Mapping[str, Any], submitted: list[str]) -> dict[str, Any]:
-    """The content of a callback: the end, or the error in its place."""
+def event_of(
+    key: str, state: str, end: Mapping[str, Any], submitted: Sequence[str], now: float
+) -> dict[str, Any]:
+    """Return the content of a callback: the end, or the error in its place."""
     if "type" in end:
-        unknown = end["type"] == SubmissionUnknownError.__name__
         end = {
             "id": submitted[-1] if submitted else None,
-            "state": "unknown" if unknown else "error",
+            "state": "unknown" if state == "unknown" else "error",
             "failure_code": end["type"],
             "failure_reason": end["message"],
         }
     return {
         "type": f"generation.{end['state']}",
-        "timestamp": datetime.now(UTC).isoformat(),
-        "data": {"key": key, **end, "submitted": submitted},
+        "timestamp": datetime.fromtimestamp(now, UTC).isoformat(),
+        "data": {"key": key, **end, "submitted": list(submitted)},
     }
+
+
+def message_id(fleet: str, key: str, number: int) -> str:
+    """Return the id of the message about an end: ASCII for any key, and new for each end.
+
+    Args:
+        fleet: The name of the fleet.
+        key: The key of the submission.
+        number: Which of its ends it is, from 1.
+    """
+    text = json.dumps([fleet, key, number])
+    return f"msg_{hashlib.sha256(text.encode()).hexdigest()[:32]}"

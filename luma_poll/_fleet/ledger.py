@@ -1,243 +1,1056 @@
-"""The two tables of a fleet: who may submit what, and who is alive.
+"""Who may submit what, what became of it, and who is alive: the statements of a fleet.
 
-They stand beside DBOS's own tables. All functions block: they are called in a thread.
+All of them block, are called in threads, and may be called again when their answer was lost.
+The rules that keep the money safe:
+
+- A row of `posts` is committed before each request is sent, and only the call that has its permit
+  sends it, once.
+- An id is recorded on the row of its permit by whoever holds that, however late, whatever became of
+  the submission meanwhile.
+- Nothing but an outcome moves a submission out of `submitting` or `running`, and the death of a
+  worker makes its `submitting` ones `unknown`.
 """
 
 from __future__ import annotations
 
-import time
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-NOTHING_ACCEPTED = ""
-"""In place of an id: it is certain that the API accepted nothing, so it may be submitted."""
-OUT_OF_REACH = (OperationalError, InterfaceError, PoolTimeoutError)
-"""What a call raises when the database is out of reach. It may be called again."""
+from luma_poll._api.outcomes import Accepted, NotAccepted, Outcome
+from luma_poll._fleet.capacity import account_of, facts_of
+from luma_poll._fleet.ends import event_of, message_id, to_json, unknown
+from luma_poll._fleet.engine import Database, FleetDatabaseError
+from luma_poll._fleet.tables import SCHEMA
+from luma_poll._polling.poller import MAX_RATE
+from luma_poll._running.account import Kind
+from luma_poll.errors import ConfigurationError
 
-_metadata = sa.MetaData()
+FleetState: TypeAlias = Literal[
+    "queued",
+    "submitting",
+    "running",
+    "completed",
+    "failed",
+    "refused",
+    "overdue",
+    "unknown",
+    "cancelled",
+]
+STATES: tuple[FleetState, ...] = get_args(FleetState)
+UNDER_WAY = ("queued", "submitting", "running")
+ENDED_FOR_GOOD = ("completed", "failed", "refused", "cancelled")
 
-_submissions = sa.Table(
-    "luma_submissions",
-    _metadata,
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("attempt", sa.Integer, primary_key=True),
-    sa.Column("queue", sa.Text, nullable=False),
-    sa.Column("permit", sa.Text, nullable=False),  # of the one call that may send it
-    sa.Column("generation_id", sa.Text),
-    sa.Column("accepted_at", sa.Float),  # seconds since 1970
-    sa.Column("unknown", sa.Boolean, nullable=False),  # somebody has been told that it is
-)
-sa.Index(
-    "luma_submissions_unknown",
-    _submissions.c.queue,
-    postgresql_where=_submissions.c.unknown,
-    sqlite_where=_submissions.c.unknown,
-)
-_workers = sa.Table(
-    "luma_workers",
-    _metadata,
-    sa.Column("executor_id", sa.Text, primary_key=True),
-    sa.Column("queue", sa.Text, nullable=False),
-    sa.Column("beat", sa.Integer, nullable=False),  # it counts up; 0: it has left
-)
+KEPT = 120.0
+"""Seconds for which a refused request is kept, to be counted in its minute."""
+MINUTE = 60.0
+LONGEST_PAUSE = 30.0
+"""Seconds between two submissions while it is not known what becomes of them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Permit:
-    """It may be sent, by this call alone, once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The API has accepted it.
+class Limits:
+    """The limits of a fleet. None: as it is, when they are set; else no limit.
 
     Attributes:
-        generation_id: The id.
-        at: When, in seconds since 1970.
+        max_running: Generations under way at once.
+        submissions_per_minute: Submissions in any 60 seconds.
+        max_rate: Polls per second; inf for no limit.
     """
 
-    generation_id: str
-    at: float
+    max_running: int | None = None
+    submissions_per_minute: int | None = None
+    max_rate: float | None = None
+
+    def __str__(self) -> str:
+        def shown(value: float | None) -> str:
+            return "no limit" if value is None or math.isinf(value) else f"{value:g}"
+
+        return (
+            f"max_running {shown(self.max_running)}, "
+            f"submissions_per_minute {shown(self.submissions_per_minute)}, "
+            f"max_rate {shown(self.max_rate)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
-    """Another call had the permit, and has not said what became of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Late:
-    """News of a submission that had been called unknown.
+class Turn:
+    """One submission that the caller may make, once.
 
     Attributes:
         key: Its key.
-        attempt: Which attempt, from 1.
-        generation_id: The id, or `NOTHING_ACCEPTED`.
+        attempt: Which attempt it is, from 1.
+        permit: The permit.
+        request: The parameters of `create`.
+        kind: The kind of request, for the account.
+        refused: How often it was refused in a row by what is not the API.
     """
 
     key: str
     attempt: int
+    permit: str
+    request: Mapping[str, Any]
+    kind: Kind
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Nothing may be submitted now.
+
+    Attributes:
+        seconds: Until it may change by itself; inf if something has to happen first.
+        why: For people: no turn, or why none was given.
+    """
+
+    seconds: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A generation to wait for.
+
+    Attributes:
+        key: The key of its submission.
+        generation_id: The id.
+        age: Seconds since the API accepted it, by the database's clock.
+        timeout: Seconds that it may take since then; None for no limit.
+        attempt: Which attempt it is.
+        max_attempts: How many there may be.
+    """
+
+    key: str
     generation_id: str
+    age: float
+    timeout: float | None
+    attempt: int
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The answer to a beat.
+
+    Attributes:
+        beats: The beats of all workers.
+        limits: The limits now.
+        mode: `running`, `paused` or `draining`.
+        why: Somebody's words on it.
+        was_buried: True if the others had taken this worker for dead.
+        notes: What each worker says of itself.
+    """
+
+    beats: dict[str, int]
+    limits: Limits
+    mode: str
+    why: str | None
+    was_buried: bool
+    notes: dict[str, dict[str, Any]]
 
 
 class Ledger:
-    """The tables in one database.
+    """The statements on the tables of one fleet.
 
     Args:
-        engine: Of the database, PostgreSQL or SQLite.
-        schema: The schema of the tables; None for SQLite, which has none.
-        queue: Of the fleet.
+        database: Where they are.
+        name: The name of the fleet.
     """
 
-    def __init__(self, engine: sa.Engine, schema: str | None, queue: str) -> None:
-        self._engine = engine.execution_options(schema_translate_map={None: schema})
-        self._queue = queue
-        dialect: Any = postgresql if engine.dialect.name == "postgresql" else sqlite
+    def __init__(self, database: Database, name: str) -> None:
+        self.database = database
+        self.name = name
+        self._tables = database.tables
+        self._rows = database.tables.submissions
+        self._posts = database.tables.posts
+        self._workers = database.tables.workers
+        self._fleet = database.tables.fleet
+        self._callbacks = database.tables.callbacks
+        dialect: Any = postgresql if database.is_postgresql else sqlite
         self._insert = dialect.insert
 
-    def create_tables(self) -> None:
-        """Make the tables, unless they exist."""
-        try:
-            _metadata.create_all(self._engine)
-        except DBAPIError:  # another process makes them at the same moment
-            time.sleep(0.1)
-            _metadata.create_all(self._engine)
+    # The tables
 
-    def claim(self, key: str, attempt: int, permit: str) -> Permit | Accepted | Unknown:
-        """Ask for the permit to submit. It is given once; the row is there before any POST.
+    def prepare(self, *, make: bool = True) -> None:
+        """Make what is missing of the tables.
+
+        Raises:
+            ConfigurationError: They are of a newer release, or missing and not to be made.
+        """
+        try:
+            self._prepare(make)
+        except FleetDatabaseError as error:
+            # Several processes make them at the same moment: all but one fail.
+            if error.sqlstate not in ("23505", "42P07", "42710", "42P06", "40001") and (
+                self.database.is_postgresql or "already exists" not in str(error)
+            ):
+                raise
+            self._prepare(make)
+
+    def _prepare(self, make: bool) -> None:
+        metadata = self._tables.metadata
+        with self.database.transaction() as (connection, _):
+            inspector = sa.inspect(connection)
+            schema = metadata.schema
+            have = set(inspector.get_table_names(schema=schema))
+            missing = [table for table in metadata.sorted_tables if table.name not in have]
+            if missing and not make:
+                raise ConfigurationError(
+                    f"this database has no tables of the fleet {self.name!r}: "
+                    "make them with luma-poll fleet migrate"
+                )
+            if missing:
+                if schema is not None and schema not in inspector.get_schema_names():
+                    connection.execute(sa.schema.CreateSchema(schema, if_not_exists=True))
+                metadata.create_all(connection, checkfirst=True)
+                first = {
+                    "id": 1,
+                    "version": SCHEMA,
+                    "max_rate": MAX_RATE,
+                    "mode": "running",
+                    "account": "{}",
+                    "refusals": 0,
+                }
+                connection.execute(self._insert(self._fleet).values(first).on_conflict_do_nothing())
+            version = connection.execute(sa.select(self._fleet.c.version)).scalar_one()
+        if version > SCHEMA:
+            raise ConfigurationError(
+                f"the tables of the fleet {self.name!r} are of a newer release: upgrade luma-poll"
+            )
+
+    # Those who submit
+
+    def add(self, values: Mapping[str, Any]) -> bool:
+        """Queue a submission; False if another one has its key."""
+        rows = self._rows
+        with self.database.transaction() as (connection, now):
+            given = {
+                **values,
+                "state": "queued",
+                "attempt": 0,
+                "refused": 0,
+                "ends": 0,
+                "due_at": now,
+                "created_at": now,
+                "updated_at": now,
+            }
+            connection.execute(
+                self._insert(rows).values(given).on_conflict_do_nothing(index_elements=["key"])
+            )
+            found = connection.execute(
+                sa.select(rows.c.digest).where(rows.c.key == values["key"])
+            ).scalar_one()
+            return bool(found == values["digest"])
+
+    def look(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return the rows of these keys, with the ids of their attempts where they have ended."""
+        wanted = list(keys)
+        found: dict[str, dict[str, Any]] = {}
+        rows = self._rows
+        columns = rows.c.key, rows.c.state, rows.c.end, rows.c.request
+        with self.database.transaction() as (connection, _):
+            for first in range(0, len(wanted), 500):
+                some = wanted[first : first + 500]
+                for row in connection.execute(sa.select(*columns).where(rows.c.key.in_(some))):
+                    found[row.key] = {
+                        "state": row.state,
+                        "end": row.end and json.loads(row.end),
+                        "request": row.request and json.loads(row.request),
+                    }
+                ended = [key for key in some if self._has_ended(found.get(key))]
+                for key, ids in self._submitted(connection, ended).items():
+                    found[key]["submitted"] = ids
+        return found
+
+    @staticmethod
+    def _has_ended(row: Mapping[str, Any] | None) -> bool:
+        return row is not None and row["state"] not in UNDER_WAY
+
+    def _submitted(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {key: [] for key in keys}
+        if keys:
+            posts = self._posts.c
+            chosen = sa.select(posts.key, posts.generation_id).where(
+                posts.key.in_(keys), posts.generation_id.is_not(None)
+            )
+            for key, generation_id in connection.execute(
+                chosen.order_by(posts.attempt, posts.begun_at)
+            ):
+                if generation_id not in found[key]:
+                    found[key].append(generation_id)
+        return found
+
+    # Those who send
+
+    def is_waiting(self) -> bool:
+        """Say if anything waits to be submitted. It takes no lock."""
+        with self.database.transaction() as (connection, now):
+            return self._next(connection, now) is not None
+
+    def _next(self, connection: sa.Connection, now: float, *, lock: bool = False) -> Any:
+        rows = self._rows
+        chosen = (
+            sa.select(rows)
+            .where(rows.c.state == "queued", rows.c.due_at <= now)
+            .order_by(rows.c.number)
+            .limit(1)
+        )
+        if lock:
+            chosen = chosen.with_for_update(skip_locked=True)
+        return connection.execute(chosen).first()
+
+    def take_turn(self, worker: str, permit: str) -> Turn | Later:
+        """Give the permit for the next submission, if the limits and the account have room.
 
         Args:
-            key: The key of the submission.
-            attempt: Which attempt, from 1.
+            worker: Its id.
             permit: A random text that this call alone has.
         """
-        mine = {
-            "key": key,
-            "attempt": attempt,
-            "queue": self._queue,
-            "permit": permit,
-            "unknown": False,
-        }
-        at = _row(key, attempt)
-        with self._engine.begin() as connection:
-            insert = self._insert(_submissions).values(mine).on_conflict_do_nothing()
-            # Not its rowcount, which is -1 after an INSERT.
-            if connection.execute(insert.returning(_submissions.c.key)).first() is not None:
-                return Permit()
-            again = (
-                sa.update(_submissions)
-                .where(at, _submissions.c.generation_id == NOTHING_ACCEPTED)
-                .values(permit=permit, generation_id=None, unknown=False)
+        rows, posts = self._rows, self._posts
+        with self.database.transaction() as (connection, _):
+            fleet = self._lock(connection)
+            now = self.database.now(connection)
+            # The answer of an earlier call with this permit may have been lost on its way.
+            mine = connection.execute(
+                sa.select(rows).where(rows.c.permit == permit, rows.c.state == "submitting")
+            ).first()
+            if mine is not None:
+                return _turn(mine)
+            if fleet.mode != "running":
+                return Later(math.inf, f"the fleet is {fleet.mode}")
+            if not self._lives(connection, worker):
+                return Later(0.0, "this worker was taken for dead")
+            row = self._next(connection, now, lock=True)
+            if row is None:
+                return Later(math.inf, "")
+            running, in_flight = self._counts(connection)
+            under_way = sum(running.values()) + sum(in_flight.values())
+            if fleet.max_running is not None and under_way >= fleet.max_running:
+                return Later(math.inf, "max_running are under way")
+            if fleet.submissions_per_minute is not None:
+                room = self._minute(connection, now, fleet.submissions_per_minute)
+                if room > 0:
+                    return Later(room, "submissions_per_minute")
+            if (pause := self._after_unknowns(connection, now, in_flight)) > 0:
+                return Later(pause, "it is not known what became of the last submissions")
+            account = account_of(fleet.account, running, in_flight)
+            kind = _kind(row.kind)
+            at = account.may_submit_at(kind)
+            if at > now:
+                return Later(at - now, "the account is full, or its rate limit reached")
+            attempt = row.attempt + 1
+            connection.execute(
+                sa.insert(posts).values(
+                    permit=permit,
+                    key=row.key,
+                    attempt=attempt,
+                    worker=worker,
+                    begun_at=now,
+                    refused=False,
+                )
             )
-            if connection.execute(again).rowcount:
-                return Permit()
-            # Not read and then written: an id may be recorded in between.
-            unknown = (
-                sa.update(_submissions)
-                .where(at, _submissions.c.generation_id.is_(None), _submissions.c.permit != permit)
-                .values(unknown=True)
+            connection.execute(
+                sa.update(rows)
+                .where(rows.c.number == row.number)
+                .values(
+                    state="submitting",
+                    attempt=attempt,
+                    owner=worker,
+                    permit=permit,
+                    generation_id=None,
+                    accepted_at=None,
+                    updated_at=now,
+                )
             )
-            if connection.execute(unknown).rowcount:
-                return Unknown()
-            row = connection.execute(sa.select(_submissions).where(at)).one()
-        if row.generation_id:
-            return Accepted(row.generation_id, row.accepted_at)
-        return Permit()  # the answer to the INSERT was lost on its way, and this call tried again
+            return _turn(row, attempt=attempt, permit=permit)
 
-    def accept(self, key: str, attempt: int, permit: str, accepted: Accepted) -> bool:
-        """Record what the API gave for a permit, even if it has been called unknown by now."""
-        return self._settle(key, attempt, permit, accepted.generation_id, accepted.at)
+    def holds(self, turn: Turn) -> bool:
+        """Say if a permit is still good: nobody has taken its worker for dead."""
+        rows = self._rows.c
+        mine = rows.permit == turn.permit, rows.state == "submitting"
+        with self.database.transaction() as (connection, _):
+            return connection.execute(sa.select(rows.key).where(*mine)).first() is not None
 
-    def release(self, key: str, attempt: int, permit: str) -> bool:
-        """Give a permit back: it is certain that the API accepted nothing."""
-        return self._settle(key, attempt, permit, NOTHING_ACCEPTED, None)
+    def accept(self, turn: Turn, worker: str, generation_id: str) -> Wait | None:
+        """Record the id that the API gave for a permit.
 
-    def _settle(
-        self, key: str, attempt: int, permit: str, generation_id: str, at: float | None
-    ) -> bool:
-        held = _row(key, attempt), _submissions.c.permit == permit
-        return self._updates(*held, generation_id=generation_id, accepted_at=at)
+        Returns:
+            The wait for it, or None if it was resolved otherwise meanwhile.
+        """
+        rows, posts = self._rows, self._posts
+        with self.database.transaction() as (connection, now):
+            connection.execute(
+                sa.update(posts)
+                .where(posts.c.permit == turn.permit)
+                .values(generation_id=generation_id, ended_at=now)
+            )
+            mine = rows.c.key == turn.key, rows.c.permit == turn.permit
+            connection.execute(
+                sa.update(rows)
+                .where(*mine, rows.c.state.in_(("submitting", "unknown")))
+                .values(
+                    state="running",
+                    owner=worker,
+                    generation_id=generation_id,
+                    accepted_at=now,
+                    refused=0,
+                    end=None,
+                    updated_at=now,
+                )
+            )
+            # Also if it was done by an earlier call, whose answer was lost.
+            done = sa.select(*self._of_waits).where(*mine, rows.c.generation_id == generation_id)
+            row = connection.execute(done).first()
+            return None if row is None else _wait(row, now)
 
-    def give_up(self, key: str, attempt: int, permit: str) -> bool:
-        """Record that the call that had the permit does not know what became of it."""
-        held = _row(key, attempt), _submissions.c.permit == permit
-        return self._updates(*held, unknown=True)
-
-    def resolve(self, key: str, generation_id: str, *, known: bool) -> bool:
-        """Record what somebody says of the last attempt of a key; False if there is none.
+    def hand_back(self, turn: Turn, *, pause: float = 0.0, refused: bool = False) -> None:
+        """Record that it was certainly not accepted: it waits for another turn.
 
         Args:
-            key: The key.
-            generation_id: The id, or `NOTHING_ACCEPTED`.
-            known: Also where an id is known already.
+            turn: The turn.
+            pause: Seconds until it may have one.
+            refused: Count it as refused by what is not the API.
         """
-        last = sa.select(sa.func.max(_submissions.c.attempt)).where(_submissions.c.key == key)
-        where = [_submissions.c.key == key, _submissions.c.attempt == last.scalar_subquery()]
-        if not known:
-            no_id = sa.func.coalesce(_submissions.c.generation_id, NOTHING_ACCEPTED)
-            where.append(no_id == NOTHING_ACCEPTED)
-        return self._updates(
-            *where, generation_id=generation_id, accepted_at=time.time(), unknown=True
+        with self.database.transaction() as (connection, now):
+            self._hand_back(connection, now, turn, pause, refused)
+
+    def _hand_back(
+        self, connection: sa.Connection, now: float, turn: Turn, pause: float, refused: bool
+    ) -> None:
+        rows = self._rows
+        self._end_post(connection, turn, now, refused=True)
+        connection.execute(
+            sa.update(rows)
+            .where(
+                rows.c.key == turn.key,
+                rows.c.permit == turn.permit,
+                rows.c.state.in_(("submitting", "unknown")),
+            )
+            .values(
+                state="queued",
+                attempt=turn.attempt - 1,
+                owner=None,
+                permit=None,
+                due_at=now + pause,
+                refused=turn.refused + 1 if refused else 0,
+                end=None,
+                updated_at=now,
+            )
         )
 
-    def late(self) -> list[Late]:
-        """The news of submissions that had been called unknown."""
-        columns = _submissions.c.key, _submissions.c.attempt, _submissions.c.generation_id
-        where = self._called_unknown(), _submissions.c.generation_id.is_not(None)
-        with self._engine.begin() as connection:
-            return [Late(*row) for row in connection.execute(sa.select(*columns).where(*where))]
+    def refuse(self, turn: Turn, outcome: NotAccepted) -> bool:
+        """Record a 429, and tell the account: nobody has a turn in between.
 
-    def healed(self, late: Late) -> bool:
-        """Whoever was told that it is unknown has been told more."""
-        where = _row(late.key, late.attempt), _submissions.c.generation_id == late.generation_id
-        return self._updates(*where, unknown=False)
+        Returns:
+            False if the account has said that it never takes such a request: it waits no more.
+        """
+        with self.database.transaction() as (connection, _):
+            fleet = self._lock(connection)
+            now = self.database.now(connection)
+            account = account_of(fleet.account, *self._counts(connection))
+            if account._in_flight[turn.kind]:
+                account.end(turn.kind, outcome, now)
+            connection.execute(
+                sa.update(self._fleet).values(
+                    account=facts_of(account), refusals=fleet.refusals + 1
+                )
+            )
+            if account.cannot_fit(turn.kind):
+                return False
+            self._hand_back(connection, now, turn, 0.0, False)
+            return True
 
-    def unknown(self) -> list[str]:
-        """The keys whose submission is unknown, in their order."""
-        key = _submissions.c.key
-        where = self._called_unknown(), _submissions.c.generation_id.is_(None)
-        with self._engine.begin() as connection:
-            return list(connection.execute(sa.select(key).where(*where).order_by(key)).scalars())
+    def end_unsent(self, turn: Turn, state: str, end: str) -> None:
+        """Record that a submission was certainly not accepted, and never will be."""
+        rows = self._rows
+        with self.database.transaction() as (connection, now):
+            self._end_post(connection, turn, now, refused=True)
+            mine = (
+                rows.c.key == turn.key,
+                rows.c.permit == turn.permit,
+                rows.c.state.in_(("submitting", "unknown")),
+            )
+            self._end(connection, now, mine, state, end)
 
-    def _called_unknown(self) -> sa.ColumnElement[bool]:
-        return sa.and_(_submissions.c.unknown, _submissions.c.queue == self._queue)
+    def lose(self, turn: Turn) -> None:
+        """Record that it is not known whether it was accepted."""
+        rows = self._rows
+        with self.database.transaction() as (connection, now):
+            self._end_post(connection, turn, now, refused=False)
+            mine = (
+                rows.c.key == turn.key,
+                rows.c.permit == turn.permit,
+                rows.c.state == "submitting",
+            )
+            self._lose(connection, now, mine)
 
-    def beat(self, executor_id: str) -> dict[str, int]:
-        """Say that this worker is alive; returns the beats of all workers of the queue."""
-        mine = {"executor_id": executor_id, "queue": self._queue, "beat": 1}
-        beat = self._insert(_workers).values(mine)
-        beat = beat.on_conflict_do_update(
-            index_elements=["executor_id"],
-            set_={"beat": _workers.c.beat + 1, "queue": self._queue},
+    def _end_post(
+        self, connection: sa.Connection, turn: Turn, now: float, *, refused: bool
+    ) -> None:
+        posts = self._posts
+        connection.execute(
+            sa.update(posts)
+            .where(posts.c.permit == turn.permit)
+            .values(ended_at=now, refused=refused)
         )
-        everybody = sa.select(_workers.c.executor_id, _workers.c.beat)
-        with self._engine.begin() as connection:
-            connection.execute(beat)
-            rows = connection.execute(everybody.where(_workers.c.queue == self._queue))
-            return {row.executor_id: row.beat for row in rows}
 
-    def leave(self, executor_id: str) -> None:
-        """Say that this worker has stopped, so that another one takes over at once."""
-        left = sa.update(_workers).where(_workers.c.executor_id == executor_id).values(beat=0)
-        with self._engine.begin() as connection:
-            connection.execute(left)
+    def learn(self, turn: Turn, outcome: Outcome) -> None:
+        """Tell the account of an outcome, which is on record already."""
+        with self.database.transaction() as (connection, _):
+            fleet = self._lock(connection)
+            now = self.database.now(connection)
+            running, in_flight = self._counts(connection)
+            # As it was before: the account moves by itself what the outcome moves.
+            in_flight[turn.kind] = in_flight.get(turn.kind, 0) + 1
+            if isinstance(outcome, Accepted):
+                running[turn.kind] = max(running.get(turn.kind, 0) - 1, 0)
+            account = account_of(fleet.account, running, in_flight)
+            account.end(turn.kind, outcome, now)
+            connection.execute(sa.update(self._fleet).values(account=facts_of(account)))
 
-    def bury(self, executor_id: str, beat: int) -> bool:
-        """Remove a worker that has not beaten since; True for the one caller who takes over."""
-        dead = _workers.c.executor_id == executor_id, _workers.c.beat == beat
-        with self._engine.begin() as connection:
-            return bool(connection.execute(sa.delete(_workers).where(*dead)).rowcount)
+    def _lock(self, connection: sa.Connection) -> Any:
+        """Return the fleet's row: one worker at a time decides who may submit."""
+        return connection.execute(sa.select(self._fleet).with_for_update()).one()
 
-    def _updates(self, *where: sa.ColumnElement[bool], **values: Any) -> bool:
-        with self._engine.begin() as connection:
-            update = sa.update(_submissions).where(*where).values(**values)
-            return bool(connection.execute(update).rowcount)
+    def _lives(self, connection: sa.Connection, worker: str) -> bool:
+        there = sa.select(self._workers.c.id).where(self._workers.c.id == worker)
+        return connection.execute(there).first() is not None
+
+    def _counts(self, connection: sa.Connection) -> tuple[dict[Kind, int], dict[Kind, int]]:
+        rows = self._rows.c
+        counted = (
+            sa.select(rows.state, rows.kind, sa.func.count())
+            .where(rows.state.in_(("submitting", "running")))
+            .group_by(rows.state, rows.kind)
+        )
+        found: dict[str, dict[Kind, int]] = {"submitting": {}, "running": {}}
+        for state, kind, number in connection.execute(counted):
+            found[state][_kind(kind)] = number
+        return found["running"], found["submitting"]
+
+    def _minute(self, connection: sa.Connection, now: float, limit: int) -> float:
+        """Seconds until another request may be sent; 0 for now.
+
+        A request counts until a minute after its answer: it arrived before that, so no minute of
+        the API's has more, however long the way is.
+        """
+        posts = self._posts.c
+        counting = sa.or_(posts.ended_at.is_(None), posts.ended_at > now - MINUTE)
+        recent = sa.select(posts.ended_at).where(counting).order_by(posts.ended_at)
+        ended = list(connection.execute(recent).scalars())
+        if len(ended) < limit:
+            return 0.0
+        leaves = sorted(now if at is None else at for at in ended)[len(ended) - limit]
+        return max(leaves + MINUTE - now, 0.01)
+
+    def _after_unknowns(
+        self, connection: sa.Connection, now: float, in_flight: Mapping[Kind, int]
+    ) -> float:
+        """Seconds until one submission may find out if the API answers again; 0 for now.
+
+        Each that it does not answer may be billed: so one at a time, of all the workers that live,
+        and each later than the one before.
+        """
+        posts = self._posts.c
+        accepted = sa.select(sa.func.max(posts.ended_at)).where(posts.generation_id.is_not(None))
+        answered = connection.execute(accepted).scalar() or 0.0
+        unknown = sa.select(sa.func.count(), sa.func.max(posts.ended_at)).where(
+            posts.ended_at > answered,
+            posts.generation_id.is_(None),
+            sa.not_(posts.refused),
+            posts.worker.in_(sa.select(self._workers.c.id)),
+        )
+        number, last = connection.execute(unknown).one()
+        if not number:
+            return 0.0
+        if sum(in_flight.values()):
+            return math.inf
+        opens = float(last) + min(2.0 ** min(int(number) - 1, 10), LONGEST_PAUSE)
+        return max(0.0, opens - now)
+
+    # Those who wait
+
+    def claim_waits(self, worker: str, most: int) -> list[Wait]:
+        """Take over generations that run, and that no worker waits for."""
+        rows = self._rows
+        with self.database.transaction() as (connection, now):
+            free = (
+                sa.select(rows.c.number)
+                .where(rows.c.state == "running", rows.c.owner.is_(None))
+                .order_by(rows.c.number)
+                .limit(most)
+                .with_for_update(skip_locked=True)
+            )
+            taken = (
+                sa.update(rows)
+                .where(rows.c.number.in_(free))
+                .values(owner=worker)
+                .returning(*self._of_waits)
+            )
+            return [_wait(row, now) for row in connection.execute(taken)]
+
+    def owned(self, worker: str) -> tuple[list[Wait], dict[str, str]]:
+        """Return what a worker has in hand: its waits, and the permits of its submissions."""
+        rows = self._rows
+        with self.database.transaction() as (connection, now):
+            mine = sa.select(*self._of_waits, rows.c.permit, rows.c.state).where(
+                rows.c.owner == worker
+            )
+            found = connection.execute(mine).all()
+        waits = [_wait(row, now) for row in found if row.state == "running"]
+        return waits, {row.permit: row.key for row in found if row.state == "submitting"}
+
+    @property
+    def _of_waits(self) -> tuple[sa.ColumnElement[Any], ...]:
+        rows = self._rows.c
+        return (
+            rows.key,
+            rows.generation_id,
+            rows.accepted_at,
+            rows.timeout,
+            rows.attempt,
+            rows.max_attempts,
+        )
+
+    def end_wait(self, wait: Wait, state: str, end: str) -> None:
+        """Record how a generation ended, or why it is not waited for."""
+        with self.database.transaction() as (connection, now):
+            self._end(connection, now, self._runs(wait), state, end)
+
+    def try_again(self, wait: Wait, pause: float) -> None:
+        """Queue the next attempt of a generation that failed."""
+        with self.database.transaction() as (connection, now):
+            connection.execute(
+                sa.update(self._rows)
+                .where(*self._runs(wait))
+                .values(state="queued", owner=None, permit=None, due_at=now + pause, updated_at=now)
+            )
+
+    def _runs(self, wait: Wait) -> tuple[sa.ColumnElement[bool], ...]:
+        # Whoever sees the end first: a worker that was stopped for a while changes nothing later.
+        rows = self._rows.c
+        return (
+            rows.key == wait.key,
+            rows.state == "running",
+            rows.generation_id == wait.generation_id,
+        )
+
+    def _end(
+        self,
+        connection: sa.Connection,
+        now: float,
+        where: tuple[sa.ColumnElement[bool], ...],
+        state: str,
+        end: str,
+    ) -> None:
+        rows = self._rows
+        ended = (
+            sa.update(rows)
+            .where(*where)
+            .values(state=state, end=end, owner=None, ends=rows.c.ends + 1, updated_at=now)
+            .returning(rows.c.key, rows.c.callback, rows.c.ends)
+        )
+        for row in connection.execute(ended).all():
+            self._announce(connection, now, row, state, json.loads(end))
+
+    def _lose(
+        self, connection: sa.Connection, now: float, where: tuple[sa.ColumnElement[bool], ...]
+    ) -> int:
+        rows = self._rows
+        lost = connection.execute(
+            sa.update(rows)
+            .where(*where)
+            .values(state="unknown", owner=None, ends=rows.c.ends + 1, updated_at=now)
+            .returning(rows.c.key, rows.c.callback, rows.c.ends)
+        ).all()
+        for row in lost:
+            self._announce(connection, now, row, "unknown", to_json(unknown(row.key, {})))
+        return len(lost)
+
+    def _announce(
+        self,
+        connection: sa.Connection,
+        now: float,
+        row: Any,
+        state: str,
+        end: Mapping[str, Any],
+    ) -> None:
+        if row.callback is None:
+            return
+        submitted = self._submitted(connection, [row.key])[row.key]
+        message = {
+            "id": message_id(self.name, row.key, row.ends),
+            "key": row.key,
+            "url": row.callback,
+            "host": urlsplit(row.callback).netloc.lower(),
+            "event": json.dumps(event_of(row.key, state, end, submitted, now)),
+            "state": "due",
+            "tries": 0,
+            "due_at": now,
+        }
+        connection.execute(self._insert(self._callbacks).values(message).on_conflict_do_nothing())
+
+    # Those who call
+
+    def due_callbacks(
+        self, most: int, each_host: int, busy: Mapping[str, int], lease: float
+    ) -> list[dict[str, Any]]:
+        """Take callbacks that are due. They are due again after the lease, if nothing is said.
+
+        Args:
+            most: How many.
+            each_host: How many for one host, with those that are busy.
+            busy: The calls under way to each host.
+            lease: Seconds.
+        """
+        calls = self._callbacks
+        full = [host for host, number in busy.items() if number >= each_host]
+        with self.database.transaction() as (connection, now):
+            place = sa.func.row_number().over(
+                partition_by=calls.c.host, order_by=(calls.c.due_at, calls.c.id)
+            )
+            due = sa.select(calls.c.id, calls.c.host, place.label("place")).where(
+                calls.c.state == "due", calls.c.due_at <= now, calls.c.host.not_in(full)
+            )
+            ranked = due.subquery()
+            chosen = (
+                sa.select(ranked.c.id, ranked.c.host)
+                .where(ranked.c.place <= each_host)
+                .order_by(ranked.c.place)
+                .limit(most)
+            )
+            left = dict(busy)
+            ids = []
+            for row in connection.execute(chosen):
+                left[row.host] = left.get(row.host, 0) + 1
+                if left[row.host] <= each_host:
+                    ids.append(row.id)
+            if not ids:
+                return []
+            free = (
+                sa.select(calls.c.id)
+                .where(calls.c.id.in_(ids), calls.c.due_at <= now, calls.c.state == "due")
+                .with_for_update(skip_locked=True)
+            )
+            taken = (
+                sa.update(calls)
+                .where(calls.c.id.in_(free))
+                .values(due_at=now + lease, tries=calls.c.tries + 1)
+                .returning(*calls.c)
+            )
+            return [dict(row._mapping) for row in connection.execute(taken)]
+
+    def waiting_callbacks(self) -> int:
+        """Count the callbacks that are due now."""
+        calls = self._callbacks.c
+        with self.database.transaction() as (connection, now):
+            due = sa.select(sa.func.count()).where(calls.state == "due", calls.due_at <= now)
+            return int(connection.execute(due).scalar_one())
+
+    def called(self, message: str, state: str, last: str, pause: float = 0.0) -> None:
+        """Record what became of a call: it ended so, or is due again after a pause."""
+        calls = self._callbacks
+        with self.database.transaction() as (connection, now):
+            connection.execute(
+                sa.update(calls)
+                .where(calls.c.id == message, calls.c.state == "due")
+                .values(state=state, last=last, due_at=now + pause)
+            )
+
+    # Those who are alive
+
+    def beat(self, worker: str, notes: Mapping[str, Any]) -> Alive:
+        """Say that this worker is alive; returns what it has to know of the others."""
+        workers = self._workers
+        with self.database.transaction() as (connection, now):
+            was_there = self._lives(connection, worker)
+            mine = {
+                "id": worker,
+                "beat": 1,
+                "beat_at": now,
+                "started_at": now,
+                "notes": json.dumps(notes),
+            }
+            connection.execute(
+                self._insert(workers)
+                .values(mine)
+                .on_conflict_do_update(
+                    index_elements=["id"],
+                    set_={"beat": workers.c.beat + 1, "beat_at": now, "notes": mine["notes"]},
+                )
+            )
+            found = connection.execute(sa.select(workers.c.id, workers.c.beat, workers.c.notes))
+            beats, told = {}, {}
+            for row in found:
+                beats[row.id] = row.beat
+                told[row.id] = json.loads(row.notes)
+            fleet = connection.execute(sa.select(self._fleet)).one()
+        return Alive(beats, _limits(fleet), fleet.mode, fleet.why, not was_there, told)
+
+    def bury(self, worker: str, beat: int) -> tuple[int, int] | None:
+        """Remove a worker that has not beaten since, and take what it had from it.
+
+        Returns:
+            How many generations that run are left, and how many submissions are now unknown; None
+            for all callers but one.
+        """
+        workers = self._workers.c
+        with self.database.transaction() as (connection, now):
+            dead = sa.delete(self._workers).where(workers.id == worker, workers.beat == beat)
+            if not connection.execute(dead).rowcount:
+                return None
+            return self._orphan(connection, now, self._rows.c.owner == worker)
+
+    def sweep(self) -> tuple[int, int]:
+        """Take what workers have that are not on the list, and delete what is of no use."""
+        rows, posts = self._rows, self._posts
+        with self.database.transaction() as (connection, now):
+            everybody = sa.select(self._workers.c.id)
+            homeless = sa.and_(rows.c.owner.is_not(None), rows.c.owner.not_in(everybody))
+            old = posts.c.ended_at < now - KEPT, posts.c.refused
+            connection.execute(sa.delete(posts).where(*old))
+            return self._orphan(connection, now, homeless)
+
+    def _orphan(
+        self, connection: sa.Connection, now: float, whose: sa.ColumnElement[bool]
+    ) -> tuple[int, int]:
+        rows, posts = self._rows, self._posts
+        permits = sa.select(rows.c.permit).where(whose, rows.c.state == "submitting")
+        connection.execute(
+            sa.update(posts)
+            .where(posts.c.permit.in_(permits), posts.c.ended_at.is_(None))
+            .values(ended_at=now)
+        )
+        unknown = self._lose(connection, now, (whose, rows.c.state == "submitting"))
+        left = connection.execute(
+            sa.update(rows).where(whose, rows.c.state == "running").values(owner=None)
+        )
+        return left.rowcount, unknown
+
+    def withdraw(self, permits: Sequence[str]) -> None:
+        """Hand back what was begun with permits that nobody has used, nor ever will."""
+        rows, posts = self._rows, self._posts
+        with self.database.transaction() as (connection, now):
+            connection.execute(sa.delete(posts).where(posts.c.permit.in_(permits)))
+            connection.execute(
+                sa.update(rows)
+                .where(rows.c.permit.in_(permits), rows.c.state == "submitting")
+                .values(
+                    state="queued",
+                    attempt=rows.c.attempt - 1,
+                    owner=None,
+                    permit=None,
+                    updated_at=now,
+                )
+            )
+
+    def last_id(self) -> str | None:
+        """Return an id that the API knows, if there is one."""
+        rows = self._rows.c
+        ids = sa.select(rows.generation_id).where(rows.state == "running").limit(1)
+        with self.database.transaction() as (connection, _):
+            found: str | None = connection.execute(ids).scalar()
+        return found
+
+    def leave(self, worker: str) -> None:
+        """Say that this worker has stopped, so that the others take over at once."""
+        with self.database.transaction() as (connection, now):
+            self._orphan(connection, now, self._rows.c.owner == worker)
+            connection.execute(sa.delete(self._workers).where(self._workers.c.id == worker))
+
+    # Those who look after it
+
+    def set_limits(self, limits: Limits, *, lift: Iterable[str] = ()) -> tuple[Limits, Limits]:
+        """Set those that are given; returns the limits before and after.
+
+        Args:
+            limits: None: as it is.
+            lift: The names of those that end.
+        """
+        names = ("max_running", "submissions_per_minute", "max_rate")
+        given = {name: getattr(limits, name) for name in names}
+        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        values |= {name: math.inf if name == "max_rate" else None for name in lift}
+        with self.database.transaction() as (connection, _):
+            before = _limits(self._lock(connection))
+            if values:
+                connection.execute(sa.update(self._fleet).values(values))
+            return before, _limits(connection.execute(sa.select(self._fleet)).one())
+
+    def set_mode(self, mode: str, why: str | None) -> None:
+        """Pause, drain or resume the fleet."""
+        with self.database.transaction() as (connection, _):
+            connection.execute(sa.update(self._fleet).values(mode=mode, why=why))
+
+    def entries(self, state: str | None, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Return the submissions in a state, in their order."""
+        rows = self._rows
+        chosen = sa.select(rows).order_by(rows.c.number)
+        if state is not None:
+            chosen = chosen.where(rows.c.state == state)
+        if keys is not None:
+            chosen = chosen.where(rows.c.key.in_(keys))
+        with self.database.transaction() as (connection, _):
+            found = [dict(row._mapping) for row in connection.execute(chosen)]
+            for first in range(0, len(found), 500):
+                some = found[first : first + 500]
+                ids = self._submitted(connection, [each["key"] for each in some])
+                for each in some:
+                    each["submitted"] = ids[each["key"]]
+        return found
+
+    def resolve(self, keys: Sequence[str], generation_id: str | None) -> None:
+        """Record what somebody says of submissions that ended without an end.
+
+        Args:
+            keys: Their keys.
+            generation_id: The id, or None: they may be submitted.
+
+        Raises:
+            ConfigurationError: One of them has not ended so. Then none is changed.
+        """
+        rows, posts = self._rows, self._posts
+        with self.database.transaction() as (connection, now):
+            for key in keys:
+                row = connection.execute(
+                    sa.select(rows).where(rows.c.key == key).with_for_update()
+                ).first()
+                if row is None:
+                    raise ConfigurationError(f"nothing was submitted under the key {key!r}")
+                if row.state not in ("unknown", "refused", "overdue"):
+                    raise ConfigurationError(
+                        f"the submission {key!r} has not ended with an error: it is {row.state}"
+                    )
+                if row.generation_id is not None and generation_id is None:
+                    raise ConfigurationError(
+                        f"the id of the submission {key!r} is known: give it as generation_id, to "
+                        "wait for it again"
+                    )
+                if row.request is None:
+                    raise ConfigurationError(f"the submission {key!r} is forgotten")
+                values: dict[str, Any] = {"owner": None, "end": None, "updated_at": now}
+                if generation_id is None:
+                    values |= {"state": "queued", "permit": None, "due_at": now, "refused": 0}
+                    values["attempt"] = max(row.attempt - 1, 0)
+                else:
+                    values |= {"state": "running", "generation_id": generation_id}
+                    values |= {"accepted_at": now, "attempt": max(row.attempt, 1)}
+                    connection.execute(
+                        self._insert(posts)
+                        .values(
+                            permit=f"resolved {key} {generation_id}"[:500],
+                            key=key,
+                            attempt=max(row.attempt, 1),
+                            worker="",
+                            begun_at=now,
+                            ended_at=0.0,
+                            refused=False,
+                            generation_id=generation_id,
+                        )
+                        .on_conflict_do_nothing()
+                    )
+                connection.execute(sa.update(rows).where(rows.c.key == key).values(values))
+
+    def cancel(self, keys: Sequence[str], end: str) -> list[str]:
+        """End submissions that were not sent; returns the keys of those that it ended."""
+        rows = self._rows
+        cancelled = []
+        with self.database.transaction() as (connection, now):
+            for key in keys:
+                queued = rows.c.key == key, rows.c.state == "queued"
+                if connection.execute(sa.select(rows.c.key).where(*queued)).first() is not None:
+                    self._end(connection, now, queued, "cancelled", end)
+                    cancelled.append(key)
+        return cancelled
+
+    def forget(self, before: float) -> int:
+        """Delete what is known of submissions that ended before a time, but not their keys."""
+        rows, posts, calls = self._rows, self._posts, self._callbacks
+        with self.database.transaction() as (connection, _):
+            old = (
+                rows.c.state.in_(ENDED_FOR_GOOD),
+                rows.c.updated_at < before,
+                rows.c.request.is_not(None),
+            )
+            keys = sa.select(rows.c.key).where(*old)
+            connection.execute(
+                sa.delete(calls).where(calls.c.key.in_(keys), calls.c.state != "due")
+            )
+            connection.execute(
+                sa.delete(posts).where(posts.c.key.in_(keys), posts.c.generation_id.is_(None))
+            )
+            forgotten = sa.update(rows).where(*old).values(request=None, callback=None)
+            return int(connection.execute(forgotten).rowcount)
+
+    def redeliver(self, keys: Sequence[str]) -> int:
+        """Let the callbacks of submissions be delivered once more, with their ids as before."""
+        calls = self._callbacks
+        with self.database.transaction() as (connection, now):
+            again = (
+                sa.update(calls)
+                .where(calls.c.key.in_(keys))
+                .values(state="due", tries=0, due_at=now, last=None)
+            )
+            return int(connection.execute(again).rowcount)
+
+    def status(self) -> dict[str, Any]:
+        """Return what an operator asks first."""
+        rows, workers, calls = self._rows.c, self._workers.c, self._callbacks.c
+        with self.database.transaction() as (connection, now):
+            fleet = connection.execute(sa.select(self._fleet)).one()
+            counted = sa.select(rows.state, sa.func.count()).group_by(rows.state)
+            counts = {row[0]: int(row[1]) for row in connection.execute(counted)}
+            oldest = sa.select(sa.func.min(rows.created_at)).where(rows.state == "queued")
+            first = connection.execute(oldest).scalar()
+            alive = connection.execute(sa.select(self._workers).order_by(workers.started_at)).all()
+            called = sa.select(calls.state, sa.func.count()).group_by(calls.state)
+            callbacks = {row[0]: int(row[1]) for row in connection.execute(called)}
+        return {
+            "fleet": self.name,
+            "mode": fleet.mode,
+            "why": fleet.why,
+            "limits": _limits(fleet),
+            "refusals": fleet.refusals,
+            "counts": {state: counts.get(state, 0) for state in STATES},
+            "oldest_queued": None if first is None else now - first,
+            "callbacks": callbacks,
+            "workers": [
+                {
+                    "id": row.id,
+                    "beat": now - row.beat_at,
+                    "since": now - row.started_at,
+                    **json.loads(row.notes),
+                }
+                for row in alive
+            ],
+        }
 
 
-def _row(key: str, attempt: int) -> sa.ColumnElement[bool]:
-    return sa.and_(_submissions.c.key == key, _submissions.c.attempt == attempt)
+def _turn(row: Any, *, attempt: int | None = None, permit: str | None = None) -> Turn:
+    return Turn(
+        key=row.key,
+        attempt=attempt or row.attempt,
+        permit=permit or row.permit,
+        request=json.loads(row.request),
+        kind=_kind(row.kind),
+        refused=row.refused,
+    )
+
+
+def _wait(row: Any, now: float) -> Wait:
+    age = max(0.0, now - row.accepted_at)
+    return Wait(row.key, row.generation_id, age, row.timeout, row.attempt, row.max_attempts)
+
+
+def _kind(text: str) -> Kind:
+    return tuple(json.loads(text))
+
+
+def _limits(fleet: Any) -> Limits:
+    return Limits(fleet.max_running, fleet.submissions_per_minute, fleet.max_rate)

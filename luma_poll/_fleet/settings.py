@@ -1,53 +1,69 @@
-"""How DBOS has to be configured, so that no work of a fleet is lost or done twice."""
+"""Where the database of a fleet is, and a configuration of DBOS that suits one."""
 
 from __future__ import annotations
 
-import re
 from typing import Any, cast
 from uuid import uuid4
 
+import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 
 from luma_poll.errors import ConfigurationError
 
-HISTORY = 1
-"""Counts up when a workflow of an earlier release could not be continued by this one."""
+SCHEMA = "dbos"
+"""The schema of DBOS's tables, and of ours beside them."""
 
 
-def fleet_config(database_url: str, *, name: str = "luma-poll", **others: Any) -> DBOSConfig:
-    """A configuration for `DBOS(config=...)` that suits a fleet.
+def fleet_config(
+    database_url: str, *, name: str = "luma-poll", schema: str = SCHEMA, **others: Any
+) -> DBOSConfig:
+    """Return a configuration for `DBOS(config=...)` that suits a fleet.
 
-    A pinned version, so that an upgrade continues what the release before it began; a name of its
-    own for each process; JSON in place of pickles; few threads and connections.
+    It is quiet: no telemetry, no lines but warnings. Results are JSON in place of pickles, the
+    threads are bounded, and connections survive a pooler and notice a dead server.
 
     Args:
-        database_url: `postgresql://...`, or `sqlite:///...` for a try on one machine.
-        name: Of the app; the same for all processes of a fleet.
+        database_url: `postgresql://...`, or `sqlite:///...` to try it on one machine.
+        name: The name of the app.
+        schema: The schema of the tables, in PostgreSQL.
         others: Further settings of `DBOSConfig`, or others than these.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "name": name,
         "system_database_url": database_url,
-        "application_version": f"{name}-{HISTORY}",
+        "dbos_system_schema": schema,
+        "application_version": name,
         "executor_id": str(uuid4()),
         "serializer": DBOSPortableJSONSerializer(),
         "max_executor_threads": 6,
-        "sys_db_pool_size": 12,
+        "sys_db_pool_size": 5,
         "log_level": "WARNING",
+        "enable_otlp": False,
     }
     return cast(DBOSConfig, settings | others)
 
 
-def check_settings() -> None:
-    """Refuse settings of DBOS with which work would be lost, or done twice."""
-    if DBOS.executor_id == "local":
+def database_of_dbos() -> tuple[sa.URL, str | None]:
+    """Return the URL of the database of the launched DBOS, and the schema of its tables.
+
+    DBOS has no public name for it, and users give the URL to DBOS alone. This is the one place that
+    looks behind its door; `Fleet(database=...)` does without.
+
+    Raises:
+        ConfigurationError: It is not launched, or hides it.
+    """
+    try:
+        from dbos._dbos import _get_dbos_instance
+
+        database = _get_dbos_instance()._sys_db
+        return database.engine.url, database.schema
+    except Exception as error:
         raise ConfigurationError(
-            "each process of a fleet needs an executor_id of its own in the configuration of DBOS: "
-            "see luma_poll.dbos.fleet_config"
-        )
-    if re.fullmatch(r"[0-9a-f]{32}|DEFAULT_VERSION.*", DBOS.application_version):
-        raise ConfigurationError(
-            "a fleet needs a pinned application_version in the configuration of DBOS, for its own "
-            "changes with every upgrade, which strands what is under way: see "
-            "luma_poll.dbos.fleet_config"
-        )
+            "the fleet has no database: launch DBOS before you use it, or give the URL as "
+            f"Fleet(database=...) ({type(error).__name__})"
+        ) from None
+
+
+def is_in_workflow() -> bool:
+    """Say if this is the code of a workflow of DBOS, and not that of a step in it."""
+    return DBOS.workflow_id is not None and DBOS.step_id is None

@@ -1,41 +1,58 @@
-"""One worker of a fleet: its heartbeat, its waits, and what it takes over from the dead."""
+"""One worker of a fleet: its heartbeat, its submissions and waits, and its callbacks."""
 
 from __future__ import annotations
 
-import asyncio
-import time
+import json
+import math
+import os
+import random
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol
+from uuid import uuid4
 
 import anyio
 import httpx
-from dbos import DBOS, WorkflowStatus
-from dbos import error as dbos_errors
+from anyio.abc import TaskGroup
+from standardwebhooks import Webhook
 
-from luma_poll._api.answers import as_generation
-from luma_poll._fleet.ledger import OUT_OF_REACH, Accepted, Late, Ledger
-from luma_poll._fleet.liveness import LEFT, Watch
-from luma_poll._fleet.submit_once import Submitter
+from luma_poll._fleet import callbacks
+from luma_poll._fleet.ends import end_of, why_failed
+from luma_poll._fleet.ledger import Alive, Ledger, Limits, Wait
+from luma_poll._fleet.liveness import Watch
+from luma_poll._fleet.sender import LOOK, Sender
+from luma_poll._journal.steps import may_submit_again
 from luma_poll._logging import fields, logger
 from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
 from luma_poll._polling.schedules import Schedule
-from luma_poll.errors import LumaError, OutputNotFoundError
+from luma_poll._running.resubmission import pause_before_next
+from luma_poll._version import __version__
+from luma_poll.errors import (
+    APIStatusError,
+    AuthenticationError,
+    InsufficientBalanceError,
+    LumaError,
+    OutputNotFoundError,
+    PermissionDeniedError,
+    PollTimeoutError,
+)
 from luma_poll.models import Generation
 
-T = TypeVar("T")
-
-ACTIVE = ("ENQUEUED", "PENDING", "DELAYED")
 BEATS_PER_SEARCH = 5
-"""So often are workflows looked for whose worker has no row, not even that of a dead one."""
+"""So often it is looked for what no worker on the list has."""
 LAST_LOOK = 10.0
 """Seconds for a wait whose deadline came while nobody waited."""
 FRESH = 5.0
 """Seconds after its submission in which a generation is known to exist, and to be unfinished."""
-MOST_RESUMED_AT_ONCE = 1000
+LONGEST_END = 60.0
+"""Seconds that a worker which stops has for what is under way: a submission takes no longer."""
+NO_SECRETS = 60.0
+"""Seconds between two warnings that nobody here can sign."""
+_OF_THE_WORKER = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError)
 
 
 class Client(SupportsGenerations, Protocol):
@@ -47,268 +64,402 @@ class Client(SupportsGenerations, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
-    """The names of the parts of a fleet in the database.
+class Settings:
+    """The settings of a worker, as `Fleet` takes them."""
 
-    Attributes:
-        generation: The workflow of a submission.
-        callback: The workflow of a callback.
-        queue: Where submissions wait for their turn.
-        unlimited: A queue without limits.
-        resumed: The queue of submissions that are taken over: one of the two.
-    """
-
-    generation: str
-    callback: str
-    queue: str
-    unlimited: str
-    resumed: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How fast a dead worker is found.
-
-    Attributes:
-        heartbeat: Seconds between two beats.
-        patience: Seconds without a beat after which a worker counts as dead.
-    """
-
+    open_client: Callable[[], AbstractAsyncContextManager[Client]]
+    limits: Limits
+    wait: Schedule | None
+    signers: Sequence[Webhook]
+    allow_private: bool
     heartbeat: float
     patience: float
+    share: int
+    worker: str | None
+
+
+def worker_id(name: str | None) -> str:
+    """Return an id that no other worker has: in containers all have the same pid."""
+    return f"{name or socket.gethostname()}-{uuid4().hex[:8]}"
 
 
 @dataclass(eq=False)
 class Worker:
-    """The part of a fleet that one process is, from the beginning of its block to the end.
-
-    Attributes:
-        loop: The event loop in which all of it runs.
-        submitter: Submits.
-        poller: Waits.
-        http: Sends callbacks.
-        in_hand: The workflows that this process runs.
-    """
+    """The part of a fleet that one process is, from the beginning of its block to the end."""
 
     ledger: Ledger
-    names: Names
-    pace: Pace
-    max_rate: float | None
-    submitter: Submitter
-    poller: Poller
-    http: httpx.AsyncClient
-    in_hand: Counter[str]
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
-    _beats: int = 0
-    _stopped: bool = False
+    settings: Settings
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    drained: anyio.Event = field(default_factory=anyio.Event)
 
     def __post_init__(self) -> None:
-        self._id = DBOS.executor_id
+        self.id = worker_id(self.settings.worker)
+        self.client: Client
+        self.poller: Poller
+        self._sender: Sender
+        self._tasks: TaskGroup
         self._leaving = anyio.Event()
-        self._others = Watch(self.pace.patience)
-        self._homeless = Watch(self.pace.heartbeat * BEATS_PER_SEARCH * 2.5)
-        self._dropped = Watch(self.pace.heartbeat * BEATS_PER_SEARCH * 2.5)
+        self._waits: dict[str, tuple[Wait, anyio.CancelScope]] = {}
+        self._calls: Counter[str] = Counter()
+        self._calls_due = anyio.Event()
+        self._others = Watch(self.settings.patience)
+        self._alive: Alive | None = None
+        self._beats = 0
+        self.looked = -math.inf
+        """When the event loop last turned, on anyio's clock: if it hangs, this is old."""
 
-    async def serve(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run some work in the worker's event loop; it is cancelled when the worker stops."""
-        return await asyncio.wrap_future(
-            asyncio.run_coroutine_threadsafe(self._attend(work), self.loop)
+    def leave(self) -> None:
+        """Take nothing more, finish the submissions under way, and leave the rest to the others."""
+        self._leaving.set()
+
+    def wake(self) -> None:
+        """Look for something to submit at once."""
+        self._sender.wake()
+
+    async def run(self) -> None:
+        """Work until `leave`."""
+        settings = self.settings
+        async with (
+            settings.open_client() as given,
+            httpx.AsyncClient(
+                trust_env=False,
+                timeout=None,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+            ) as http,
+            anyio.create_task_group() as self._tasks,
+        ):
+            self.client = given
+            client: Any = without_retries(given)
+            self.poller = Poller(client, wait=settings.wait, max_rate=settings.limits.max_rate)
+            self._sender = Sender(
+                client,
+                self.ledger,
+                self.id,
+                share=settings.share,
+                patience=settings.patience,
+                wait_for=self._begin_wait,
+                waits=lambda: len(self._waits),
+            )
+            await self._join()
+            sending = anyio.Event()
+            self._tasks.start_soon(self._send, sending)
+            self._tasks.start_soon(self._beat_forever)
+            self._tasks.start_soon(self._tick)
+            self._tasks.start_soon(self._call_forever, http)
+            self.ready.set()
+            await self._leaving.wait()
+            # Not from a cancelled scope, which would end the submissions: they are shielded.
+            self._sender.leave()
+            with anyio.move_on_after(LONGEST_END):
+                await sending.wait()
+            self._sender.abandon()
+            self._tasks.cancel_scope.cancel()
+        await self._say_goodbye()
+
+    async def _send(self, done: anyio.Event) -> None:
+        try:
+            await self._sender.send_forever()
+        finally:
+            done.set()
+
+    async def _say_goodbye(self) -> None:
+        try:
+            await self.ledger.database.call(self.ledger.leave, self.id)
+        except Exception as error:
+            logger.warning(
+                "the others will take over a little later: %s", error, extra=fields(error=error)
+            )
+        else:
+            logger.info("worker %s has left the fleet", self.id, extra=fields())
+
+    # Alive
+
+    async def _join(self) -> None:
+        """Become visible to the others, and leave them the time to make room."""
+        call = self.ledger.database.call
+        before, after = await call(self.ledger.set_limits, self.settings.limits)
+        if before != after:
+            logger.warning(
+                "the limits of the fleet were %s, and are %s now", before, after, extra=fields()
+            )
+        alive = await self._beat()
+        others = sorted(alive.beats.keys() - {self.id})
+        logger.info(
+            "worker %s of the fleet %r is ready: %s; %s; %s; %s",
+            self.id,
+            self.ledger.name,
+            self.ledger.database.place,
+            alive.limits,
+            f"the others are {', '.join(others)}" if others else "there are no others",
+            f"the fleet is {alive.mode}",
+            extra=fields(),
         )
+        if others:
+            await anyio.sleep(self.settings.heartbeat * 1.5)
+            await self._beat()
 
-    async def _attend(self, work: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.current_task()
-        assert task is not None
-        if self._stopped:
-            work.close()
-            raise asyncio.CancelledError
-        self._tasks.add(task)
+    def _notes(self) -> dict[str, Any]:
+        sender = self._sender
+        return {
+            "version": __version__,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "waits": len(self._waits),
+            "submitting": len(sender.sending),
+            "share": self.settings.share,
+            "signs_callbacks": bool(self.settings.signers),
+            "trouble": sender.trouble.why,
+            "holds_back": sender.why or None,
+        }
+
+    async def _beat_forever(self) -> None:
+        """Beat, and do what the fleet needs, until the worker leaves."""
+        while True:
+            await anyio.sleep(self.settings.heartbeat * random.uniform(0.9, 1.0))
+            try:
+                await self._beat()
+                await self._claim()
+                if self._beats % BEATS_PER_SEARCH == 0:
+                    await self._search()
+            except Exception as error:  # whatever: a worker that does not beat is a dead one
+                logger.warning("no heartbeat: %s", error, extra=fields(error=error))
+
+    async def _tick(self) -> None:
+        """Prove that the event loop turns, whatever the database does."""
+        while True:
+            self.looked = anyio.current_time()
+            await anyio.sleep(1.0)
+
+    async def _beat(self) -> Alive:
+        self._beats += 1
+        call = self.ledger.database.call
+        alive = await call(self.ledger.beat, self.id, self._notes())
+        others = {name: beat for name, beat in alive.beats.items() if name != self.id}
+        dead = self._others.look(others, anyio.current_time())
+        rate = alive.limits.max_rate
+        if rate is None or math.isinf(rate):
+            self.poller._set_max_rate(None)
+        else:
+            self.poller._set_max_rate(rate / (1 + len(others) - len(dead)))
+        before, self._alive = self._alive, alive
+        if before is not None:
+            self._report(before, alive)
+        if alive.was_buried and before is not None:
+            logger.warning("this worker was taken for dead, and joins again", extra=fields())
+            await self._reconcile()
+        for name in dead:
+            if (left := await call(self.ledger.bury, name, others[name])) is not None:
+                logger.warning(
+                    "worker %s is dead: it leaves %d generations that run, and %d submissions of "
+                    "which it is not known whether the API accepted them",
+                    name,
+                    *left,
+                    extra=fields(),
+                )
+        if alive.mode == "draining" and not self._waits and not self._sender.sending:
+            self.drained.set()
+        return alive
+
+    def _report(self, before: Alive, now: Alive) -> None:
+        if before.limits != now.limits:
+            logger.warning(
+                "the limits of the fleet were %s, and are %s now",
+                before.limits,
+                now.limits,
+                extra=fields(),
+            )
+        if before.mode != now.mode:
+            why = f": {now.why}" if now.why else ""
+            logger.warning("the fleet is %s%s", now.mode, why, extra=fields())
+        for name in sorted(now.beats.keys() - before.beats.keys() - {self.id}):
+            logger.info("worker %s has joined", name, extra=fields())
+        for name in sorted(before.beats.keys() - now.beats.keys() - {self.id}):
+            logger.info("worker %s has left", name, extra=fields())
+
+    async def _claim(self) -> None:
+        """Wait for what no worker waits for, in parts, so that the others take some, too."""
+        some = max(20, self.settings.share // 4)
+        for wait in await self.ledger.database.call(self.ledger.claim_waits, self.id, some):
+            self._begin_wait(wait)
+
+    async def _search(self) -> None:
+        left, unknown = await self.ledger.database.call(self.ledger.sweep)
+        if left or unknown:
+            logger.warning(
+                "%d generations that run and %d submissions had no worker",
+                left,
+                unknown,
+                extra=fields(),
+            )
+        await self._reconcile()
+
+    async def _reconcile(self) -> None:
+        """Have in hand what the database says that this worker has."""
+        ours = dict(self._waits)
+        sending = set(self._sender.sending)
+        waits, permits = await self.ledger.database.call(self.ledger.owned, self.id)
+        owned = {wait.key: wait for wait in waits}
+        for wait in waits:
+            self._begin_wait(wait)
+        for key, (wait, scope) in ours.items():
+            if key not in owned or owned[key].generation_id != wait.generation_id:
+                scope.cancel()  # another worker waits for it, or it has ended
+        unused = permits.keys() - sending - self._sender.sending - {self._sender._permit}
+        if unused:
+            await self.ledger.database.call(self.ledger.withdraw, sorted(unused))
+
+    # Waits
+
+    def _begin_wait(self, wait: Wait) -> None:
+        known = self._waits.get(wait.key)
+        if known is not None:
+            if known[0].generation_id == wait.generation_id:
+                return
+            known[1].cancel()
+        scope = anyio.CancelScope()
+        self._waits[wait.key] = wait, scope
+        self._tasks.start_soon(self._wait, wait, scope)
+
+    async def _wait(self, wait: Wait, scope: anyio.CancelScope) -> None:
         try:
-            return await work
+            with scope:
+                outcome = await self._outcome(wait)
+                await self._record(wait, outcome)
         finally:
-            self._tasks.discard(task)
+            if self._waits.get(wait.key, (None, None))[1] is scope:
+                del self._waits[wait.key]
+            self._sender.wake()
 
-    async def wait(self, accepted: Accepted, timeout: float) -> Generation | LumaError:
-        """Wait for a generation, until `timeout` seconds after it was accepted.
+    async def _outcome(self, wait: Wait) -> Generation | LumaError:
+        """Wait for a generation; a refusal of this worker is not its end."""
+        began = anyio.current_time()
+        left = math.inf if wait.timeout is None else max(wait.timeout - wait.age, LAST_LOOK)
+        what: Any = wait.generation_id
+        if wait.age < FRESH:
+            left = math.inf if wait.timeout is None else wait.timeout
+            what = Generation(id=wait.generation_id, state="queued")
+        deadline, pause = began + left, 5.0
+        while True:
+            try:
+                return await self._watch(what, deadline - anyio.current_time())
+            except OutputNotFoundError as error:
+                failed = {"state": "failed", "failure_code": error.failure_code}
+                return error.generation.model_copy(update=failed)
+            except LumaError as error:
+                if not isinstance(error, APIStatusError) or not _is_of_the_worker(error):
+                    return error
+                self._sender.note_refusal(error)
+                if anyio.current_time() + pause >= deadline:
+                    return PollTimeoutError(
+                        wait.generation_id,
+                        last_generation=None,
+                        elapsed=wait.age + anyio.current_time() - began,
+                        attempts=1,
+                        why=f"; the last of them was refused ({error.status_code})",
+                    )
+            what = wait.generation_id
+            await anyio.sleep(pause * random.uniform(0.75, 1.0))
+            pause = min(2 * pause, 60.0)
 
-        Returns:
-            The last snapshot, or why there is none.
-        """
-        # Wall clocks, for the deadline outlives processes and machines.
-        age = max(0.0, time.time() - accepted.at)
-        what: Any = accepted.generation_id
-        left = max(timeout - age, LAST_LOOK)
-        if age < FRESH:
-            what = as_generation({"id": accepted.generation_id, "state": "queued"})
-            left = timeout
+    async def _watch(self, what: Any, seconds: float) -> Generation:
         last = None
-        try:
-            watching = self.poller.watch(what, timeout=left)
-            async with aclosing(watching) as snapshots:
-                async for snapshot in snapshots:
-                    last = snapshot
-        except OutputNotFoundError as error:
-            fields = {"state": "failed", "failure_code": error.failure_code}
-            return error.generation.model_copy(update=fields)
-        except LumaError as error:
-            return error
-        finally:
-            self.submitter.gate.a_generation_ended()
+        timeout = None if math.isinf(seconds) else max(seconds, 0.001)
+        async with aclosing(self.poller.watch(what, timeout=timeout)) as snapshots:
+            async for snapshot in snapshots:
+                last = snapshot
         assert last is not None, "watch ends with a terminal snapshot"
         return last
 
-    async def join(self) -> None:
-        """Become visible to the others, and leave them the time to make room."""
-        others = await self._beat()
-        if others:
-            await anyio.sleep(self.pace.heartbeat * 1.5)
-            await self._beat()
-
-    async def beat_forever(self) -> None:
-        """Beat, and do what the others of the fleet need, until the worker leaves."""
-        while True:
-            with anyio.move_on_after(self.pace.heartbeat):
-                await self._leaving.wait()
-                return
-            try:
-                await self._beat()
-                await self.heal()
-                if self._beats % BEATS_PER_SEARCH == 0:
-                    await self._search()
-            except OUT_OF_REACH as error:
-                logger.warning(
-                    "no heartbeat: the database is out of reach (%s)",
-                    type(error).__name__,
-                    extra=fields(error=error),
-                )
-            except Exception as error:  # whatever: a worker that does not beat is a dead one
-                logger.exception("no heartbeat", extra=fields(error=error))
-
-    async def _beat(self) -> int:
-        """One beat; returns how many others are alive."""
-        self._beats += 1
-        beats = await self._in_thread(self.ledger.beat, self._id)
-        others = {name: beat for name, beat in beats.items() if name != self._id}
-        dead = self._others.look(others, self.loop.time())
-        if self.max_rate is not None:
-            self.poller._set_max_rate(self.max_rate / (1 + len(others) - len(dead)))
-        for name in dead:
-            if await self._in_thread(self.ledger.bury, name, others[name]):
-                how = "has stopped" if others[name] == LEFT else "is dead"
-                logger.warning("worker %s %s: taking over what it left", name, how, extra=fields())
-                await self._take_over(await self._pending(name))
-        return len(others) - len(dead)
-
-    async def _search(self) -> None:
-        """Take over what no worker has in hand.
-
-        That is what is left of processes that died before their first beat, or while they took
-        over; and what DBOS dropped in this one, when the database went out of reach.
-        """
-        everybody = (await self._in_thread(self.ledger.beat, self._id)).keys()
-        pending = await self._pending()
-        owners = {each.executor_id or "" for each in pending}
-        homeless = {name: 1 for name in owners if name not in everybody}
-        for name in self._homeless.look(homeless, self.loop.time()):
-            logger.warning("worker %s is unknown: taking over what it left", name, extra=fields())
-            await self._take_over(await self._pending(name))
-        mine = [each for each in pending if each.executor_id == self._id]
-        idle = {each.workflow_id: 1 for each in mine if not self.in_hand[each.workflow_id]}
-        if dropped := self._dropped.look(idle, self.loop.time()):
-            logger.warning(
-                "%d workflows were dropped: beginning them again", len(dropped), extra=fields()
+    async def _record(self, wait: Wait, outcome: Generation | LumaError) -> None:
+        ledger = self.ledger
+        failure = why_failed(outcome) if isinstance(outcome, Generation) else None
+        if failure is not None and may_submit_again(failure, wait.attempt, wait.max_attempts):
+            pause = pause_before_next(failure, wait.attempt)
+            await ledger.database.insist(
+                f"{wait.key!r} is submitted again", ledger.try_again, wait, pause
             )
-            await self._take_over([each for each in mine if each.workflow_id in dropped])
+            return
+        state, end = end_of(outcome)
+        await ledger.database.insist(f"{wait.key!r} is {state}", ledger.end_wait, wait, state, end)
+        self._calls_due.set()
 
-    async def _take_over(self, left: Sequence[WorkflowStatus]) -> None:
-        names = self.names
-        # A callback may pause for days, and is not a generation that runs.
-        for workflow, queue in (
-            (names.generation, names.resumed),
-            (names.callback, names.unlimited),
-        ):
-            ids = [each.workflow_id for each in left if each.name == workflow]
-            for first in range(0, len(ids), MOST_RESUMED_AT_ONCE):
-                some = ids[first : first + MOST_RESUMED_AT_ONCE]
-                await DBOS.resume_workflows_async(some, queue_name=queue)
+    # Callbacks
 
-    async def _pending(self, executor_id: str | None = None) -> Sequence[WorkflowStatus]:
-        return await DBOS.list_workflows_async(
-            status="PENDING",
-            name=[self.names.generation, self.names.callback],
-            executor_id=executor_id,
-            load_input=False,
-            load_output=False,
+    async def _call_forever(self, http: httpx.AsyncClient) -> None:
+        """Deliver the callbacks that are due, whichever worker saw the end."""
+        if not self.settings.signers:
+            await self._warn_of_callbacks()
+        while True:
+            if not await self._call_some(http):
+                self._calls_due = anyio.Event()
+                with anyio.move_on_after(2 * LOOK):
+                    await self._calls_due.wait()
+
+    async def _call_some(self, http: httpx.AsyncClient) -> bool:
+        room = callbacks.MOST_AT_ONCE - self._calls.total()
+        if room <= 0:
+            return False
+        busy = dict(+self._calls)
+        take = partial(
+            self.ledger.due_callbacks, room, callbacks.MOST_TO_A_HOST, busy, callbacks.LEASE
+        )
+        try:
+            due = await self.ledger.database.call(take)
+        except Exception as error:
+            logger.info("no callbacks: %s", error, extra=fields(error=error))
+            return False
+        for message in due:
+            self._calls[message["host"]] += 1
+            self._tasks.start_soon(self._call, http, message)
+        return bool(due)
+
+    async def _call(self, http: httpx.AsyncClient, message: Mapping[str, Any]) -> None:
+        try:
+            outcome = await callbacks.deliver(
+                http,
+                message["url"],
+                message["id"],
+                json.loads(message["event"]),
+                self.settings.signers,
+                allow_private=self.settings.allow_private,
+            )
+        finally:
+            self._calls[message["host"]] -= 1
+        state, pause = callbacks.next_try(outcome, message["tries"])
+        if state == "given up":
+            logger.error(
+                "the callback of %r is given up: %s", message["key"], outcome, extra=fields()
+            )
+        await self.ledger.database.insist(
+            f"the callback of {message['key']!r}: {outcome}",
+            self.ledger.called,
+            message["id"],
+            state,
+            outcome,
+            pause,
         )
 
-    async def heal(self) -> None:
-        """Let workflows that ended as unknown continue with what has become known since."""
-        await heal(await self._in_thread(self.ledger.late), self.ledger, self.names)
-
-    async def _in_thread(self, call: Any, *args: Any) -> Any:
-        return await self.loop.run_in_executor(self.submitter.threads, call, *args)
-
-    async def stop(self) -> None:
-        """Finish the submissions under way, and end the waits."""
-        self._stopped = True
-        for task in list(self._tasks):
-            task.cancel()
-        await self.submitter.settle()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def leave(self, beating: asyncio.Task[None]) -> None:
-        """Tell the others, after the last beat: one that came later would contradict it."""
-        self._leaving.set()
-        await beating
-        try:
-            await self._in_thread(self.ledger.leave, self._id)
-        except OUT_OF_REACH:
-            logger.warning(
-                "the others will take over a little later: the database is out of reach",
-                extra=fields(),
-            )
-
-
-async def heal(late: Sequence[Late], ledger: Ledger, names: Names) -> None:
-    """Run the workflows again whose submission was unknown, and is known now."""
-    for each in late:
-        status = await DBOS.get_workflow_status_async(each.key)
-        if status is not None and status.status in ACTIVE:
-            continue  # it has not ended as unknown yet, or is at it again
-        if status is not None and status.status == "ERROR":
+    async def _warn_of_callbacks(self) -> None:
+        """Leave the callbacks to workers that can sign them, and say so."""
+        while True:
+            await anyio.sleep(NO_SECRETS / 4)
             try:
-                # To its first step: what the ledger knows is not submitted again.
-                await DBOS.rewind_workflow_async(each.key, queue_name=names.resumed)
-            except dbos_errors.DBOSException:
-                continue  # another process does the same at the same moment
-        await asyncio.get_running_loop().run_in_executor(None, ledger.healed, each)
+                waiting = await self.ledger.database.call(self.ledger.waiting_callbacks)
+            except Exception as error:
+                logger.info("no callbacks: %s", error, extra=fields(error=error))
+                continue
+            signs = any(each.get("signs_callbacks") for each in self._others_notes())
+            if waiting and not signs:
+                logger.warning(
+                    "%d callbacks wait for a worker that has callback_secrets: none has",
+                    waiting,
+                    extra=fields(),
+                )
+                await anyio.sleep(NO_SECRETS)
+
+    def _others_notes(self) -> list[dict[str, Any]]:
+        return [] if self._alive is None else list(self._alive.notes.values())
 
 
-@asynccontextmanager
-async def open_worker(
-    client: Client,
-    ledger: Ledger,
-    names: Names,
-    pace: Pace,
-    *,
-    wait: Schedule | None,
-    max_rate: float | None,
-    in_hand: Counter[str],
-) -> AsyncIterator[Worker]:
-    """A worker that beats until the block ends."""
-    client = without_retries(client)
-    async with AsyncExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(3, thread_name_prefix="luma-poll"))
-        http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=None))
-        submitter = Submitter(client.generations.create, ledger, threads)
-        poller = Poller(client, wait=wait, max_rate=max_rate)
-        worker = Worker(ledger, names, pace, max_rate, submitter, poller, http, in_hand)
-        await worker.join()
-        # No task group, which would wrap what the user's block raises. It raises nothing itself.
-        beating = asyncio.create_task(worker.beat_forever())
-        try:
-            yield worker
-        finally:
-            with anyio.CancelScope(shield=True):
-                await worker.stop()
-                await worker.leave(beating)
+def _is_of_the_worker(error: APIStatusError) -> bool:
+    return isinstance(error, _OF_THE_WORKER)

@@ -51,6 +51,8 @@ MIGRATIONS: tuple[str, ...] = (
     # 1 for an id that a person gave, or that the API does not know: it may be settled once more.
     "ALTER TABLE entries ADD COLUMN doubtful INTEGER NOT NULL DEFAULT 0",
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    # By which rules the fingerprint was made: the first dropped the whole query of a signed URL.
+    "ALTER TABLE entries ADD COLUMN rules INTEGER NOT NULL DEFAULT 1",
 )
 """The statement that leads from each version, which is in `user_version`, to the next one."""
 
@@ -326,7 +328,7 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
 def translated(
     path: Path, error: sqlite3.Error, otherwise: type[ConfigurationError | JournalError]
 ) -> ConfigurationError | JournalError:
-    """Return our error for one of SQLite; of the class `otherwise` where it says little."""
+    """Return our error for one of SQLite; of the class `otherwise` for want of a permission."""
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return JournalError(f"journal {path} is damaged ({error}): restore a copy of it")
@@ -336,7 +338,9 @@ def translated(
         return otherwise(f"journal {path} cannot be written: it, or its directory, is read-only")
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
         return JournalError(f"journal {path} cannot be written: {error}")
-    return otherwise(f"journal {path} cannot be used: {error}")
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return otherwise(f"journal {path} cannot be opened: {error}")
+    return JournalError(f"journal {path} cannot be used: {error}")
 
 
 NO_LOCKS = (

@@ -111,8 +111,8 @@ class Journal:
             ConfigurationError: The journal is closed.
             JournalError: The file cannot be read.
         """
-        found = self._store.entry(key)
-        return None if found is None else found[0]
+        found = self._store.find(key)
+        return None if found is None else found.entry
 
     def resolve(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,26 +15,55 @@ import httpx
 
 from luma_poll._api.outcomes import Accepted, NotAccepted, Outcome, Unknown
 from luma_poll._arguments import shown
-from luma_poll._journal.fingerprint import readable
+from luma_poll._journal.fingerprint import fingerprint, older_fingerprint, readable
 from luma_poll._journal.steps import Step, Submit, next_step
 from luma_poll._journal.store import Store
 from luma_poll._logging import fields, logger
-from luma_poll.errors import ConfigurationError, GenerationError, JournalError
+from luma_poll.errors import ConfigurationError, GenerationError, JournalError, LumaError
 from luma_poll.models import Generation
 
 T = TypeVar("T")
 
 RETRY = 1.0
-"""Seconds between two tries to record an id."""
+"""Seconds between two tries to write what could not be written."""
+SAY_AGAIN = 60.0
+"""Seconds between two words about it."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """The identity of a request in the journal."""
+    """The identity of a request in the journal.
+
+    Attributes:
+        key: The key, given or made from the parameters.
+        fingerprint: A digest of its parameters.
+        params: Its parameters.
+        is_named: True if the caller gave the key.
+        older_key: The key that the first version made, where it was another one.
+        older_fingerprint: The digest that it made.
+    """
 
     key: str
     fingerprint: str
     params: Mapping[str, Any]
+    is_named: bool = True
+    older_key: str = ""
+    older_fingerprint: str = ""
+
+
+def identify(params: Mapping[str, Any], key: str | None, key_of: Callable[[str], str]) -> Record:
+    """Return the identity of a request; reads the whole of its files.
+
+    Args:
+        params: Its parameters, checked.
+        key: The key that the caller gave, or None.
+        key_of: Makes a key from a digest, another one for each request that is alike.
+    """
+    digest, older = fingerprint(params), older_fingerprint(params)
+    if key is not None:
+        return Record(key, digest, params, True, key, older)
+    made = key_of(digest)
+    return Record(made, digest, params, False, made if older == digest else key_of(older), older)
 
 
 class Recorder:
@@ -62,6 +92,7 @@ class Recorder:
         """Begin again in another event loop."""
         self._limiter: anyio.CapacityLimiter | None = None
         self._locks: dict[str, tuple[anyio.Lock, int]] = {}
+        self._say_at = -math.inf
 
     @asynccontextmanager
     async def hold(self, record: Record | None) -> AsyncIterator[None]:
@@ -87,13 +118,41 @@ class Recorder:
         """Decide how to proceed with a request after these attempts in this run."""
         if self._store is None or record is None:
             return Submit(len(submitted) + 1, tuple(submitted))
-        found = await self._call(self._store.entry, record.key)
+        found = await self._call(self._store.find, record.key)
+        if found is None and record.older_key != record.key:
+            found = await self._call(self._store.find, record.older_key)
+            if found is not None and not found.is_older:
+                found = None
         if found is None:
             return next_step(None, max_attempts)
-        entry, fingerprint = found
-        return next_step(entry, max_attempts, same=fingerprint == record.fingerprint)
+        wanted = record.older_fingerprint if found.is_older else record.fingerprint
+        same = found.fingerprint in (wanted, record.fingerprint)
+        return next_step(found.entry, max_attempts, same=same)
 
-    async def begin(self, record: Record | None, attempt: int) -> None:
+    async def known(self, records: Sequence[Record]) -> set[str]:
+        """Return the keys of those of the requests that have an entry."""
+        if self._store is None:
+            return set()
+        keys = {key for record in records for key in (record.key, record.older_key)}
+        found = await self._call(self._store.known, keys)
+        return {record.key for record in records if not found.isdisjoint(_keys_of(record))}
+
+    def warn_of_strangers(self) -> None:
+        """Say, once, that none of a batch is in a journal that has entries."""
+        store = self._store
+        if store is None or store.was_empty or store.are_strangers_said:
+            return
+        store.are_strangers_said = True
+        logger.warning(
+            "journal %s has entries, and none of this batch is one of them: all of it is "
+            "submitted, and billed. If it is meant to continue, look for a parameter that has "
+            "changed, such as the model",
+            store.path,
+        )
+
+    async def begin(
+        self, record: Record | None, attempt: int, submission_id: str | None = None
+    ) -> None:
         """Record the intent, before anything is sent.
 
         Raises:
@@ -101,74 +160,100 @@ class Recorder:
         """
         if self._store is not None and record is not None:
             request = readable(record.params)
-            store = self._store
-            await self._call(store.begin, record.key, record.fingerprint, request, attempt)
+            intent = record.key, record.fingerprint, request, attempt, submission_id
+            await self._call(self._store.begin, *intent)
 
-    async def end(self, record: Record | None, attempt: int, outcome: Outcome) -> bool:
-        """Record what became of it. False if that failed, which was logged.
-
-        After an id that could not be recorded, `insist` must follow.
-        """
+    async def end(self, record: Record | None, attempt: int, outcome: Outcome) -> None:
+        """Record what became of it, now or as soon as it can be written."""
         match outcome:
             case Accepted(generation):
-                return await self._try("accept", record, attempt, generation.id)
+                await self._keep("accept", record, attempt, generation.id)
             case NotAccepted():
-                return await self._try("retract", record, attempt)
+                await self._keep("retract", record, attempt)
             case Unknown():
-                return await self._try("lose", record, attempt)
-
-    async def insist(self, record: Record | None, attempt: int, accepted: Accepted) -> None:
-        """Try to record an id until it succeeds, or the journal is closed, which is logged."""
-        recorded = False
-        try:
-            while not (recorded or self._store is None or self._store.is_closed):
-                await anyio.sleep(RETRY)
-                recorded = await self.end(record, attempt, accepted)
-        finally:
-            if not recorded:
-                self._log_unrecorded(record, attempt, accepted.generation.id)
-
-    def _log_unrecorded(self, record: Record | None, attempt: int, generation_id: str) -> None:
-        logger.error(
-            "generation %s was submitted, and its id is not in the journal: settle request %r",
-            generation_id,
-            record and record.key,
-            extra=fields(generation_id, attempt=attempt),
-        )
+                await self._keep("lose", record, attempt)
 
     async def finish(
         self, record: Record | None, generation: Generation, error: GenerationError | None
     ) -> None:
         """Record the end of a generation. Where that fails, the next process waits for it again."""
         if error is None or generation.state == "completed":  # without outputs: it is billed
-            await self._try("end", record, generation.id, "completed", None, None)
+            await self._keep("end", record, generation.id, "completed", None, None)
         else:
             why = error.failure_code, error.failure_reason
-            await self._try("end", record, generation.id, "failed", *why)
+            await self._keep("end", record, generation.id, "failed", *why)
 
-    async def _try(self, name: str, record: Record | None, *args: Any) -> bool:
-        """Write, whoever cancels. False if it failed."""
+    async def miss(self, record: Record | None, generation_id: str) -> None:
+        """Record that the API does not know the id."""
+        await self._keep("miss", record, generation_id)
+
+    async def writing_beside(self, work: Awaitable[T]) -> T:
+        """Await this, and write meanwhile what could not be written: a wait is not held up."""
+        if self._store is None or not self._store.has_unwritten:
+            return await work
+        results: list[T] = []
+        failures: list[Exception] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._insist)
+            try:
+                results.append(await work)
+            except Exception as error:  # raised below: the task group would wrap it
+                failures.append(error)
+            tasks.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
+        return results[0]
+
+    async def _insist(self) -> None:
+        """Try to write what could not be written, until it succeeds or the journal is closed."""
+        store = self._store
+        while store is not None and store.has_unwritten and not store.is_closed:
+            await anyio.sleep(RETRY)
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self._call(store.flush)
+                except (JournalError, ConfigurationError) as error:
+                    self._say(error, "what became of submissions cannot be recorded yet")
+
+    async def _keep(self, name: str, record: Record | None, *args: Any) -> None:
+        """Write, whoever cancels; what cannot be written is written later."""
         if self._store is None or record is None:
-            return True
+            return
         with anyio.CancelScope(shield=True):
             try:
                 await self._call(getattr(self._store, name), record.key, *args)
             except (JournalError, ConfigurationError) as error:  # the latter: it is closed
-                logger.error(
-                    "request %r (%s %s): %s",
-                    record.key,
-                    name,
-                    args[-1],
-                    error,
-                    extra=fields(error=error),
-                )
-                return False
-        return True
+                if name == "accept":  # whatever else is lost, the id must not be
+                    self._log_unrecorded(record.key, args, error)
+                else:
+                    self._say(error, f"request {record.key!r} ({name}) is not recorded yet")
+
+    def _log_unrecorded(self, key: str, accepted: tuple[Any, ...], error: LumaError) -> None:
+        attempt, generation_id = accepted
+        logger.error(
+            "generation %s was submitted, and its id is not in the journal yet: it is written as "
+            "soon as that is possible; if the process ends before, settle request %r. %s",
+            generation_id,
+            key,
+            error,
+            extra=fields(generation_id, attempt=attempt, error=error),
+        )
+
+    def _say(self, error: LumaError, what: str) -> None:
+        """Log at first, and then each minute as long as it lasts."""
+        now = anyio.current_time()
+        if now >= self._say_at:
+            self._say_at = now + SAY_AGAIN
+            logger.error("%s: %s", what, error, extra=fields(error=error))
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(1)
         return await anyio.to_thread.run_sync(partial(function, *args), limiter=self._limiter)
+
+
+def _keys_of(record: Record) -> tuple[str, str]:
+    return record.key, record.older_key
 
 
 def _normal(base_url: object) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from luma_poll._journal.entry import JournalEntry
 from luma_poll.errors import (
     ConfigurationError,
     GenerationError,
     LumaError,
+    NotFoundError,
+    PollTimeoutError,
     SubmissionUnknownError,
 )
 from luma_poll.models import Generation
+
+E = TypeVar("E", bound=LumaError)
 
 
 def may_submit_again(error: GenerationError, attempt: int, max_attempts: int) -> bool:
@@ -45,13 +50,39 @@ class WaitFor:
 
     Attributes:
         generation_id: The id.
-        running: False if its end was seen.
+        running: False if it has completed.
         submitted: The ids of all attempts.
     """
 
     generation_id: str
     running: bool
     submitted: tuple[str, ...]
+
+    def told(self, error: E, key: str) -> E:
+        """Return an error of this wait in words that fit what the journal knows."""
+        if isinstance(error, NotFoundError):
+            text = (
+                f"{error} It is that of request {key!r} in the journal. If the API knows it no "
+                "longer, say that it may be submitted, and billed, again: Journal.resolve, or "
+                f"luma-poll journal FILE resolve"
+            )
+        elif self.running:
+            return error
+        else:
+            why = (
+                f": {error.__cause__ or ''}"
+                if isinstance(error, PollTimeoutError)
+                else f": {error}"
+            )
+            text = (
+                f"generation {self.generation_id} has completed before, and could not be fetched "
+                f"again{why.removesuffix(': ')}. Run the request again with the same journal: it "
+                "is fetched, and not submitted."
+            )
+        told = copy.copy(error)
+        told.args = (text,)
+        told.__cause__ = error.__cause__
+        return told
 
 
 @dataclass(frozen=True)
@@ -99,7 +130,10 @@ def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = Tru
     if entry.state in ("unknown", "submitting") or entry.generation_id is None:
         advice = _IN_USE if entry.state == "submitting" else _UNKNOWN
         error = SubmissionUnknownError(
-            f"request {entry.key!r} {advice}", key=entry.key, request=entry.request
+            f"request {entry.key!r} {advice}",
+            key=entry.key,
+            request=entry.request,
+            submission_id=entry.request_id,
         )
         return Raise(error, entry.submitted)
     if entry.state != "failed":

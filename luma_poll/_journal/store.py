@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from luma_poll._journal import transitions
 from luma_poll._journal.database import Database, translated
@@ -21,8 +21,22 @@ Change = Callable[[sqlite3.Cursor], T]
 
 _COLUMNS = (
     "key, fingerprint, request, state, attempt, generation_id, submitted, failure_code, "
-    "failure_reason, updated_at, request_id"
+    "failure_reason, updated_at, request_id, rules"
 )
+
+
+class Found(NamedTuple):
+    """An entry, and how to compare it with a request.
+
+    Attributes:
+        entry: The entry.
+        fingerprint: That of its parameters.
+        is_older: True if it was made by the rules of the first version.
+    """
+
+    entry: JournalEntry
+    fingerprint: str
+    is_older: bool
 
 
 class Store:
@@ -38,6 +52,8 @@ class Store:
     Attributes:
         is_closed: True after `close`.
         base_url: The address of the API that its ids are of, or None as long as it has none.
+        was_empty: True if it had no entry when it was opened.
+        are_strangers_said: True once it was said that it has none of a batch.
 
     Raises:
         ConfigurationError: It is in use, is no journal, or is of a newer version.
@@ -56,6 +72,7 @@ class Store:
             self.base_url = self._fact("base_url")
             self._is_base_url_written = self.base_url is not None
             self.was_empty: bool = self._count() == 0
+            self.are_strangers_said: bool = False
         except BaseException:
             self._database.close()
             raise
@@ -101,12 +118,14 @@ class Store:
         self._change(lambda cursor: transitions.note_fact(cursor, "base_url", base_url))
         self.base_url, self._is_base_url_written = base_url, True
 
-    def entry(self, key: str) -> tuple[JournalEntry, str] | None:
-        """Return an entry with its fingerprint, or None."""
+    def find(self, key: str) -> Found | None:
+        """Return the entry of a key, or None."""
         query = f"SELECT {_COLUMNS} FROM entries WHERE key = ?"
         with self._transaction() as cursor:
             row = cursor.execute(query, (key,)).fetchone()
-            return None if row is None else (read_entry(row), row["fingerprint"])
+            if row is None:
+                return None
+            return Found(read_entry(row), row["fingerprint"], row["rules"] < transitions.RULES)
 
     def entries(self, state: EntryState | None) -> list[JournalEntry]:
         """Return the entries in this state, or all; the oldest change first."""
@@ -114,13 +133,11 @@ class Store:
         with self._transaction() as cursor:
             return [read_entry(row) for row in cursor.execute(query, (state, state))]
 
-    def knows_any(self, keys: Sequence[str]) -> bool:
-        """Return True if one of these keys has an entry."""
+    def known(self, keys: Iterable[str]) -> set[str]:
+        """Return those of the keys that have an entry."""
+        query = "SELECT 1 FROM entries WHERE key = ?"
         with self._transaction() as cursor:
-            return any(
-                cursor.execute("SELECT 1 FROM entries WHERE key = ?", (key,)).fetchone()
-                for key in keys
-            )
+            return {key for key in keys if cursor.execute(query, (key,)).fetchone()}
 
     def begin(
         self,

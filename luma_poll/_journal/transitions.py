@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from luma_poll._journal.entry import EntryState, same_id
 from luma_poll._redaction import redact
 
+RULES = 2
+"""The rules by which fingerprints are made now."""
 MAX_REASON = 2000
 """Characters that are kept of the reason of a failure."""
 
@@ -31,8 +33,9 @@ def begin(
 ) -> bool:
     """Note the intent to submit: a new key, or the next attempt of one that failed."""
     cursor.execute(
-        "INSERT INTO entries (key, fingerprint, request, state, attempt, updated_at, request_id) "
-        "VALUES (?, ?, ?, 'submitting', ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
+        "INSERT INTO entries "
+        "(key, fingerprint, request, state, attempt, updated_at, request_id, rules) "
+        f"VALUES (?, ?, ?, 'submitting', ?, ?, ?, {RULES}) ON CONFLICT (key) DO UPDATE SET "
         "state = 'submitting', attempt = excluded.attempt, generation_id = NULL, doubtful = 0, "
         "updated_at = excluded.updated_at, request_id = excluded.request_id "
         "WHERE state = 'failed' AND attempt = excluded.attempt - 1",

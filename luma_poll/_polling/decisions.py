@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from luma_poll._api.answers import snapshot_retry_after
 from luma_poll._polling.schedules import Schedule, next_delay, tell_end
+from luma_poll._tasks.heap import Entry, Heap
 from luma_poll.errors import (
     APIError,
     APIStatusError,
@@ -27,6 +28,14 @@ from luma_poll.models import LONGEST_AGE, MAX_CLOCK_ERROR, Generation
 
 NOT_FOUND_GRACE = 10.0
 """Seconds during which a 404 is not believed after a snapshot was handed in: the id exists."""
+BELIEVED_AFTER = 3
+"""Polls in a row after which a refusal is believed that is not in the API's own words..."""
+BELIEVED_AFTER_SECONDS = 10.0
+"""...if the first of them is so many seconds ago: a gateway that restarts refuses for a moment."""
+STOPPED = 1.0
+"""Seconds past its deadline at which a wait wakes only if the whole process stood still."""
+TIME_TO_ASK_AGAIN = 10.0
+"""Seconds that such a wait gets for one more poll."""
 OUTPUT_POLLS = 4
 """Answers of "completed" without any output after which that is an error."""
 LAST_POLL_MARGIN = 1.0
@@ -76,20 +85,100 @@ class Quiet:
 
 @dataclass(frozen=True)
 class Deadline:
-    """When one wait began, and when it ends. Times are in seconds, all on the same clock."""
+    """When one wait began, and when it ends. Times are in seconds, all on the same clock.
+
+    Attributes:
+        started: When the wait began.
+        timeout: Seconds that it may take; None for no limit.
+        stopped_until: When the process went on, if it had been stopped past the deadline: what the
+            generation became meanwhile is not known, so the wait asks once more.
+    """
 
     started: float
     timeout: float | None = None
+    stopped_until: float | None = None
 
     @property
     def at(self) -> float:
         """The deadline."""
+        if self.stopped_until is not None:
+            return self.stopped_until + TIME_TO_ASK_AGAIN
         return math.inf if self.timeout is None else self.started + self.timeout
 
     @property
     def margin(self) -> float:
         """How long before the deadline the last poll happens."""
+        if self.stopped_until is not None:
+            return TIME_TO_ASK_AGAIN
         return min(LAST_POLL_MARGIN, LAST_POLL_SHARE * (self.at - self.started))
+
+    @property
+    def last_poll_at(self) -> float:
+        """When there is one more poll, if the schedule wants none before the deadline."""
+        return self.at - self.margin
+
+    def is_served_by(self, poll: float) -> bool:
+        """True if a poll at this time makes the last one superfluous.
+
+        An answer of half a margin earlier is nearly as fresh, and a second request right after it
+        would tell nothing. A whole margin would be too much: an answer that old leaves out twice
+        as much of the time as the last poll itself does.
+        """
+        return poll >= self.last_poll_at - self.margin / 2
+
+    def after_a_stop(self, now: float, last_poll: float) -> Deadline:
+        """The deadline of a wait that wakes now, so late that the process must have been stopped.
+
+        Returns:
+            One with time to ask once more; the same if that is not due.
+        """
+        if now < self.at or self.stopped_until is not None or self.is_served_by(last_poll):
+            return self
+        return replace(self, stopped_until=now)
+
+
+class Deadlines:
+    """The deadlines for which one wait asks. To add, to remove and to look cost O(log n)."""
+
+    def __init__(self, deadlines: Iterable[Deadline] = ()) -> None:
+        self._by_last_poll = Heap[Deadline]()
+        self._by_end = Heap[Deadline]()
+        for deadline in deadlines:
+            self.add(deadline)
+
+    def add(self, deadline: Deadline) -> tuple[Entry[Deadline], Entry[Deadline]]:
+        """Add one; returns its places, by which it is removed."""
+        return (
+            self._by_last_poll.push(deadline.last_poll_at, deadline),
+            self._by_end.push(-deadline.at, deadline),
+        )
+
+    def remove(self, places: tuple[Entry[Deadline], Entry[Deadline]]) -> None:
+        """Remove one."""
+        self._by_last_poll.remove(places[0])
+        self._by_end.remove(places[1])
+
+    @property
+    def end(self) -> float:
+        """The latest one."""
+        latest = self._by_end.first()
+        return -math.inf if latest is None else latest.at
+
+    def last_poll_at(self, before: float, not_before: float, now: float) -> float:
+        """When the next last poll is due; inf if there is none.
+
+        Args:
+            before: When the last poll was sent that was answered.
+            not_before: No request is sent until then.
+            now: The time.
+        """
+        while (deadline := self._by_last_poll.first()) is not None:
+            at = max(deadline.last_poll_at, not_before)
+            if not deadline.is_served_by(before) and now < deadline.at and at < deadline.at:
+                return at
+            # For good: all three only ever grow.
+            self._by_last_poll.drop_first()
+        return math.inf
 
 
 @dataclass
@@ -106,7 +195,8 @@ class Progress:
         latest: The last snapshot.
         trouble: The transient error that is the latest answer, if it is one.
         result: The end: the last snapshot, or the error to raise.
-        last_poll: When the last request was sent that was not cut short.
+        last_poll: When the last request was sent that was answered.
+        unanswered: When the last request was sent, as long as it has no answer.
         unfinished_at: When the last answer was asked for that said that it still runs.
     """
 
@@ -121,22 +211,20 @@ class Progress:
     result: Generation | LumaError | None = None
     unfinished_at: float | None = None
     last_poll: float = -math.inf
-    _poll_before: float = -math.inf
+    unanswered: float | None = None
     _not_before: float = -math.inf
     _snapshot_at: float = -math.inf
     _without_output: int = 0
+    _refusals: int = 0  # in a row, of the same origin
+    _refused_since: float = -math.inf
 
     def __post_init__(self) -> None:
         self.born = self.due = self.started
 
     def begin_poll(self, now: float) -> None:
-        """Note that a request is sent."""
+        """Note that a request is sent. One that is cut short leaves the poll as due as it was."""
         self.polls += 1
-        self._poll_before, self.last_poll = self.last_poll, now
-
-    def abandon_poll(self) -> None:
-        """Note that the request was cut short: the poll is as due as it was."""
-        self.last_poll = self._poll_before
+        self.unanswered = now
 
     def hand_in(self, snapshot: Generation, now: float) -> bool:
         """Take a snapshot that somebody else fetched: as the first answer, or as the end.
@@ -146,29 +234,29 @@ class Progress:
         """
         self._snapshot_at = now
         is_news = self.latest is None or _is_end(snapshot)
-        return is_news and self.record(snapshot, now, asked=now)
+        return is_news and self._record(snapshot, now, asked=now)
 
-    def record(
-        self, answer: Generation | APIError, now: float, *, asked: float | None = None
-    ) -> bool:
-        """Take an answer, which may be the end. `consult` says when to ask again.
+    def record(self, answer: Generation | APIError, now: float) -> bool:
+        """Take the answer to the last request, which may be the end.
 
-        Args:
-            answer: Of the API.
-            now: The time.
-            asked: When the answer was true; by default the time of the last poll.
+        `consult` says when to ask again.
 
         Returns:
             True if it is recorded: an answer after the end changes nothing.
         """
+        if self.unanswered is not None:
+            self.last_poll, self.unanswered = self.unanswered, None
+        return self._record(answer, now, asked=self.last_poll)
+
+    def _record(self, answer: Generation | APIError, now: float, asked: float) -> bool:
         if self.result is not None:
             return False
         self.answers += 1
         if isinstance(answer, Generation):
-            self.latest, self.trouble = answer, None
+            self.latest, self.trouble, self._refusals = answer, None, 0
             self.result = self._end_of(answer)
-            self._note_age(answer, now, self.last_poll if asked is None else asked)
-        elif answer.retryable or self._is_too_early(answer, now):
+            self._note_age(answer, now, asked)
+        elif answer.retryable or self._is_doubtful(answer, now):
             self.trouble = answer
         else:
             self.result = answer
@@ -203,31 +291,49 @@ class Progress:
         if not answer.is_terminal:
             self.unfinished_at = asked
 
-    def _is_too_early(self, answer: APIError, now: float) -> bool:
-        return isinstance(answer, NotFoundError) and now - self._snapshot_at < NOT_FOUND_GRACE
+    def _is_doubtful(self, answer: APIError, now: float) -> bool:
+        """True for a refusal that may be somebody else's, or a mistake: it has to be repeated."""
+        if not isinstance(answer, APIStatusError):
+            return False
+        before = self.trouble
+        in_a_row = (
+            isinstance(before, APIStatusError)
+            and not before.retryable
+            and before.in_api_words is answer.in_api_words
+        )
+        if not in_a_row:
+            self._refusals, self._refused_since = 0, now
+        self._refusals += 1
+        if not answer.in_api_words:
+            # A gateway, a proxy or a CDN has spoken, not the API: a restart of theirs must not
+            # end a wait for what has been paid for.
+            since = now - self._refused_since
+            return self._refusals < BELIEVED_AFTER or since < BELIEVED_AFTER_SECONDS
+        if not isinstance(answer, NotFoundError):
+            return False
+        if now - self._snapshot_at < NOT_FOUND_GRACE:
+            return True
+        return self.latest is not None and self._refusals < 2  # it has been seen to exist
 
-    def poll_at(self, deadline: Deadline, quiet: Quiet) -> float:
-        """Since when a poll is due for a wait with this deadline; inf if there will be none.
+    def poll_at(self, deadlines: Deadlines, quiet: Quiet, now: float) -> float:
+        """Since when a poll is due for waits with these deadlines; inf if there will be none.
 
-        It is the time at which the schedule, or the deadline, wants it. A quiet only delays it:
-        whoever has been overdue for longer goes first when the quiet ends.
+        It is the time at which the schedule, or a deadline, wants it. A quiet only delays it: the
+        one that has been overdue for longer goes first when the quiet ends.
         """
-        at = self.due
-        last = deadline.at - deadline.margin
-        # Where the schedule polls only after the deadline, there is one more poll just before it.
-        # An answer of half a margin earlier counts as that one: it is nearly as fresh, and a
-        # second request right after it would tell nothing. A whole margin would be too much: an
-        # answer that old leaves out twice as much of the time as the last poll itself does.
-        if at > last and self.last_poll < last - deadline.margin / 2:
-            at = last
-        at = max(at, self._not_before)
-        return at if max(at, quiet.until) < deadline.at else math.inf
+        at = max(self.due, self._not_before)
+        if max(at, quiet.until) >= deadlines.end:
+            at = math.inf
+        # Where the schedule polls only after a deadline, there is one more poll just before it.
+        last = deadlines.last_poll_at(self.last_poll, self._not_before, now)
+        at = min(at, last)
+        return at if max(at, quiet.until) < deadlines.end else math.inf
 
-    def next_poll(self, deadlines: Iterable[Deadline], quiet: Quiet) -> float | None:
+    def next_poll(self, deadlines: Deadlines, quiet: Quiet, now: float) -> float | None:
         """When the generation is polled for waits with these deadlines; None if it is not."""
         if self.result is not None:
             return None
-        at = min((self.poll_at(deadline, quiet) for deadline in deadlines), default=math.inf)
+        at = self.poll_at(deadlines, quiet, now)
         return None if at == math.inf else max(at, quiet.until)
 
 
@@ -252,7 +358,8 @@ def decide(
     *,
     now: float,
     attempts: int,
-    asks_for: Iterable[Deadline],
+    asks_for: Deadlines | None,
+    is_asking: bool = False,
 ) -> Decision:
     """Say what a wait does now.
 
@@ -262,17 +369,22 @@ def decide(
         quiet: How long the API wants to be left alone.
         now: The time.
         attempts: Requests sent for the generation since this wait began, for the error.
-        asks_for: The deadlines of the waits for which this one asks, its own among them; none
+        asks_for: The deadlines of the waits for which this one asks, its own among them; None
             if another one asks.
+        is_asking: True if a request for the generation is under way.
     """
     if isinstance(progress.result, Generation):
         return Return(progress.result)
     if progress.result is not None:
         return Raise(_own_copy(progress.result))
-    if now >= deadline.at or quiet.until >= deadline.at:
+    # An answer that is on its way still counts, whatever the API asks for meanwhile.
+    is_out_of_time = now >= deadline.at or (quiet.until >= deadline.at and not is_asking)
+    stopped = deadline.stopped_until
+    if is_out_of_time or (stopped is not None and progress.last_poll >= stopped):
         return Raise(_timed_out(progress, deadline, quiet, now, attempts))
-    waiting = (each for each in asks_for if now < each.at)
-    at = min((progress.poll_at(each, quiet) for each in waiting), default=math.inf)
+    if asks_for is None:
+        return Sleep(deadline.at)
+    at = progress.poll_at(asks_for, quiet, now)
     return Poll(at) if at <= now else Sleep(min(at, deadline.at))
 
 
@@ -288,7 +400,9 @@ def _timed_out(
 ) -> PollTimeoutError:
     cause: APIError | None = progress.trouble
     why = "" if cause is None else f" (the last poll failed: {cause.message})"
-    if now < deadline.at:
+    if progress.unanswered is not None:
+        why = f" (the last request, sent {now - progress.unanswered:.1f} s before, had no answer)"
+    if now < deadline.at and quiet.until >= deadline.at:
         cause = quiet.error
         why = f" (the API asks for {quiet.until - now:.0f} s of quiet, past the deadline)"
     error = PollTimeoutError(

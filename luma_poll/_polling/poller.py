@@ -9,6 +9,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Mapping,
 )
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
@@ -30,21 +31,26 @@ from luma_poll._arguments import (
     shown,
 )
 from luma_poll._polling.decisions import Poll, Raise, Return, Sleep
-from luma_poll._polling.poll_events import PollEvent, Reporter
+from luma_poll._polling.observers import is_async, on_each_poll
 from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.schedules import DEFAULT_WAIT, Schedule, scaled_by_environment
 from luma_poll._polling.streams import Streams
 from luma_poll._tasks.each import run_each, run_in_order
+from luma_poll._texts import encodable
 from luma_poll.errors import (
     ConfigurationError,
     GenerationError,
     InvalidResponseError,
     PollTimeoutError,
 )
-from luma_poll.models import Generation, GenerationLike, GenerationOutput
+from luma_poll.events import Observer, PollEvent
+from luma_poll.models import Generation, GenerationLike, GenerationOutput, field_of
 
-AnyGeneration: TypeAlias = str | UUID | GenerationLike
-"""An id, or a snapshot of a generation such as the one from `create`, ours or the SDK's."""
+AnyGeneration: TypeAlias = str | UUID | GenerationLike | Mapping[str, Any]
+"""An id, or a snapshot of a generation such as the one from `create`, ours or the SDK's.
+
+A mapping is a snapshot as JSON, such as a line of the command line's `--json`.
+"""
 
 TIMEOUT = 600.0
 """Seconds that a generation is waited for, unless the user says otherwise."""
@@ -104,7 +110,7 @@ class Poller:
             raise ConfigurationError(f"{type(client).__name__} has no generations.get")
         if wait is not None and not callable(wait):
             raise ConfigurationError(f"wait must be a tenacity wait strategy, not {shown(wait)}")
-        if on_poll is not None and (not callable(on_poll) or _is_async(on_poll)):
+        if on_poll is not None and (not callable(on_poll) or is_async(on_poll)):
             raise ConfigurationError(
                 f"on_poll must be a function (not async), not {shown(on_poll)}"
             )
@@ -119,13 +125,31 @@ class Poller:
             scaled_by_environment(DEFAULT_WAIT if wait is None else wait),
             check_count("max_in_flight", max_in_flight),
             check_positive("max_rate", max_rate),
-            Reporter(on_poll),
         )
+        if on_poll is not None:
+            self.observe(on_each_poll(on_poll))
 
     @property
     def timeout(self) -> float | None:
         """Seconds that a wait may take, unless it says otherwise; None for no limit."""
         return self._timeout
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Call a function with each event of the waits that begin from now on.
+
+            stop = poller.observe(print)
+
+        Args:
+            observer: A function (not async), called with the events of `luma_poll.events`. What it
+                raises is logged and dropped.
+
+        Returns:
+            A function that ends it. Waits under way are observed to their ends.
+
+        Raises:
+            ConfigurationError: It is not a function.
+        """
+        return self._streams.observers.add(observer)
 
     async def wait(
         self,
@@ -219,9 +243,8 @@ class Poller:
         self, generations: object, timeout: float | UseDefault | None, limit: object
     ) -> Callable[[AnyGeneration], Awaitable[PollResult]]:
         """Check the arguments of a batch; returns the function that waits for one of them."""
-        if isinstance(generations, (str, bytes, BaseModel)) or not isinstance(
-            generations, (Iterable, AsyncIterable)
-        ):
+        is_one = isinstance(generations, (str, bytes, BaseModel)) or _is_snapshot(generations)
+        if is_one or not isinstance(generations, (Iterable, AsyncIterable)):
             raise ConfigurationError(
                 "generations must be an iterable of ids or snapshots, "
                 f"not {type(generations).__name__}"
@@ -317,7 +340,15 @@ class Poller:
 
 def _name_of(generation: object) -> str:
     """The id, or its text if it is not a valid id."""
-    return shown(getattr(generation, "id", generation), str).strip()[:MAX_ID_LENGTH]
+    if isinstance(generation, Mapping):  # its text may have signed URLs
+        name = generation.get("id")
+    else:
+        name = getattr(generation, "id", generation)
+    return encodable(shown(name, str).strip()[:MAX_ID_LENGTH])
+
+
+def _is_snapshot(value: object) -> bool:
+    return isinstance(value, Mapping) and "id" in value and "state" in value
 
 
 def _resolved(generation: AnyGeneration) -> tuple[str, Generation | None]:
@@ -327,17 +358,13 @@ def _resolved(generation: AnyGeneration) -> tuple[str, Generation | None]:
     try:
         snapshot = as_generation(generation)
     except InvalidResponseError:
-        if isinstance(getattr(generation, "state", None), str):  # all but readable: ask for it
-            return check_generation_id(generation.id), None
+        if isinstance(field_of(generation, "state"), str):  # all but readable: ask for it
+            return check_generation_id(field_of(generation, "id")), None
         raise ConfigurationError(
             "a generation is given by its id or by a snapshot with id and state, "
             f"not by {type(generation).__name__}"
         ) from None
     return check_generation_id(snapshot.id), snapshot
-
-
-def _is_async(function: Any) -> bool:
-    return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
 
 
 def without_retries(client: SupportsGenerations) -> SupportsGenerations:

@@ -1,34 +1,67 @@
-"""One stream of requests for each generation, shared by all waits for it."""
+"""One stream of requests for each generation, shared by all waits for it.
+
+The states of a waiter:
+
+    join ─> present ──────────── decide ─────────────> end (return or raise)
+             │   ^               │    ^
+        away │   │ back    Sleep │    │ woken, or it is time
+             v   │               v    │
+            away                asleep
+                                 │ Poll
+                                 v
+                 called back <─ queueing ─> asking ─> its answer wakes those for whom it is news
+
+- away: its caller has a snapshot in hand, for as long as it likes. It asks for nobody.
+- queueing: it waits for its turn under the limits. A newcomer that stays longer, or news, call it
+  back, and it decides again.
+- asking: its request is under way. The other waits sleep until its answer, or their deadlines.
+  Where the waiter leaves, the request is cut short, and another one asks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import anyio
 
 from luma_poll._api.answers import as_generation
 from luma_poll._api.translation import translate_error
-from luma_poll._polling.decisions import Deadline, Decision, Progress, Quiet, decide
+from luma_poll._polling.decisions import (
+    STOPPED,
+    Deadline,
+    Deadlines,
+    Decision,
+    Progress,
+    Quiet,
+    decide,
+)
 from luma_poll._polling.limits import RequestLimits
-from luma_poll._polling.poll_events import (
+from luma_poll._polling.observers import Observers, outcome_of, tell
+from luma_poll._polling.poll_log import PollLog
+from luma_poll._polling.schedules import Schedule
+from luma_poll._tasks.alarm import Alarm
+from luma_poll._tasks.event_loops import PerLoop
+from luma_poll._tasks.heap import Heap
+from luma_poll.errors import APIError, APIStatusError
+from luma_poll.events import (
     PollBegan,
     PollEnded,
-    Reporter,
-    StateChanged,
     Wait,
     WaitBegan,
     WaitEnded,
-    outcome_of,
-    tell,
+    WaitStateChanged,
 )
-from luma_poll._polling.schedules import Schedule
-from luma_poll._tasks.alarm import Alarm
-from luma_poll._tasks.event_loops import LoopGuard
-from luma_poll._tasks.heap import Heap
-from luma_poll.errors import APIError, APIStatusError
 from luma_poll.models import Generation
+
+MOST_CUTS = 2
+"""Requests cut short by others after which a wait asks by itself."""
+MOST_AT_ONCE = 4
+"""Requests under way for one generation; more than one only after so many were cut short."""
 
 
 class Waiter(Alarm):
@@ -39,31 +72,58 @@ class Waiter(Alarm):
         deadline: Its own.
         turn: While it asks, from queueing for a turn to the answer: the scope of that.
         wait: As its observers know it; None if there are none.
+        cuts: Requests of the stream that had been cut short when it came.
     """
 
-    def __init__(self, stream: Stream, deadline: Deadline, wait: Wait | None) -> None:
+    def __init__(
+        self, stream: Stream, deadline: Deadline, ends: Heap[Waiter], wait: Wait | None
+    ) -> None:
         super().__init__()
         self.stream = stream
         self.deadline = deadline
         self.turn: anyio.CancelScope | None = None
         self.wait = wait
+        self.cuts = 0
+        self.is_called_back = False
         self._polls_before = stream.progress.polls
+        self._ends = ends  # of the event loop in which it began
+        self._end = ends.push(deadline.at, self)
 
     def decide(self, quiet: Quiet) -> Decision:
         """Say what to do now."""
-        progress = self.stream.progress
+        stream = self.stream
         return decide(
-            progress,
+            stream.progress,
             self.deadline,
             quiet,
             now=anyio.current_time(),
-            attempts=progress.polls - self._polls_before,
-            asks_for=self.stream.deadlines_of(self),
+            attempts=stream.progress.polls - self._polls_before,
+            asks_for=stream.deadlines if stream.is_asked_by(self) else None,
+            is_asking=bool(stream.asking),
         )
+
+    async def sleep(self, until: float) -> None:
+        """Sleep until this time, or until it is woken."""
+        await super().sleep(until)
+        self.look_at_the_clock(until)
+
+    def look_at_the_clock(self, expected: float) -> None:
+        """Take time to ask once more, if the process was stopped past the deadline."""
+        now = anyio.current_time()
+        if now - expected < STOPPED:
+            return
+        deadline = self.deadline.after_a_stop(now, self.stream.progress.last_poll)
+        if deadline is not self.deadline:
+            self.stream.leave(self)  # its places are those of the old deadline
+            self._ends.remove(self._end)
+            self.deadline = deadline
+            self._end = self._ends.push(deadline.at, self)
+            self.stream.enter(self)
 
     def call_back(self) -> None:
         """Make it decide again, even while it queues for its turn or its request is under way."""
         self.wake()
+        self.is_called_back = True
         if self.turn is not None:
             self.turn.cancel()
 
@@ -72,12 +132,18 @@ class Waiter(Alarm):
         """Let others ask: the caller has the snapshot, and may keep it for as long as it likes."""
         latest = self.stream.progress.latest
         if self.wait is not None and latest is not None:
-            tell(StateChanged(self.wait, latest))
+            tell(WaitStateChanged(self.wait, latest))
         self.stream.leave(self)
         try:
             yield
         finally:
             self.stream.enter(self)
+
+    def end(self) -> None:
+        """Leave the stream for good."""
+        self.stream.leave(self)
+        del self.stream.waits[self]
+        self._ends.remove(self._end)
 
     def tell_end(self, wait: Wait, error: BaseException | None) -> None:
         """Tell the observers that it has ended, and how."""
@@ -100,59 +166,115 @@ class Stream:
     The waiter that stays longest asks for all. Its deadline is the last to cut a request short,
     so that no shorter one ever throws away an answer for which another would have stayed.
 
+    A deadline does not tell who will be cancelled before. So when a waiter has left in the middle
+    of its request, the one that has been there longest asks until there is an answer: it has shown
+    that it stays, and those that come and go cannot take its place. A waiter that has seen two
+    requests cut short does not depend on others any more, and asks by itself.
+
     Attributes:
         progress: What is known of the generation.
         waits: The waits that share the stream, those that are away included, in their order.
-        asking: The waiter whose request is under way.
+        turns: The waiters that queue for a turn or whose request is under way.
+        asking: Those of them whose request is under way.
+        deadlines: Of the waiters that are present.
     """
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.waits: dict[Waiter, None] = {}
-        self.asking: Waiter | None = None
-        self._present = Heap[Waiter]()  # the longest first
-        self._places: dict[Waiter, Any] = {}
+        self.turns: dict[Waiter, None] = {}
+        self.asking: set[Waiter] = set()
+        self.deadlines = Deadlines()
+        self._by_end = Heap[Waiter]()  # the longest first
+        # Those that came first are first. Not a dict: to find its first key is slow after removals.
+        self._places: OrderedDict[Waiter, Any] = OrderedDict()
+        self._cuts = self._cuts_before_answer = 0
+        self._has_been_left = False  # by one that asked, since the last answer
 
-    def deadlines_of(self, waiter: Waiter) -> Iterator[Deadline]:
-        """The deadlines for which this waiter asks: those of all, or none if another one asks."""
-        if self.asking is None and self._present.first() is waiter:
-            yield from self.deadlines()
+    def _first(self) -> Waiter | None:
+        """The one that asks for all."""
+        if self._has_been_left:
+            return next(iter(self._places), None)
+        return self._by_end.first()
 
-    def deadlines(self) -> Iterator[Deadline]:
-        """The deadlines of those that are present."""
-        return (waiter.deadline for waiter in self._present)
+    def is_asked_by(self, waiter: Waiter) -> bool:
+        """True if this waiter asks, for all or, if need be, by itself."""
+        if self._has_lost_patience(waiter) and len(self.turns) < MOST_AT_ONCE:
+            return True
+        return not self.asking and self._first() is waiter
+
+    def _has_lost_patience(self, waiter: Waiter) -> bool:
+        return self._cuts - max(waiter.cuts, self._cuts_before_answer) >= MOST_CUTS
 
     def enter(self, waiter: Waiter) -> None:
         """Count a waiter among those that may ask."""
-        longest = self._present.first()
-        self._places[waiter] = self._present.push(-waiter.deadline.at, waiter)
-        if longest is None or longest is self.asking:
+        waiter.cuts = self._cuts
+        before = self._first()
+        places = self._by_end.push(-waiter.deadline.at, waiter), self.deadlines.add(waiter.deadline)
+        self._places[waiter] = places
+        if before is None or self.asking:
             return  # a request that is under way is not begun again
-        if self._present.first() is waiter:
-            longest.call_back()  # it leaves its place in the queue to the one that stays longer
+        if self._first() is waiter:
+            before.call_back()  # it leaves its place in the queue to the one that stays longer
         else:
-            longest.wake()  # it may have to ask earlier, for the sake of the newcomer's deadline
+            before.wake()  # it may have to ask earlier, for the sake of the newcomer's deadline
 
     def leave(self, waiter: Waiter) -> None:
         """Count it no longer: the next one asks."""
-        self._present.remove(self._places.pop(waiter))
-        longest = self._present.first()
-        if longest is None or self.asking is not None:
+        place, deadline_places = self._places.pop(waiter)
+        self._by_end.remove(place)
+        self.deadlines.remove(deadline_places)
+        self._wake_impatient()
+        first = self._first()
+        if first is None or self.asking:
             return
         if self.progress.due > anyio.current_time():
-            longest.call_back()  # it may queue for a last poll that nobody needs any more
+            first.call_back()  # it may queue for a last poll that nobody needs any more
         else:
-            longest.wake()  # and if it queues, it keeps its place
+            first.wake()  # and if it queues, it keeps its place
 
-    def wake_all(self) -> None:
-        """Wake everybody, after an answer."""
-        for waiter in self._present:
+    def note_answer(self) -> None:
+        """Begin to count again: nobody has been disappointed since."""
+        self._cuts_before_answer, self._has_been_left = self._cuts, False
+
+    def note_cut(self, *, has_left: bool) -> None:
+        """Note that a request was cut short although others may have waited for its answer."""
+        self._cuts += 1
+        self._has_been_left |= has_left
+        self._wake_impatient()
+
+    def _wake_impatient(self) -> None:
+        """Wake those that ask by themselves now; they have been here longest."""
+        for waiter in islice(self._places, MOST_AT_ONCE):
+            if not self._has_lost_patience(waiter):
+                return
             waiter.wake()
 
-    def call_all_back(self) -> None:
-        """Wake everybody, and end a request that is under way."""
-        for waiter in self._present:
+    def wake_first(self) -> None:
+        """Wake the one that asks, after an answer that changes nothing for the others."""
+        first = self._first()
+        if first is not None:
+            first.wake()
+
+    def wake_all(self) -> None:
+        """Wake everybody, after news."""
+        for waiter in self._places:
+            waiter.wake()
+
+    def call_back(self, waiters: Iterable[Waiter]) -> None:
+        """Make these decide again, even while they queue or their requests are under way."""
+        for waiter in list(waiters):
             waiter.call_back()
+
+
+@dataclass
+class _Loop:
+    """The streams of one poller in one event loop, and their limits."""
+
+    limits: RequestLimits
+    by_id: dict[str, Stream] = field(default_factory=dict)
+    # A quiet that outlasts a deadline ends that wait.
+    ends: Heap[Waiter] = field(default_factory=Heap)
 
 
 class Streams:
@@ -165,10 +287,9 @@ class Streams:
         schedule: When to ask again.
         max_in_flight: Requests under way at the same time; None for no limit.
         max_rate: Requests started per second; None for no limit.
-        reporter: Hears of every answer.
 
     Attributes:
-        reporter: The same, which has the observers.
+        observers: The observers of its waits and polls.
     """
 
     def __init__(
@@ -177,28 +298,26 @@ class Streams:
         schedule: Schedule,
         max_in_flight: int | None,
         max_rate: float | None,
-        reporter: Reporter,
     ) -> None:
         self._get = get
         self._schedule = schedule
         self._bounds = max_in_flight, max_rate
-        self.reporter = reporter
-        self._loop = LoopGuard("Poller")
-        self._begin()
-
-    def _begin(self) -> None:
-        self._limits = RequestLimits(*self._bounds)
-        self._by_id: dict[str, Stream] = {}
-        self._by_deadline = Heap[Waiter]()  # a quiet that outlasts a deadline ends that wait
+        self.observers = Observers()
+        self._log = PollLog()
+        self._loop = PerLoop("Poller", lambda: _Loop(RequestLimits(*self._bounds)))
 
     def __len__(self) -> int:
-        return len(self._by_id)
+        return len(self._loop.kept.by_id)
 
     def summary(self) -> str:
         """The limits, and how much is under way, for the poller's repr."""
         most, rate = self._bounds
         under_way = f"in_flight={self._limits.in_flight}, generations={len(self)}"
         return f"max_in_flight={most}, max_rate={rate}, {under_way}"
+
+    @property
+    def _limits(self) -> RequestLimits:
+        return self._loop.kept.limits
 
     @property
     def quiet(self) -> Quiet:
@@ -219,17 +338,14 @@ class Streams:
         Raises:
             ConfigurationError: Waits are under way in another event loop.
         """
-        if self._loop.enter():
-            self._begin()
+        loop = self._loop.enter()
         now = anyio.current_time()
-        stream = self._by_id.get(generation_id)
+        stream = loop.by_id.get(generation_id)
         if stream is None:
-            stream = self._by_id[generation_id] = Stream(Progress(generation_id, started=now))
-        observers = self.reporter.observers
+            stream = loop.by_id[generation_id] = Stream(Progress(generation_id, started=now))
+        observers = self.observers.present
         wait = Wait(generation_id, timeout, observers) if observers else None
-        waiter = Waiter(stream, Deadline(now, timeout), wait)
-        by_deadline = self._by_deadline  # of this event loop, also when the wait is closed later
-        entry = by_deadline.push(waiter.deadline.at, waiter)
+        waiter = Waiter(stream, Deadline(now, timeout), loop.ends, wait)
         stream.waits[waiter] = None
         stream.enter(waiter)
         try:
@@ -246,9 +362,7 @@ class Streams:
             if wait is not None:
                 waiter.tell_end(wait, None)
         finally:
-            stream.leave(waiter)
-            del stream.waits[waiter]
-            by_deadline.remove(entry)
+            waiter.end()
             if not stream.waits:
                 self._forget(stream)
 
@@ -258,7 +372,9 @@ class Streams:
         It ends without one when the waiter is called back.
         """
         limits = self._limits  # of this event loop, also when the request is closed later
+        waiter.is_called_back = False
         with anyio.CancelScope(deadline=waiter.deadline.at) as waiter.turn:
+            waiter.stream.turns[waiter] = None
             try:
                 queued = await limits.acquire(due)
                 try:
@@ -270,24 +386,31 @@ class Streams:
                 self._take(waiter, answer)
             finally:
                 waiter.turn = None
+                waiter.stream.turns.pop(waiter, None)
+        waiter.look_at_the_clock(waiter.deadline.at)
 
     async def _ask(self, waiter: Waiter, queued: float) -> Generation | APIError:
         stream, progress, answer = waiter.stream, waiter.stream.progress, None
-        stream.asking = waiter
-        progress.begin_poll(anyio.current_time())
+        stream.asking.add(waiter)
+        began = anyio.current_time()
+        progress.begin_poll(began)
         if waiter.wait is not None:
             tell(PollBegan(waiter.wait, progress.polls, queued))
         try:
             answer = await self._fetch(progress.generation_id)
             return answer
         finally:
-            stream.asking = None
+            stream.asking.discard(waiter)
             if answer is None:  # cut short: the next one asks, as if this request had not been
+                now = _now(began)
                 if waiter.wait is not None:
-                    now = _now(progress.last_poll)
-                    _tell_poll(waiter, waiter.wait, None, now, quiet=0.0)
-                progress.abandon_poll()
-                stream.wake_all()
+                    _tell_poll(
+                        waiter, waiter.wait, None, now, quiet=0.0, next_poll=None, began=began
+                    )
+                if not waiter.is_called_back:
+                    stream.note_cut(has_left=now < waiter.deadline.at)
+                if self.quiet.until > now:  # its answer would have counted for them
+                    stream.wake_all()
 
     async def _fetch(self, generation_id: str) -> Generation | APIError:
         try:
@@ -304,28 +427,44 @@ class Streams:
     def _take(self, waiter: Waiter, answer: Generation | APIError) -> None:
         stream, progress, now = waiter.stream, waiter.stream.progress, anyio.current_time()
         quiet = self._keep_quiet(answer, now)
-        stream.wake_all()
-        is_news = progress.record(answer, now)
-        if waiter.wait is not None:  # and before the schedule is asked, which may raise
-            _tell_poll(waiter, waiter.wait, answer, now, quiet=quiet)
-        if is_news:
-            progress.consult(self._schedule, now)
-        if progress.result is not None:
+        state = progress.latest and progress.latest.state
+        is_news, next_poll = progress.record(answer, now), None
+        stream.note_answer()
+        stream.turns.pop(waiter, None)
+        stream.call_back(stream.turns)  # they ask for what is known now
+        has_ended = progress.result is not None
+        has_changed = (progress.latest and progress.latest.state) != state
+        # Of thousands that watch, all but one need not hear that nothing has changed. A quiet may
+        # outlast the deadlines of those that were spared.
+        if has_ended or has_changed or self.quiet.until > now:
+            stream.wake_all()
+        else:
+            stream.wake_first()
+        try:
+            if is_news:
+                progress.consult(self._schedule, now)
+            if waiter.wait is not None:  # else nobody asks for it
+                next_poll = progress.next_poll(stream.deadlines, self.quiet, now)
+        finally:  # also if the schedule raises: each poll that began has an end
+            if waiter.wait is not None:
+                began = progress.last_poll
+                _tell_poll(
+                    waiter, waiter.wait, answer, now, quiet=quiet, next_poll=next_poll, began=began
+                )
+        if has_ended:
             self._forget(stream)
-        deadlines = stream.deadlines()
-        self.reporter.report(progress, answer, now, progress.next_poll(deadlines, self.quiet))
+        self._log.report(progress, answer)
 
     def _hand_in(self, stream: Stream, snapshot: Generation, now: float) -> None:
         if not stream.progress.hand_in(snapshot, now):
             return
         stream.progress.consult(self._schedule, now)
+        stream.wake_all()
         if stream.progress.result is not None:
             self._forget(stream)
-            stream.call_all_back()  # what a request under way asks is known
-        elif stream.asking is None:
-            stream.call_all_back()  # a request that queues for its turn is no longer due
-        else:
-            stream.wake_all()
+            stream.call_back(stream.turns)  # what a request under way asks is known
+        else:  # what queues for its turn is no longer due
+            stream.call_back(stream.turns.keys() - stream.asking)
 
     def _keep_quiet(self, answer: Generation | APIError, now: float) -> float:
         """Heed `Retry-After` for all waits; those that it outlasts hear of it at once.
@@ -340,20 +479,27 @@ class Streams:
         if until <= before:
             return 0.0
         self._limits.quiet = Quiet(until, answer)
-        for waiter in self._by_deadline.pop_up_to(until):
-            if waiter.stream.asking is not waiter:  # an answer that is on its way still counts
+        for waiter in self._loop.kept.ends.pop_up_to(until):
+            if not waiter.stream.asking:  # an answer that is on its way still counts
                 waiter.call_back()
         return until - before
 
     def _forget(self, stream: Stream) -> None:
         """Drop a stream that has ended: the next wait for the generation starts another one."""
-        generation_id = stream.progress.generation_id
-        if self._by_id.get(generation_id) is stream:
-            del self._by_id[generation_id]
+        generation_id, by_id = stream.progress.generation_id, self._loop.kept.by_id
+        if by_id.get(generation_id) is stream:
+            del by_id[generation_id]
 
 
 def _tell_poll(
-    waiter: Waiter, wait: Wait, answer: Generation | APIError | None, now: float, *, quiet: float
+    waiter: Waiter,
+    wait: Wait,
+    answer: Generation | APIError | None,
+    now: float,
+    *,
+    quiet: float,
+    next_poll: float | None,
+    began: float,
 ) -> None:
     progress = waiter.stream.progress
     unfinished = progress.unfinished_at
@@ -363,12 +509,14 @@ def _tell_poll(
             wait,
             progress.polls,
             tuple(filter(None, others)),
-            duration=now - progress.last_poll,
+            duration=now - began,
             answer=answer,
             quiet=quiet,
             is_end=answer is not None and progress.result is answer,
             age=now - progress.born,
             unfinished=None if unfinished is None else now - unfinished,
+            elapsed=now - progress.started,
+            next_delay=None if next_poll is None else max(0.0, next_poll - now),
         )
     )
 

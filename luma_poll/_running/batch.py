@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
+
+import anyio.to_thread
 
 from luma_poll._api.outcomes import ends_all
-from luma_poll._running.requests import AnyRequest, Keys
+from luma_poll._api.request_body import holds_media
+from luma_poll._journal.recorder import Record, Recorder, identify
+from luma_poll._running.requests import AnyRequest, Keys, Request, read_request
 from luma_poll._running.run_result import RunResult
 from luma_poll._tasks.alarm import Alarm
 from luma_poll._tasks.each import iterate
-from luma_poll.errors import LumaError
+from luma_poll.errors import ConfigurationError, LumaError
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A request that a batch has taken, with what was found out about it ahead.
+
+    Attributes:
+        given: The request, as it was given.
+        request: The request, checked, if it has been read: what is sent is what was looked up.
+        record: Its identity in the journal, likewise.
+    """
+
+    given: AnyRequest
+    request: Request | None = None
+    record: Record | None = None
 
 
 class Batch:
@@ -21,36 +41,79 @@ class Batch:
     Args:
         run: Runs a request; calls `take_next` once, as soon as the next one may be taken.
         seconds: The timeout of each; None for no limit.
+        recorder: Knows which requests the journal has; None for a batch of one.
 
     Attributes:
         refusal: Of one that every other submission would meet, too; None as long as there is none.
+        order: The places, in what was given, of the requests in the order in which they are taken.
     """
 
     def __init__(
         self,
-        run: Callable[[AnyRequest, Batch], Awaitable[RunResult]],
+        run: Callable[[Taken, Batch], Awaitable[RunResult]],
         seconds: float | None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.seconds = math.inf if seconds is None else seconds
         self._run = run
         self._next = Alarm()
         self.refusal: LumaError | None = None
+        self.order: Sequence[int] = ()
+        self._recorder = recorder
+        self._has_found = False
         self._keys = Keys()
 
-    async def take(self, requests: object) -> AsyncGenerator[AnyRequest]:
-        """The requests, each when the one before has had its turn."""
-        async with aclosing(iterate(requests)) as iterator:
+    async def take(self, requests: object) -> AsyncGenerator[Taken]:
+        """Yield the requests, each when the one before has had its turn.
+
+        Those of a list that the journal has come first: they need no turn, and what has completed
+        or runs is delivered whatever becomes of the new ones.
+        """
+        if isinstance(requests, Sequence) and self._recorder is not None and self._recorder.is_on:
+            ahead = await anyio.to_thread.run_sync(self._look_ahead, requests)
+            known = await self._recorder.known([each.record for each in ahead if each.record])
+            found = [each.record is not None and each.record.key in known for each in ahead]
+            self._has_found = any(found)
+            self.order = sorted(range(len(ahead)), key=lambda place: not found[place])
+            taken: object = (ahead[place] for place in self.order)
+        else:
+            taken = requests
+        async with aclosing(iterate(taken)) as iterator:
             async for request in iterator:
-                yield request
+                yield request if isinstance(request, Taken) else Taken(request)
                 await self._next.sleep(math.inf)
+
+    def _look_ahead(self, requests: Sequence[AnyRequest]) -> list[Taken]:
+        """Read the requests, but for those with files, which are read in their turn."""
+        return [self._read(given) for given in requests]
+
+    def _read(self, given: AnyRequest) -> Taken:
+        if holds_media(given):
+            return Taken(given)
+        try:
+            request = read_request(given)
+        except ConfigurationError:  # its result, when it is its turn
+            return Taken(given)
+        return Taken(given, request, identify(request.params, request.key, self.key_of))
+
+    def note_found(self) -> None:
+        """Note that the journal has one of the requests."""
+        self._has_found = True
+
+    def note_new(self, record: Record | None) -> None:
+        """Note that one is submitted: without a key of its own, it may be meant to continue."""
+        if self._recorder is not None and record is not None and not record.is_named:
+            if not self._has_found:
+                self._recorder.warn_of_strangers()
+            self._has_found = True
 
     def take_next(self) -> None:
         """Take the next request."""
         self._next.wake()
 
-    async def run(self, given: AnyRequest) -> RunResult:
+    async def run(self, taken: Taken) -> RunResult:
         """Run one. After a refusal that every submission would meet, nothing more is sent."""
-        result = await self._run(given, self)
+        result = await self._run(taken, self)
         if self.refusal is None and ends_all(result.error):  # of another batch of the runner
             self.refusal = result.error
         return result

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import anyio.to_thread
-
-from luma_poll._api.media_reference import LocalMedia
-from luma_poll._api.request_body import holds_media, local_media, read_params
+from luma_poll._api.media_reference import PIECE, LocalMedia, in_thread
+from luma_poll._api.request_body import local_media, read_params, takes_time_to_read
 from luma_poll._arguments import shown
 from luma_poll._running.account import Kind
 from luma_poll.errors import ConfigurationError
@@ -48,6 +46,11 @@ class Request:
     key: str | None
 
     @property
+    def is_large(self) -> bool:
+        """True if it takes a thread to read its files."""
+        return any(found.size > PIECE for found in self.local_media)
+
+    @property
     def local_media(self) -> list[LocalMedia]:
         """The files, bytes and images among its parameters."""
         return local_media(self.params)
@@ -74,18 +77,22 @@ def read_request(given: object) -> Request:
     params = dict(given)
     key = params.pop("key", None)
     if key is not None:
-        _check_key(key)
+        check_key(key)
     return Request(read_params(params), key)
 
 
 async def read_request_async(given: object) -> Request:
     """Check a request of a batch; in a thread if there are files to look at."""
-    if isinstance(given, Mapping) and holds_media(given):
-        return await anyio.to_thread.run_sync(read_request, given)
-    return read_request(given)
+    slow = isinstance(given, Mapping) and takes_time_to_read(given)
+    return await in_thread(slow, read_request, given)
 
 
-def _check_key(key: object) -> None:
+def check_key(key: object) -> str:
+    """Return a key that names a request for people and for good.
+
+    Raises:
+        ConfigurationError: It cannot be one.
+    """
     if not isinstance(key, str) or not key.strip():
         raise ConfigurationError(f"a key is a string that is not blank, not {shown(key)}")
     if len(key) > MAX_KEY_LENGTH:
@@ -94,3 +101,6 @@ def _check_key(key: object) -> None:
         key.encode()
     except UnicodeEncodeError:
         raise ConfigurationError(f"a key is text, not {shown(key)}") from None
+    if "\0" in key:
+        raise ConfigurationError(f"a key is text, not {shown(key)}")
+    return key

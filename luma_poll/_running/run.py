@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from luma_poll._journal.recorder import Record
+from luma_poll._journal.steps import WaitFor
+from luma_poll._polling.observers import tell
 from luma_poll._running.batch import Batch
 from luma_poll._running.requests import AnyRequest, Request
-from luma_poll._running.run_events import RunEvent, Step
 from luma_poll.errors import GenerationError
+from luma_poll.events import (
+    Run as RunInfo,
+)
+from luma_poll.events import (
+    RunEnded,
+    RunEvent,
+    RunFailed,
+    RunFound,
+    RunStateChanged,
+    RunSubmitted,
+)
 from luma_poll.models import Generation
+
+ACCEPTED = (RunSubmitted, RunFound, RunStateChanged, RunFailed, RunEnded)
+"""Events by which the attempt that they are about has an id."""
 
 
 @dataclass(eq=False)
@@ -18,12 +34,12 @@ class Run:
     """One request on its way.
 
     Attributes:
-        number: Of the run, in its runner.
-        given: The request, as it was given.
+        info: The run, as its observers know it.
         batch: That it is one of.
         place: In the queue.
         request: The request, checked.
         record: Its identity in the journal.
+        found: What the journal says of it, if it was submitted before.
         submitted: The ids of its attempts.
         latest: The latest snapshot.
         deadline: Of all its attempts, from the first accepted submission on; inf for none.
@@ -31,12 +47,12 @@ class Run:
         refusals: Of its submission, with nothing of ours under way.
     """
 
-    number: int
-    given: AnyRequest
+    info: RunInfo
     batch: Batch
     place: float
     request: Request = field(init=False)
     record: Record | None = None
+    found: WaitFor | None = None
     submitted: list[str] = field(default_factory=list)
     latest: Generation | None = None
     deadline: float = math.inf
@@ -52,6 +68,11 @@ class Run:
         request: Request | None = vars(self).get("request")  # None before it is checked
         return None if request is None else request.key
 
+    @property
+    def given(self) -> AnyRequest:
+        """The request, as it was given."""
+        return self.info.request
+
     def begin_timeout(self, now: float) -> None:
         """Let the timeout count from now on, unless it does already."""
         self.deadline = min(self.deadline, now + self.batch.seconds)
@@ -62,9 +83,26 @@ class Run:
             self._has_had_turn = True
             self.batch.take_next()
 
-    def event(
-        self, step: Step, error: Exception | None = None, *, cancelled: bool = False
-    ) -> RunEvent:
-        """A step of it, for those who observe the runner."""
-        attempt = len(self.submitted) + (step not in ("submitted", "failed", "ended"))
-        return RunEvent(self.number, step, self.given, attempt, self.latest, error, cancelled)
+    def tell(self, step: type[RunEvent], *details: Any) -> None:
+        """Tell the observers of a step.
+
+        Args:
+            step: The class of the event.
+            details: What that class has beyond run, attempt and snapshot.
+        """
+        if not self.info.observers:
+            return
+        # The attempt that was accepted is counted already, and so is one that has ended.
+        is_counted = issubclass(step, ACCEPTED)
+        attempt = max(1, len(self.submitted) + (not is_counted))
+        tell(step(self.info, attempt, self.latest, *details))
+
+    def see(self, snapshot: Generation) -> None:
+        """Keep a snapshot, and tell the observers if its state is another one."""
+        is_news = self.latest is None or (self.latest.id, self.latest.state) != (
+            snapshot.id,
+            snapshot.state,
+        )
+        self.latest = snapshot
+        if is_news:
+            self.tell(RunStateChanged)

@@ -5,37 +5,55 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
-from inspect import iscoroutinefunction
+from functools import partial
 from itertools import count
 from typing import Any, Unpack
 
 import anyio
-import anyio.to_thread
 
+from luma_poll._api.media_reference import in_thread
 from luma_poll._api.parameters import CreateParams, explicit
 from luma_poll._arguments import USE_DEFAULT, UseDefault, check_count, check_timeout, shown
-from luma_poll._journal.fingerprint import fingerprint
 from luma_poll._journal.journal import Journal
-from luma_poll._journal.recorder import Record, Recorder
+from luma_poll._journal.recorder import Recorder, identify
 from luma_poll._journal.steps import Raise, Submit, may_submit_again
 from luma_poll._polling.adaptive import AdaptiveWait
+from luma_poll._polling.observers import Observers, is_async, only, outcome_of
 from luma_poll._polling.poller import Poller, without_retries
 from luma_poll._running.account import Account
-from luma_poll._running.batch import Batch
+from luma_poll._running.batch import Batch, Taken
 from luma_poll._running.outstanding import Outstanding
 from luma_poll._running.requests import AnyRequest, read_request_async
 from luma_poll._running.resubmission import pause_before_next
 from luma_poll._running.run import Run
-from luma_poll._running.run_events import RunReporter
 from luma_poll._running.run_result import RunResult
 from luma_poll._running.submitter import Submitter, SupportsCreate
 from luma_poll._tasks.each import run_each, run_in_order
 from luma_poll._tasks.event_loops import LoopGuard
-from luma_poll.errors import ConfigurationError, GenerationError
+from luma_poll.errors import (
+    APIError,
+    ConfigurationError,
+    GenerationError,
+    NotFoundError,
+    PollTimeoutError,
+)
+from luma_poll.events import (
+    Observer,
+    RunBegan,
+    RunEnded,
+    RunFailed,
+    RunFound,
+    RunStateChanged,
+    RunSubmitted,
+)
+from luma_poll.events import Run as RunInfo
 from luma_poll.models import Generation
 
 REQUEST_COST = 0.05
 """Seconds of delay that a poll may cost: while the account is full, a delay is an idle slot."""
+
+MAX_FETCHES = 8
+"""Completed generations of a journal that are fetched again at the same time."""
 
 
 class Runner:
@@ -60,8 +78,10 @@ class Runner:
         max_submissions: Submissions of this runner in all; None for no limit.
         journal: Keeps track of the submissions, so that the next process with the same file
             continues what this one has begun, and submits nothing twice.
-        on_submit: Called with the request and the first snapshot as soon as there is an id.
-            An exception in it is logged and dropped.
+        on_submit: A function (not async), called with a `RunSubmitted` as soon as there is an id.
+        on_state: The same, called with a `RunStateChanged` at each change of state of a run's
+            generation, the first state and the last one included. What either raises is logged
+            and dropped.
 
     Raises:
         ConfigurationError: An argument is unusable.
@@ -76,7 +96,8 @@ class Runner:
         max_attempts: int = 1,
         max_submissions: int | None = None,
         journal: Journal | None = None,
-        on_submit: Callable[[AnyRequest, Generation], object] | None = None,
+        on_submit: Callable[[RunSubmitted], object] | None = None,
+        on_state: Callable[[RunStateChanged], object] | None = None,
     ) -> None:
         if not callable(getattr(getattr(client, "generations", None), "create", None)):
             raise ConfigurationError(f"{type(client).__name__} has no generations.create")
@@ -84,10 +105,11 @@ class Runner:
             raise ConfigurationError(f"poller must be a Poller, not {shown(poller)}")
         if journal is not None and not isinstance(journal, Journal):
             raise ConfigurationError(f"journal must be a Journal, not {shown(journal)}")
-        if on_submit is not None and (not callable(on_submit) or iscoroutinefunction(on_submit)):
-            raise ConfigurationError(
-                f"on_submit must be a function (not async), not {shown(on_submit)}"
-            )
+        for name, function in (("on_submit", on_submit), ("on_state", on_state)):
+            if function is not None and (not callable(function) or is_async(function)):
+                raise ConfigurationError(
+                    f"{name} must be a function (not async), not {shown(function)}"
+                )
         attempts = check_count("max_attempts", max_attempts)
         if attempts is None:
             raise ConfigurationError("max_attempts must be a whole number from 1, not None")
@@ -96,7 +118,11 @@ class Runner:
         self._account = Account(
             check_count("max_running", max_running), check_count("max_submissions", max_submissions)
         )
-        self._reporter = RunReporter(on_submit)
+        self._observers = Observers()
+        if on_submit is not None:
+            self._observers.add(only(RunSubmitted, on_submit))
+        if on_state is not None:
+            self._observers.add(only(RunStateChanged, on_state))
         self._loop = LoopGuard("Runner")
         self._journal = journal
         self._recorder = Recorder(
@@ -109,9 +135,13 @@ class Runner:
             self._account,
             self._outstanding,
             self._recorder,
-            self._reporter,
             self._numbers,
         )
+
+    @property
+    def poller(self) -> Poller:
+        """The poller that waits for its generations."""
+        return self._poller
 
     @property
     def journal(self) -> Journal | None:
@@ -125,6 +155,30 @@ class Runner:
         After an interruption these may still be running, and be billed: wait for them by id.
         """
         return self._outstanding.requests
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Call a function with each event of its runs, and of the waits of its poller.
+
+            stop = runner.observe(print)
+
+        Args:
+            observer: A function (not async), called with the events of `luma_poll.events`. What it
+                raises is logged and dropped.
+
+        Returns:
+            A function that ends it. What is under way is observed to its end.
+
+        Raises:
+            ConfigurationError: It is not a function.
+        """
+        stop_runs = self._observers.add(observer)
+        stop_waits = self._poller.observe(observer)
+
+        def stop() -> None:
+            stop_runs()
+            stop_waits()
+
+        return stop
 
     @explicit
     async def run(
@@ -166,7 +220,7 @@ class Runner:
         seconds = check_timeout(timeout, self._poller.timeout)
         extras: dict[str, Any] = {**params} if key is None else {**params, "key": key}
         given: AnyRequest = {"prompt": prompt, **extras} if extras or prompt is None else prompt
-        result = await Batch(self._result, seconds).run(given)
+        result = await Batch(self._result, seconds).run(Taken(given))
         if result.error is not None:
             raise result.error
         assert result.generation is not None, "a run without an error has its generation"
@@ -228,7 +282,10 @@ class Runner:
                 are its attribute `results`, and its notes name the ids.
         """
         batch = self._batch(requests, timeout)
-        return await run_in_order(batch.run, batch.take(requests), limit=None, ids=_ids)
+        results = await run_in_order(batch.run, batch.take(requests), limit=None, ids=_ids)
+        # Taken in another order where the journal had some of them.
+        places = sorted(range(len(batch.order)), key=batch.order.__getitem__)
+        return [results[place] for place in places] if places else results
 
     def _batch(self, requests: object, timeout: float | UseDefault | None) -> Batch:
         if isinstance(requests, (str, bytes, Mapping)) or not isinstance(
@@ -238,42 +295,41 @@ class Runner:
                 f"requests must be an iterable of prompts or mappings, not {shown(requests)}"
             )
         seconds = check_timeout(timeout, self._poller.timeout)
-        return Batch(self._result, seconds)
+        return Batch(self._result, seconds, self._recorder)
 
-    async def _result(self, given: AnyRequest, batch: Batch) -> RunResult:
+    async def _result(self, taken: Taken, batch: Batch) -> RunResult:
         """Run one; any failure is part of the result."""
-        number = next(self._numbers)
-        run = Run(number, given, batch, place=number)
+        given, number = taken.given, next(self._numbers)
+        key = given.get("key") if isinstance(given, Mapping) else None
+        info = RunInfo(number, given, key, self._observers.present)
+        run = Run(info, batch, place=number, record=taken.record)
+        if taken.request is not None:
+            run.request = taken.request
         error: Exception | None = None
-        self._reporter.report(run.event("begun"))
+        run.tell(RunBegan)
         try:
             run.latest = await self._perform(run)
         except Exception as raised:
             error = raised
             if isinstance(error, GenerationError):
-                run.latest = error.generation
+                run.see(error.generation)
         except BaseException:
-            self._reporter.report(run.event("ended", cancelled=True))
+            run.tell(RunEnded, "cancelled", None)
             raise
         finally:
             run.take_next()
-        self._reporter.report(run.event("ended", error))
+        run.tell(RunEnded, outcome_of(run.latest, error), error)
         return RunResult(given, run.latest, error, tuple(run.submitted), run.key)
 
     async def _perform(self, run: Run) -> Generation:
         """Submit and wait, again as often as `max_attempts` allows."""
-        run.request = await read_request_async(run.given)
+        if run.record is None:
+            run.request = await read_request_async(run.given)
         if self._loop.enter():
             self._begin_loop()
-        if self._recorder.is_on:
-            params = run.request.params
-            digest = (
-                await anyio.to_thread.run_sync(fingerprint, params)
-                if run.request.local_media
-                else fingerprint(params)
-            )
-            key = run.batch.key_of(digest) if run.request.key is None else run.request.key
-            run.record = Record(key, digest, params)
+        if self._recorder.is_on and run.record is None:
+            asked = partial(identify, key=run.request.key, key_of=run.batch.key_of)
+            run.record = await in_thread(run.request.is_large, asked, run.request.params)
         while True:
             async with self._recorder.hold(run.record):
                 generation = await self._start(run)
@@ -286,7 +342,7 @@ class Runner:
                 if late or not may_submit_again(error, attempt, self._max_attempts):
                     raise
                 run.failure = error
-            self._reporter.report(run.event("failed", run.failure))
+            run.tell(RunFailed, run.failure)
             await anyio.sleep(pause)
 
     def _begin_loop(self) -> None:
@@ -295,30 +351,36 @@ class Runner:
         self._outstanding.begin_loop(anyio.current_time())
         self._recorder.begin_loop()
         self._submitter.begin_loop()
+        self._fetches = anyio.Semaphore(MAX_FETCHES)
 
     async def _start(self, run: Run) -> Generation | str:
         """Submit it, or find that it was; returns its first snapshot, or its id."""
         step = await self._recorder.next_step(run.record, run.submitted, self._max_attempts)
         run.submitted[:] = step.submitted
         if isinstance(step, Submit):
+            if step.attempt == 1:
+                run.batch.note_new(run.record)
             return await self._submitter.submit(run, step.attempt)
         run.take_next()
         if isinstance(step, Raise):
             raise step.error
         if run.failure is not None and run.failure.generation.id == step.generation_id:
             raise run.failure  # its end is not recorded as a failure, so it is not submitted again
-        now = anyio.current_time()
-        run.begin_timeout(now)
-        kind = run.request.kind
-        if step.running and self._outstanding.add(step.generation_id, run.given, kind, now):
-            self._account.adopt(kind)
+        run.found = step
+        run.batch.note_found()
+        if step.running:
+            kind, now = run.request.kind, anyio.current_time()
+            run.begin_timeout(now)
+            if self._outstanding.add(step.generation_id, run.given, kind, now):
+                self._account.adopt(kind)
+        run.tell(RunFound, step.generation_id, step.running)
         return step.generation_id
 
     async def _wait(self, run: Run, generation: Generation | str) -> Generation:
         """Wait for its end, and record it; returns the completed generation."""
         generation_id = generation if isinstance(generation, str) else generation.id
         try:
-            latest = await self._watch(run, generation)
+            latest = await self._recorder.writing_beside(self._fetch(run, generation))
         except GenerationError as error:
             self._leave(generation_id, ended=True)
             run.latest = error.generation
@@ -331,12 +393,28 @@ class Runner:
         await self._recorder.finish(run.record, latest, None)
         return latest
 
+    async def _fetch(self, run: Run, generation: Generation | str) -> Generation:
+        """Wait for its end; what has completed before is fetched in its turn."""
+        found, record = run.found, run.record
+        if found is None or record is None or generation != found.generation_id:
+            return await self._watch(run, generation)
+        try:
+            if found.running:
+                return await self._watch(run, generation)
+            async with self._fetches:  # a few at a time, so that the polls of what runs go on
+                run.begin_timeout(anyio.current_time())
+                return await self._watch(run, generation)
+        except (APIError, PollTimeoutError) as error:
+            if isinstance(error, NotFoundError):
+                await self._recorder.miss(record, found.generation_id)
+            raise found.told(error, record.key) from error.__cause__
+
     async def _watch(self, run: Run, generation: Generation | str) -> Generation:
         left = max(run.deadline - anyio.current_time(), 1e-3)
         timeout = None if left == math.inf else left
         async with aclosing(self._poller.watch(generation, timeout=timeout)) as snapshots:
             async for snapshot in snapshots:
-                run.latest = snapshot
+                run.see(snapshot)
         assert run.latest is not None, "watch ends with a terminal snapshot"
         return run.latest.raise_for_failure()
 

@@ -21,19 +21,27 @@ from luma_poll._api.outcomes import (
     Outcome,
     Unknown,
     ends_all,
+    new_submission_id,
     submit_once,
 )
 from luma_poll._api.request_body import encoded, uploaded
 from luma_poll._journal.recorder import Recorder
+from luma_poll._logging import fields, logger
 from luma_poll._polling.poller import SupportsGet
 from luma_poll._running.account import Account
 from luma_poll._running.outstanding import Outstanding
 from luma_poll._running.requests import Request
 from luma_poll._running.room import SubmissionQueue, Turn
 from luma_poll._running.run import Run
-from luma_poll._running.run_events import RunReporter, Step
 from luma_poll._running.standstill import Standstill
 from luma_poll.errors import ConfigurationError, LumaError
+from luma_poll.events import (
+    RunRefused,
+    RunStateChanged,
+    RunSubmitted,
+    RunSubmitting,
+    RunUnreachable,
+)
 from luma_poll.models import Generation
 
 
@@ -67,7 +75,6 @@ class Submitter:
         account: What may be submitted now.
         outstanding: Hears of each id.
         recorder: Of the journal.
-        reporter: Hears of each step.
         numbers: The next place in the queue.
     """
 
@@ -77,14 +84,12 @@ class Submitter:
         account: Account,
         outstanding: Outstanding,
         recorder: Recorder,
-        reporter: RunReporter,
         numbers: count[int],
     ) -> None:
         self._client = client
         self._account = account
         self._outstanding = outstanding
         self._recorder = recorder
-        self._reporter = reporter
         self._numbers = numbers
         self._standstill = Standstill(getattr(client, "base_url", None) and str(client.base_url))
         self.begin_loop()
@@ -110,7 +115,7 @@ class Submitter:
                     raise run.failure
                 run.take_next()
                 give_up_at = min(give_up_at, anyio.current_time() + run.batch.seconds)
-                self._reporter.report(run.event("submitting"))
+                run.tell(RunSubmitting)
                 outcome = await self._post(run, attempt, turn)
             if isinstance(outcome, Accepted):
                 return outcome.generation
@@ -157,10 +162,10 @@ class Submitter:
 
     async def _post_in_turn(self, run: Run, attempt: int, turn: Turn) -> None:
         """Submit once: the intent on disk, the request on the wire, the outcome to all."""
-        record, recorder = run.record, self._recorder
+        record, recorder, handle = run.record, self._recorder, new_submission_id()
         try:
             with anyio.CancelScope(shield=True):
-                await recorder.begin(record, attempt)
+                await recorder.begin(record, attempt, handle)
         except LumaError as error:
             turn.end(NotAccepted(error))
             return
@@ -171,16 +176,18 @@ class Submitter:
             with anyio.CancelScope(shield=True):
                 # On the wire, until there is an answer. What ends this by force finds CUT_OFF.
                 outcome = CUT_OFF
-                outcome = await submit_once(partial(self._create, run.request))
+                outcome = await submit_once(partial(self._create, run.request, handle), handle)
         finally:
             # Known to the account, to the batch and to observers, in one step; then on disk.
             self._tell(run, turn, outcome)
-            saved = await recorder.end(record, attempt, outcome)
-        if isinstance(outcome, Accepted) and not saved:
-            await recorder.insist(record, attempt, outcome)
+            await recorder.end(record, attempt, outcome)
 
-    async def _create(self, request: Request) -> object:
-        return await self._client.generations.create(**await encoded(request.params))
+    async def _create(self, request: Request, handle: str) -> object:
+        params = await encoded(request.params)
+        create = self._client.generations.create
+        if "extra_headers" in signature(create).parameters:  # the official SDK's
+            params["extra_headers"] = {"X-Request-Id": handle}
+        return await create(**params)
 
     def _tell(self, run: Run, turn: Turn, outcome: Outcome) -> None:
         """Tell those who must know at once: nobody has a turn between."""
@@ -196,9 +203,16 @@ class Submitter:
         self._standstill.note(outcome, now, next_try, running=self._account.running)
         if isinstance(outcome, Accepted):
             self._take(run, outcome.generation)
+        elif isinstance(outcome, Unknown):
+            error = outcome.error
+            logger.warning(
+                "a submission may have been accepted, and be billed: %s (X-Request-Id %s)",
+                error,
+                getattr(error, "submission_id", None),
+                extra=fields(error=error),
+            )
         elif isinstance(outcome, NotAccepted) and outcome.may_pass:
-            step: Step = "refused" if outcome.is_refusal else "unreachable"
-            self._reporter.report(run.event(step, outcome.error))
+            run.tell(RunRefused if outcome.is_refusal else RunUnreachable, outcome.error)
 
     def _stop(self, run: Run, error: Exception) -> None:
         """Send neither those that wait for a turn nor those of the batch that are about to."""
@@ -214,4 +228,5 @@ class Submitter:
         run.latest = generation
         run.submitted.append(generation.id)
         run.begin_timeout(now)
-        self._reporter.report(run.event("submitted"))
+        run.tell(RunSubmitted)
+        run.tell(RunStateChanged)

@@ -18,12 +18,12 @@ from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._client.client import LumaClient
 from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
 from luma_poll._logging import fields, logger
-from luma_poll._polling.poll_events import PollEvent
 from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import MAX_RATE, TIMEOUT, AnyGeneration, Poller
 from luma_poll._polling.schedules import Schedule
 from luma_poll._sync.call import Call, SyncIterator
 from luma_poll._sync.portal import Portal, refuse_in_event_loop
+from luma_poll.events import PollEvent
 from luma_poll.models import Generation, GenerationLike, GenerationOutput
 
 T = TypeVar("T")

@@ -15,6 +15,7 @@ from luma_poll._running.runner import Runner
 from luma_poll._sync.call import SyncIterator
 from luma_poll._sync.sync_poller import SyncPoller
 from luma_poll.errors import ConfigurationError
+from luma_poll.events import RunSubmitted
 from luma_poll.models import Generation
 
 
@@ -40,7 +41,7 @@ class SyncRunner:
         max_submissions: Submissions of this runner in all; None for no limit.
         journal: Keeps track of the submissions, so that the next process with the same file
             continues what this one has begun, and submits nothing twice. Close the runner first.
-        on_submit: Called with the request and the first snapshot as soon as there is an id, in the
+        on_submit: Called with a `RunSubmitted` as soon as there is an id, in the
             thread of the event loop, which it holds up while it runs.
 
     Raises:
@@ -58,7 +59,7 @@ class SyncRunner:
         max_attempts: int = 1,
         max_submissions: int | None = None,
         journal: Journal | None = None,
-        on_submit: Callable[[AnyRequest, Generation], object] | None = None,
+        on_submit: Callable[[RunSubmitted], object] | None = None,
     ) -> None:
         if poller is not None and (auth_token is not None or base_url is not None):
             raise ConfigurationError("auth_token and base_url are those of the poller: leave them")

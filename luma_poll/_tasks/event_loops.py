@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from anyio.lowlevel import current_token
 
 from luma_poll.errors import ConfigurationError
+
+T = TypeVar("T")
 
 
 class LoopGuard:
@@ -59,6 +62,33 @@ class LoopGuard:
         # After a fork, the event loop of the parent runs in the parent only.
         forked = self._pid != os.getpid()
         return self._loop is not None and not forked and _runs(self._loop())
+
+
+class PerLoop(Generic[T]):
+    """A possession for one event loop: made afresh when it is used in another one.
+
+    Args:
+        owner: The name of the class that keeps it, for the message.
+        make: Makes it.
+
+    Attributes:
+        kept: That of the event loop in which it was used last.
+    """
+
+    def __init__(self, owner: str, make: Callable[[], T]) -> None:
+        self._guard = LoopGuard(owner)
+        self._make = make
+        self.kept: T = make()
+
+    def enter(self) -> T:
+        """Return that of this event loop.
+
+        Raises:
+            ConfigurationError: Another event loop that still runs has claimed it.
+        """
+        if self._guard.enter():
+            self.kept = self._make()
+        return self.kept
 
 
 def _runs(loop: Any) -> bool:

@@ -59,6 +59,11 @@ class Heap(Generic[T]):
         self._drop_removed()
         return self._heap[0][2].item if self._heap else None
 
+    def drop_first(self) -> None:
+        """Remove the item with the least key."""
+        self._drop_removed()
+        heapq.heappop(self._heap)[2].removed = True
+
     def pop_up_to(self, key: float) -> Iterator[T]:
         """Remove all items whose key is not above `key`, one after the other."""
         self._drop_removed()

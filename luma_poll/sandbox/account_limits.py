@@ -38,7 +38,7 @@ def default_weight(request: Mapping[str, Any]) -> int:
     return HEAVY_EDIT if heavy else 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SubmissionRecord:
     """A `POST /generations` with a valid key, and how the sandbox answered it.
 
@@ -50,6 +50,8 @@ class SubmissionRecord:
             refused.
         refused: `"rate"` or `"concurrency"` for the two limits, otherwise the status, for
             example `"400"`; None if it was accepted.
+        polls: How often its generation was asked for.
+        downloads: How often one of its outputs was fetched, in part or whole.
         params: The parameters of the body, `prompt` among them; empty if it was refused.
     """
 
@@ -58,7 +60,9 @@ class SubmissionRecord:
     generation_id: str | None = None
     ends: float | None = None
     refused: str | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    polls: int = field(default=0, compare=False)
+    downloads: int = field(default=0, compare=False)
 
 
 class Account:

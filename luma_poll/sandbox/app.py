@@ -34,10 +34,12 @@ from luma_poll.sandbox.account_limits import (
 )
 from luma_poll.sandbox.clock import SandboxClock
 from luma_poll.sandbox.faults import MISBEHAVE, Faults, Misbehave
+from luma_poll.sandbox.file_routes import FileRoutes
 from luma_poll.sandbox.lifecycles import Job
 from luma_poll.sandbox.refusals import RefusedError, Submission, parse_submission
 from luma_poll.sandbox.scripts import Script, parse_script
 from luma_poll.sandbox.server import serve_app
+from luma_poll.sandbox.stored_files import references
 
 API_VERSION = "2026-04-01"
 CONCURRENCY_RETRY_AFTER = 60  # seconds, always
@@ -65,7 +67,7 @@ class Sandbox:
     """A simulated Luma Agents API, for tests and demonstrations of programs that poll it.
 
     Generations are queued, processed and completed in about the time that the real ones take.
-    Their outputs are small PNGs, those of videos too: there is no encoder here. Time is anyio's
+    Their outputs are small PNGs, those of videos MP4s of five seconds. Time is anyio's
     clock, so it is virtual wherever the event loop's clock is virtual.
 
     Mount `app` in a client, without any socket:
@@ -197,6 +199,19 @@ class Sandbox:
         self._accounts: dict[str, Account] = {}
         self._signing_key = secrets.token_bytes(32)
         self._nonces = count(1)
+        self._records: dict[str, SubmissionRecord] = {}
+        self._files = FileRoutes(
+            authenticate=self._authenticate,
+            clock=self._clock,
+            sign=self._sign_url,
+            speed=speed,
+            random=Random(seed),  # of its own: uploads change nothing about generations
+            calls=self.calls,
+            signing_key=self._signing_key,
+            url_expires=self._url_expires,
+            faults=self._faults,
+            storage_faults=self._storage_faults,
+        )
         self.app = self._build_app()
 
     def __repr__(self) -> str:
@@ -248,6 +263,7 @@ class Sandbox:
                 Route("/v1/generations", self._create, methods=["POST"]),
                 Route("/v1/generations/{id}", self._get, methods=["GET"]),
                 Route("/storage/{id}/{index}", self._download, methods=["GET"]),
+                *self._files.routes,
             ],
             middleware=[Middleware(_StandardHeaders, clock=self._clock)],
             exception_handlers={HTTPException: _answer_error, ClientDisconnect: _answer_nobody},
@@ -285,12 +301,42 @@ class Sandbox:
             raise _RefusedSubmission(str(parsed.status_code), units, parsed)
         if account.units_running(now) + units > self._max_concurrent:
             raise _RefusedSubmission("concurrency", units, self._concurrency_error(units))
+        if (trouble := self._reference_trouble(client, parsed[0].parameters, now)) is not None:
+            raise _RefusedSubmission(str(trouble.status_code), units, trouble)
         job = self._make_job(client, *parsed, now)
         account.start(now, job.ends, units)
         self._jobs[job.id] = job
-        self.submissions.append(
-            SubmissionRecord(now, units, job.id, job.ends, params=parsed[0].parameters)
-        )
+        record = SubmissionRecord(now, units, job.id, job.ends, params=parsed[0].parameters)
+        self._records[job.id] = record
+        self.submissions.append(record)
+        return job
+
+    def _reference_trouble(
+        self, client: str, parameters: Mapping[str, Any], now: float
+    ) -> HTTPException | None:
+        """Look at the generations and files that parameters refer to."""
+        kind = parameters["type"]
+        for place, name, given in references(dict(parameters)):
+            try:
+                if name == "file_id":
+                    is_video = self._files.ready(client, given, now).media_type.startswith("video/")
+                else:
+                    is_video = self._completed(client, given, now).type.startswith("video")
+            except ValueError as error:
+                return HTTPException(422, f"{place}: {error}")
+            wants_video = place == "source" and kind.startswith("video")
+            if is_video != wants_video and place not in ("video.start_frame", "video.end_frame"):
+                what = "a video" if wants_video else "an image"
+                return HTTPException(422, f"{place}: content-type is not {what}")
+        return None
+
+    def _completed(self, client: str, generation_id: str, now: float) -> Job:
+        job = self._jobs.get(generation_id)
+        if job is None or job.client != client:
+            raise ValueError("generation not found")
+        state = lifecycles.state_at(job, now)
+        if state != "completed":
+            raise ValueError(f"generation is not completed (state: {state})")
         return job
 
     async def _get(self, request: Request) -> Response:
@@ -299,22 +345,22 @@ class Sandbox:
         job = self._jobs.get(request.path_params["id"])
         if job is None or job.client != client:
             raise HTTPException(404, "Generation not found")
+        self._records[job.id].polls += 1
         answer = _answer_json(200, self._describe(job, self._clock.now(), request))
         return await self._faults.spoil(answer, _misbehave(request))
 
     async def _download(self, request: Request) -> Response:
         self.calls[f"{request.method} /storage/{{id}}/{{index}}"] += 1
+        now = self._clock.timestamp(self._clock.now())
         path = _storage_path(request.path_params["id"], request.path_params["index"])
-        query = request.query_params.multi_items()
-        if query and "Authorization" in request.headers:
-            return _answer_xml(400, "InvalidArgument", "Only one auth mechanism allowed")
-        if not presigning.is_genuine(self._signing_key, request.method, path, query):
-            message = "The request signature we calculated does not match the one you provided."
-            return _answer_xml(403, "SignatureDoesNotMatch", message)
-        if self._clock.timestamp(self._clock.now()) >= presigning.expiry_time(query):
-            return _answer_xml(403, "AccessDenied", "Request has expired")
+        if refusal := object_store.refused_url(request, path, self._signing_key, now):
+            return refusal
         job = self._jobs[request.path_params["id"]]
-        return self._answer_blob(object_store.Blob(path, job.script.size), request)
+        self._records[job.id].downloads += 1
+        is_video = job.type.startswith("video")
+        return self._answer_blob(
+            object_store.Blob(path, job.script.size, is_video=is_video), request
+        )
 
     def _answer_blob(self, blob: object_store.Blob, request: Request) -> Response:
         misbehave = _misbehave(request)
@@ -388,16 +434,19 @@ class Sandbox:
             "failure_code": failure_code,
             "failure_reason": failure_reason,
             "output": [
-                {**output, "url": self._sign_url(request, job.id, index, now)}
+                {
+                    **output,
+                    "url": self._sign_url(request, "GET", _storage_path(job.id, index), now),
+                }
                 for index, output in enumerate(lifecycles.outputs_at(job, now))
             ],
         }
 
-    def _sign_url(self, request: Request, job_id: str, index: int, now: float) -> str:
-        path = _storage_path(job_id, index)
+    def _sign_url(self, request: Request, method: str, path: str, now: float) -> str:
         query = presigning.presign(
             self._signing_key,
             path,
+            method=method,
             timestamp=self._clock.timestamp(now),
             expires=self._url_expires,
             nonce=next(self._nonces),
@@ -470,13 +519,6 @@ def _answer_json(
 ) -> Response:
     # Not JSONResponse: it cannot encode half of a surrogate pair, which a prompt may contain.
     return Response(json.dumps(content), status, headers, "application/json")
-
-
-def _answer_xml(status: int, code: str, message: str) -> Response:
-    content = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    return Response(
-        f'<?xml version="1.0" encoding="UTF-8"?>\n{content}', status, None, "application/xml"
-    )
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -10,7 +10,9 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from luma_poll.sandbox import presigning
 from luma_poll.sandbox.faults import Fault, by_kind
+from luma_poll.sandbox.films import make_mp4
 from luma_poll.sandbox.pictures import make_png
 
 PIECE = 64 * 1024
@@ -30,10 +32,20 @@ STORAGE_FAULTS: Final = by_kind(
 
 
 class Blob:
-    """A file whose bytes follow from its name: a PNG, and noise behind it up to its size."""
+    """A file whose bytes follow from its name, with noise behind it up to its size.
 
-    def __init__(self, name: str, size: int | None) -> None:
-        self._image = make_png(name)
+    Args:
+        name: Its name.
+        size: Bytes; None for no noise.
+        is_video: True for an MP4, false for a PNG.
+    """
+
+    def __init__(self, name: str, size: int | None, *, is_video: bool = False) -> None:
+        self._image = make_mp4(name) if is_video else make_png(name)
+        self.media_type: str = "video/mp4" if is_video else "image/png"
+        if is_video and size is not None and 8 <= size - len(self._image) < 2**32:
+            # The noise is in a box of its own, which players skip.
+            self._image += (size - len(self._image)).to_bytes(4) + b"free"
         self.size: int = len(self._image) if size is None else size
         self._noise = sha256(name.encode()).digest() * (PIECE // 32)
         self.etag: str = f'"{sha256(f"{name} {self.size}".encode()).hexdigest()[:32]}"'
@@ -64,7 +76,30 @@ def answer(blob: Blob, request: Request, fault: Fault | None) -> Response:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
     headers["Content-Length"] = str(stop - start)
     pieces = _pieces(blob, start, stop, SLOW if kind == "slow" else 0.0)
-    return StreamingResponse(pieces, status, headers, "image/png")
+    return StreamingResponse(pieces, status, headers, blob.media_type)
+
+
+def refused_url(
+    request: Request, path: str, signing_key: bytes, timestamp: float
+) -> Response | None:
+    """Return the storage's refusal of a request whose URL is not signed, or no longer valid."""
+    query = request.query_params.multi_items()
+    if query and "Authorization" in request.headers:
+        return xml_error(400, "InvalidArgument", "Only one auth mechanism allowed")
+    if not presigning.is_genuine(signing_key, request.method, path, query):
+        message = "The request signature we calculated does not match the one you provided."
+        return xml_error(403, "SignatureDoesNotMatch", message)
+    if timestamp >= presigning.expiry_time(query):
+        return xml_error(403, "AccessDenied", "Request has expired")
+    return None
+
+
+def xml_error(status: int, code: str, message: str) -> Response:
+    """Return an error as S3 writes it."""
+    content = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    return Response(
+        f'<?xml version="1.0" encoding="UTF-8"?>\n{content}', status, None, "application/xml"
+    )
 
 
 def cut_in_the_middle(fault: Fault, answer: Response) -> Fault:

@@ -12,8 +12,10 @@ DATE_FORMAT = "%Y%m%dT%H%M%SZ"
 Query = Iterable[tuple[str, str]]
 
 
-def presign(key: bytes, path: str, *, timestamp: float, expires: int, nonce: int) -> str:
-    """The query that lets anybody GET `path`, for `expires` seconds from the Unix time `timestamp`.
+def presign(
+    key: bytes, path: str, *, method: str = "GET", timestamp: float, expires: int, nonce: int
+) -> str:
+    """Return the query that lets anybody use `path` for `expires` seconds from `timestamp` on.
 
     The fields are those of an S3 URL; the signature is simpler. `nonce` makes two URLs of the same
     second differ.
@@ -27,7 +29,7 @@ def presign(key: bytes, path: str, *, timestamp: float, expires: int, nonce: int
         "X-Amz-SignedHeaders": "host",
         "nonce": str(nonce),
     }
-    return urlencode({**fields, "X-Amz-Signature": _sign(key, "GET", path, fields.items())})
+    return urlencode({**fields, "X-Amz-Signature": _sign(key, method, path, fields.items())})
 
 
 def is_genuine(key: bytes, method: str, path: str, query: Query) -> bool:

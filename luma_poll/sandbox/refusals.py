@@ -80,6 +80,10 @@ def _parse_object(body: bytes) -> Fields:
         value = None
     if not isinstance(value, dict):
         raise RefusedError("Request body must be a JSON object")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RefusedError("Request body must be valid Unicode: it has a lone surrogate") from None
     return cast(Fields, value)
 
 

@@ -47,6 +47,7 @@ def test_bytes_and_files_are_taken(given: Any) -> None:
 def test_a_file_counts_from_where_it_stands(webp: Path) -> None:
     """As for all that read files."""
     with webp.open("rb") as file:
+        assert media(file) == media(file)  # it may be the input of several requests
         file.seek(len(WEBP))
         with pytest.raises(ConfigurationError, match=r"photo\.jpg is empty"):
             media(file)

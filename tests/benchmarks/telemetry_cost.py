@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NoOpTracerProvider
 
 from luma_poll import Poller
-from luma_poll._polling.poll_events import tell
+from luma_poll._polling.observers import tell
 from luma_poll.opentelemetry import instrument
 from tests.fakes import ID, snapshot
 
@@ -60,7 +60,7 @@ def instrumented(**providers: Any) -> Poller:
 
 def observed() -> Poller:
     made = poller()
-    made._streams.reporter.observers += (lambda event: None,)
+    made.observe(lambda event: None)
     return made
 
 

@@ -5,10 +5,13 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from luma_poll import (
     ConfigurationError,
@@ -20,6 +23,7 @@ from luma_poll import (
     __version__,
 )
 from luma_poll.__main__ import HOW_TO_INSTALL, main
+from luma_poll._cli.commands import app
 from luma_poll._cli.exit_codes import MEANINGS, exit_code
 from luma_poll._client.generations import Generations
 from tests.cli.support import COMMAND, SIGNED, Cli, failing, submit, submit_at
@@ -185,6 +189,46 @@ def test_the_documentation_of_the_exit_codes_is_that_of_the_help(code: int) -> N
     """The page has every code, with the same words."""
     page = Path(__file__).parents[2] / "docs" / "command-line.md"
     assert f"\n| {code} | {MEANINGS[code]} |\n" in page.read_text()
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
+ELSEWHERE = ("worker", "fleet", "mcp")
+"""Commands whose options are described on the pages of fleets and of agents."""
+
+
+def commands(group: Any, before: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Each command, and its options."""
+    for name, each in group.commands.items():
+        if hasattr(each, "commands"):
+            yield from commands(each, f"{before}{name} ")
+        else:
+            options = [max(param.opts, key=len) for param in each.params]
+            yield before + name, {word for word in options if word.startswith("--")} - {"--help"}
+
+
+def test_the_page_has_every_command_and_option() -> None:
+    """And no other: the tables are compared with the program."""
+    found = dict(commands(typer.main.get_command(app)))
+    page = PAGE.read_text()
+    described = {
+        name: set(options.replace("`", "").split())
+        for name, options in re.findall(r"^\| `([a-z ]+)` \| (.*) \|$", page, re.MULTILINE)
+    }
+    assert described == {
+        name: options for name, options in found.items() if name.split()[0] not in ELSEWHERE
+    }
+    listed = re.findall(r"^\| `luma-poll ([a-z ]+?)(?: [A-Z.]+)*` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(
+        {*described, *{name.split()[0] for name in found} & {*ELSEWHERE}}
+    )
+
+
+@pytest.mark.parametrize("name", [None, *dict(commands(typer.main.get_command(app)))])
+def test_every_help_has_an_example(cli: Cli, name: str | None) -> None:
+    """And is readable on a narrow terminal."""
+    code, out, _ = cli(*(name or "").split(), "--help")
+    assert code == 0
+    assert name in ELSEWHERE or (name or "").split()[:1] == ["fleet"] or "Example: " in out
 
 
 @pytest.mark.parametrize(

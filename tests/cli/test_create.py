@@ -19,7 +19,7 @@ from luma_poll import (
 )
 from luma_poll._client.generations import Generations
 from tests.cli.support import COMMAND, Cli, started
-from tests.fakes import snapshot
+from tests.fakes import ID, snapshot
 
 
 def test_create_prints_the_id(cli: Cli) -> None:
@@ -94,7 +94,16 @@ def answering(monkeypatch: pytest.MonkeyPatch, failures: dict[int, BaseException
 
 def test_any_parameter_can_be_given(cli: Cli, sent: Sent) -> None:
     """As JSON or as plain text, together with the options that exist for some."""
-    words = ["style=manga", "web_search=true", 'user_id="7"', "seed=7", "self=a=b", "source=null"]
+    words = [
+        "video.duration=5s",
+        "video.loop=true",
+        "style=manga",
+        "web_search=true",
+        'user_id="7"',
+        "seed=7",
+        "self=a=b",
+        "source=null",
+    ]
     words.append('image_ref=[{"url": "https://example.com/a.png"}]')
     options = [word for each in words for word in ("--param", each)]
     told = cli("create", "a fox", "--model", "uni-1", *options)
@@ -103,12 +112,12 @@ def test_any_parameter_can_be_given(cli: Cli, sent: Sent) -> None:
         {
             "prompt": "a fox",
             "model": "uni-1",
+            "video": {"duration": "5s", "loop": True},
             "style": "manga",
             "web_search": True,
             "user_id": "7",
             "seed": 7,
             "self": "a=b",
-            "source": None,
             "image_ref": [{"url": "https://example.com/a.png"}],
         }
     ]
@@ -131,6 +140,8 @@ def test_a_parameter_reaches_the_api(cli: Cli) -> None:
         (["fox", "--param", "source={url:x}"], "--param source: '{url:x}' is not JSON: "),
         (["fox", "--param", "prompt=owl"], "--param prompt: the prompt is an argument"),
         (["fox", "--param", "a=1", "--param", "a=2"], "--param a is given twice"),
+        (["fox", "--param", "a.b=1", "--param", "a.b=2"], "--param a.b is given twice"),
+        (["fox", "--param", "a=1", "--param", "a.b=2"], "--param a.b: a is given as a whole, too"),
         (["fox", "--model", "uni-1", "--param", "model=x"], "--param model is given twice"),
         (["fox", "--timeout", "5"], "--timeout goes with --wait or --download"),
     ],
@@ -163,6 +174,22 @@ def test_one_prompt_becomes_one_file(cli: Cli, tmp_path: Path) -> None:
     told = cli("create", "a red fox sandbox:duration=0", "--download", str(tmp_path / "out"))
     assert told.out.startswith(str(tmp_path / "out"))
     assert generation_id not in told.out
+
+
+def test_a_file_is_an_input(cli: Cli, sent: Sent, tmp_path: Path) -> None:
+    """By --source, --image and @; also an address, and the id of a generation."""
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(PNG + b"x" * 92)
+    options = ["--source", str(photo), "--image", "https://example.com/a.png", "--image", ID]
+    assert cli("create", "at night", "--type", "image_edit", *options).code == 0
+    assert cli("create", "at night", "--param", f"source=@{photo}").code == 0
+    assert repr(sent[0]["source"]) == "<photo.png: image/png, 100 bytes>"
+    assert sent[0]["image_ref"] == [{"url": "https://example.com/a.png"}, {"generation_id": ID}]
+    assert repr(sent[1]["source"]) == repr(sent[0]["source"])
+    told = cli("create", "at night", "--source", str(tmp_path / "none.png"))
+    assert (told.code, len(sent)) == (2, 2)
+    assert "source" in told.err
+    assert "none.png" in told.err
 
 
 def test_the_outputs_are_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -226,16 +253,16 @@ def test_ctrl_c_waits_for_the_answer(
     monkeypatch.setattr(Generations, "create", create)
     code, out, err = cli("create", "a fox", "--wait")
     assert (code, out) == (130, "")
-    assert (
-        err.splitlines()
-        == {
-            "accepted": [
-                "Generation number-1 was submitted. To wait for it:",
-                "  luma-poll wait number-1",
-            ],
-            "refused": ["RateLimitError: HTTP 429: full"],
-        }[answer]
-    )
+    ends = {
+        "accepted": [
+            "Generation number-1 was submitted. To wait for it:",
+            "  luma-poll wait number-1",
+        ],
+        "refused": ["RateLimitError: HTTP 429: full"],
+    }
+    said, *rest = err.splitlines()
+    assert said == "Waiting for the answer, which has the id; Ctrl-C again gives up."
+    assert rest == ends[answer]
 
 
 @pytest.mark.parametrize("command", [["create", "a fox"], ["run", "a red fox"]])

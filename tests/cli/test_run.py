@@ -24,8 +24,16 @@ from luma_poll._cli.hints import as_option, read_ranges
 from luma_poll._cli.results import Result
 from luma_poll._cli.table import RunTable
 from luma_poll._client.generations import Generations
-from luma_poll._running.run_events import RunEvent
-from tests.cli.support import COMMAND, Cli, event, ids_of, lines, on_a_terminal, started
+from luma_poll.events import (
+    Run,
+    RunBegan,
+    RunFound,
+    RunRefused,
+    RunStateChanged,
+    RunSubmitted,
+    RunSubmitting,
+)
+from tests.cli.support import COMMAND, Cli, ids_of, lines, on_a_terminal, started
 from tests.fakes import ID, snapshot
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -117,9 +125,9 @@ def test_files_are_named_by_their_keys(cli: Cli) -> None:
 
 
 def test_prompts_come_from_standard_input(cli: Cli) -> None:
-    """Prompts and JSON objects may be mixed there."""
-    stdin = f"{FOX}\n{json.dumps({'prompt': OWL, 'key': 'owl'})}\n".encode()
-    code, out, _ = cli("run", "-", stdin=stdin)
+    """With their format; a line of JSON may be a prompt alone."""
+    stdin = f"{json.dumps(FOX)}\n{json.dumps({'prompt': OWL, 'key': 'owl'})}\n".encode()
+    code, out, _ = cli("run", "-", "--format", "jsonl", stdin=stdin)
     assert code == 0
     assert sorted(line.split("\t")[0] for line in out.splitlines()) == [FOX, "owl"]
 
@@ -130,7 +138,15 @@ def test_prompts_come_from_standard_input(cli: Cli) -> None:
         ("", "prompts.txt", "there is no prompt in prompts.txt"),
         ("# nothing\n", "prompts.txt", "there is no prompt in prompts.txt"),
         ("{\n", "p.jsonl", "p.jsonl, line 1: not JSON"),
-        ("[1]\n", "p.jsonl", "p.jsonl, line 1: not a JSON object"),
+        ("[1]\n", "p.jsonl", "p.jsonl, line 1: a request is a prompt or an object"),
+        ('"one"\n{"prompt": "two", "seed": NaN}\n', "p.jsonl", "p.jsonl, line 2: "),
+        (
+            '{"key": "k", "prompt": "x"}\n{"key": "k", "prompt": "y"}\n',
+            "p.jsonl",
+            "line 2: the key",
+        ),
+        ('[{"prompt": "one"}]\n', "prompts.txt", "line 1: it looks like JSON"),
+        ("prompts:\n- fox\n", "prompts.yaml", "its name does not say what it is"),
         ('{"model": "x"}\n', "p.jsonl", "p.jsonl, line 1: prompt must be"),
         ('"ok"\n{"prompt": "x", "key": 7}\n', "p.jsonl", "p.jsonl, line 2: a key is a string"),
     ],
@@ -151,6 +167,54 @@ def test_wrong_usage_is_2(cli: Cli) -> None:
     assert cli("run", prompts(FOX), "--max-running", "0").code == 2
     assert cli("run", prompts(FOX), "--param", "prompt=x").code == 2
     assert cli("run", prompts(FOX), "--output", "no/such/directory").code == 2
+
+
+def test_standard_input_says_its_format(cli: Cli) -> None:
+    """A table must not be submitted as prompts."""
+    code, out, err = cli("run", "-", stdin=b"prompt,key\na fox,1\n")
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: say what is on standard input: --format text")
+
+
+def test_a_table_becomes_named_files(cli: Cli) -> None:
+    """The columns are parameters."""
+    source = prompts("key,prompt,model", f"red fox,{FOX},uni-1", f"owl,{OWL},", name="p.csv")
+    assert cli("run", source, "--download", "out").code == 0
+    assert len(list(Path("out").iterdir())) == 2
+
+
+def test_a_dry_run_says_what_would_be_submitted(cli: Cli) -> None:
+    """Number, models, types, files, what the journal has, and the keys; nothing is sent."""
+    Path("photo.png").write_bytes(PNG + b"x" * 92)
+    rows = [
+        {"prompt": FOX, "key": "fox", "model": "uni-1"},
+        {"prompt": OWL, "key": "owl", "type": "image_edit", "source": "photo.png"},
+    ]
+    one = prompts(json.dumps(rows[0]), name="one.jsonl")
+    both = prompts(*map(json.dumps, rows), name="p.jsonl")
+    assert cli("run", one, "--journal", "runs.db").code == 0
+    code, out, err = cli("run", both, "--journal", "runs.db", "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "2 generations, models uni-1 (1), default (1)",
+        "types default (1), image_edit (1)",
+        "file photo.png: 100 bytes, in 1 request",
+        "in the journal already: 1 (1 completed)",
+        "key fox",
+        "key owl",
+    ]
+    assert cli("run", one, "--journal", "none.db", "--dry-run").code == 0
+    assert not Path("none.db").exists()
+
+
+def test_other_parameters_are_other_requests(cli: Cli) -> None:
+    """The same command with --model added pays for everything again, which is said first."""
+    command = ("run", prompts(FOX, OWL), "--journal", "runs.db")
+    assert cli(*command).err == ""
+    assert cli(*command).err == ""
+    told = cli(*command, "--model", "uni-1")
+    assert told.err.startswith("warning: none of these is in the journal runs.db, which has others")
+    assert told.err.count("warning") == 1
 
 
 # --- limits --------------------------------------------------------------------------------------
@@ -386,10 +450,13 @@ def test_a_reader_that_goes_away_is_told_what_runs() -> None:
 
 def test_of_standard_input_the_lines_are_told(cli: Cli) -> None:
     """The command reads it again, from those lines."""
-    told = cli("run", "-", "--max-submissions", "1", stdin=f"{FOX}\n\n{OWL}\n{HARE}\n".encode())
+    told = cli(
+        *("run", "-", "--format", "text", "--max-submissions", "1"),
+        stdin=f"{FOX}\n\n{OWL}\n{HARE}\n".encode(),
+    )
     assert told.err.splitlines()[-2:] == [
         "Not submitted: lines 3-4 of standard input. Give it again to:",
-        "  luma-poll run - --lines 3-4 --max-submissions 1",
+        "  luma-poll run - --format text --lines 3-4 --max-submissions 1",
     ]
 
 
@@ -457,22 +524,17 @@ def test_a_row_follows_its_run() -> None:
     request: dict[str, str]
     request, other = {"prompt": "fox"}, {"prompt": "owl", "key": "order-17"}
 
-    def show(name: Any, of: Any = request, **fields: Any) -> None:
-        number = int(of is other)
-        table.on_run(RunEvent(number, name, of, 1, **fields))
-
+    runs = [Run(0, request, None, ()), Run(1, other, "order-17", ())]
     table.expect(3)
-    show("begun")
-    show("begun", other)
-    show("submitting")
-    show("refused", error=APIConnectionError("full"))
+    table.on_event(RunBegan(runs[0], 1, None))
+    table.on_event(RunBegan(runs[1], 1, None))
+    table.on_event(RunSubmitting(runs[0], 1, None))
+    table.on_event(RunRefused(runs[0], 1, None, APIConnectionError("full")))
     assert re.search(r"fox +. waiting APIConnectionError +0 +1$", lines(table)[1])
-    assert lines(table)[-2] == "0 done, 0 running, 3 waiting; 0 submissions, 1 refusal"
-    assert lines(table)[-1] == "nothing submitted for 0:00: APIConnectionError: full"
-    show("submitting")
-    show("submitted", generation=snapshot("queued"))
-    table.on_poll(event("processing"))
-    table.on_poll(event("processing", id="of nobody"))
+    assert lines(table)[-1] == "0 done, 0 running, 3 waiting; 0 submissions, 1 refusal"
+    table.on_event(RunSubmitting(runs[0], 1, None))
+    table.on_event(RunSubmitted(runs[0], 1, snapshot("queued")))
+    table.on_event(RunStateChanged(runs[0], 1, snapshot("processing")))
     assert re.search(r"fox +. processing +\d\.\d s +1 +1$", lines(table)[1])
     assert re.search(r"order-17 +. waiting +0 +0$", lines(table)[2])
     assert lines(table)[-1] == "0 done, 1 running, 2 waiting; 1 submission, 1 refusal"
@@ -484,10 +546,30 @@ def test_a_row_follows_its_run() -> None:
     assert lines(table)[-1] == "2 done, 0 running, 1 waiting; 1 submission, 1 refusal"
 
 
+def test_what_an_earlier_process_submitted_runs() -> None:
+    """It is found in the journal, and is not waiting for its turn."""
+    table = RunTable(("prompt",), None)
+    table.expect(1)
+    run = Run(0, {"prompt": "fox"}, None, ())
+    table.on_event(RunBegan(run, 1, None))
+    table.on_event(RunFound(run, 1, None, ID, running=True))
+    assert re.search(r"fox +. asking +\d\.\d s +0 +0$", lines(table)[1])
+    assert lines(table)[-1] == "0 done, 1 running, 0 waiting; 0 submissions, 0 refusals"
+
+
+def test_ctrl_c_of_a_resumed_run_counts_what_runs() -> None:
+    """What an earlier process submitted is not "not submitted"."""
+    source = prompts(FOX, SLOW, SLOW, OWL)
+    command = (source, "--max-running", "2", "--journal", "runs.db")
+    interrupted(*command, after=FOX)
+    _, _, err = interrupted(*command, after=FOX)
+    assert "2 generations may be running, and billed; 1 was not submitted." in err
+
+
 def test_a_prompt_cannot_command_the_terminal() -> None:
     """It comes from a file that somebody else may have written."""
     table = RunTable(("prompt",), None)
-    table.on_run(RunEvent(0, "begun", {"prompt": "\x1b[2Jfox [red]"}, 1))
+    table.on_event(RunBegan(Run(0, {"prompt": "\x1b[2Jfox [red]"}, None, ()), 1, None))
     assert "\\u001b[2Jfox [red]" in lines(table, width=100)[1]
 
 

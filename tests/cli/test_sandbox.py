@@ -10,7 +10,7 @@ import anyio
 import httpx
 import pytest
 
-from luma_poll.sandbox import Sandbox
+from luma_poll.sandbox import DEFAULT_ACCOUNT, Sandbox
 from tests.cli.support import COMMAND, Cli, started
 from tests.fakes import ID
 
@@ -41,8 +41,8 @@ def test_sigterm_is_as_ctrl_c(cli: Cli, monkeypatch: pytest.MonkeyPatch, ctrl_c:
     url = re.search(r"http://127\.0\.0\.1:\d+/v1", err)
     assert url
     assert out.splitlines() == [
-        f"export LUMA_BASE_URL={url[0]}",
-        "export LUMA_AGENTS_API_KEY=luma-api-sandbox",
+        f"LUMA_BASE_URL={url[0]}",
+        "LUMA_AGENTS_API_KEY=luma-api-sandbox",
     ]
 
 
@@ -58,10 +58,10 @@ def test_the_sandbox_takes_faults_and_strict_keys(
 
     monkeypatch.setattr("luma_poll._cli.sandbox_command.Sandbox", sandbox)
     assert cli("sandbox", "--faults", "0.3").code == 130
-    assert cli("sandbox", "--strict-keys").code == 130
+    assert cli("sandbox", "--strict-keys", "--account", "new").code == 130
     assert seen == [
         {"speed": 1.0, "seed": None, "faults": 0.3, "strict_keys": False},
-        {"speed": 1.0, "seed": None, "faults": 0.0, "strict_keys": True},
+        {"speed": 1.0, "seed": None, "faults": 0.0, "strict_keys": True, **DEFAULT_ACCOUNT},
     ]
 
 
@@ -78,7 +78,7 @@ def test_the_sandbox_prints_an_address_to_connect_to(
 
     monkeypatch.setattr("luma_poll._cli.sandbox_command.anyio.sleep_forever", sleep_forever)
     out = cli("sandbox", "--host", host, "--port", "0").out
-    assert out.startswith(f"export LUMA_BASE_URL=http://{reachable}:")
+    assert out.startswith(f"LUMA_BASE_URL=http://{reachable}:")
 
 
 def test_the_sandbox_ends_with_sigterm() -> None:

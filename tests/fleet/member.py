@@ -14,21 +14,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dbos import DBOS
 from sqlalchemy import Engine, event
 from tenacity import wait_fixed
 
 import luma_poll.dbos
 from luma_poll import LumaClient, LumaError
-from luma_poll._fleet import callbacks
-from luma_poll.dbos import Fleet, fleet_config
+from luma_poll._fleet import callbacks, worker
+from luma_poll.dbos import Fleet
 
 STATEMENTS: list[None] = []
+SUBMITTED: list[None] = []
 
 
 @event.listens_for(Engine, "before_cursor_execute")
-def count_statement(*_: Any) -> None:
+def count_statement(_: Any, __: Any, statement: str, *___: Any) -> None:
     STATEMENTS.append(None)
+    if statement.startswith("INSERT") and "_posts" in statement:
+        SUBMITTED.append(None)
 
 
 class Member:
@@ -36,25 +38,24 @@ class Member:
         self._settings = settings
         self._parent = parent
         self.fleet = Fleet(
-            lambda: LumaClient("luma-api-fleet", base_url=settings["base_url"]),
+            self._open_client,
+            database=settings["database"],
             wait=wait_fixed(settings.get("poll_every", 0.1)),
             **{"heartbeat": 0.2, "patience": 0.8, **settings.get("fleet", {})},
         )
 
+    def _open_client(self) -> LumaClient:
+        key = self._settings.get("key", "luma-api-fleet")
+        return LumaClient(key, base_url=self._settings["base_url"])
+
     async def run(self) -> None:
-        others = self._settings.get("config", {})
-        DBOS(config=fleet_config(self._settings["database"], **others))
-        if not self._settings["worker"]:
-            DBOS.listen_queues([])
-        DBOS.launch()
         reader, self._writer = await asyncio.open_connection(sock=self._parent, limit=2**24)
         async with self.fleet if self._settings["worker"] else contextlib.nullcontext():
-            self._say({"ready": DBOS.executor_id})
+            self._say({"ready": self.fleet.worker_id})
             listening = asyncio.create_task(self._listen(reader))
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, listening.cancel)
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
-        DBOS.destroy()
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         tasks = set()
@@ -88,36 +89,34 @@ class Member:
     async def result(self, key: str) -> dict[str, Any]:
         return dataclasses.asdict(await self.fleet.handle(key).result())
 
-    async def unknown(self) -> list[str]:
-        return await self.fleet.unknown()
+    async def results(self, prefix: str, count: int) -> list[dict[str, Any]]:
+        """How each of them ended: a mapping, with `error` in the place of an end."""
 
-    async def resolve(self, **arguments: Any) -> None:
-        await self.fleet.resolve(**arguments)
+        async def result(number: int) -> dict[str, Any]:
+            try:
+                return await self.result(f"{prefix}-{number}")
+            except LumaError as error:
+                return {"error": type(error).__name__, "message": str(error)}
 
-    async def states(self) -> dict[str, list[str]]:
-        name = self.fleet._names.generation
-        found: dict[str, list[str]] = {}
-        for each in await DBOS.list_workflows_async(name=name, load_input=False, load_output=False):
-            found.setdefault(each.status, []).append(each.workflow_id)
-        return found
+        return list(await asyncio.gather(*map(result, range(count))))
+
+    async def keys(self, state: str | None) -> list[str]:
+        given: Any = state
+        return [each.key for each in await self.fleet.entries(given)]
+
+    async def resolve(self, keys: list[str], **arguments: Any) -> None:
+        await self.fleet.resolve(*keys, **arguments)
+
+    async def operate(self, method: str, *arguments: Any, **others: Any) -> Any:
+        return await getattr(self.fleet, method)(*arguments, **others)
+
+    async def counts(self) -> dict[str, int]:
+        return dict((await self.fleet.status()).counts)
 
     async def mine(self) -> list[str]:
-        """The submissions that this process has in hand."""
-        return [
-            each.workflow_id
-            for each in await DBOS.list_workflows_async(
-                name=self.fleet._names.generation,
-                status="PENDING",
-                executor_id=DBOS.executor_id,
-                load_input=False,
-                load_output=False,
-            )
-        ]
-
-    async def history(self, key: str) -> tuple[int, int]:
-        """How many steps are recorded, and how many characters their outputs have."""
-        steps = await DBOS.list_workflow_steps_async(key)
-        return len(steps), sum(len(json.dumps(each["output"])) for each in steps)
+        """The generations that this process waits for."""
+        assert self.fleet._worker is not None
+        return list(self.fleet._worker._waits)
 
     async def usage(self) -> dict[str, float]:
         status = await asyncio.to_thread(Path("/proc/self/status").read_text)
@@ -128,6 +127,7 @@ class Member:
             "mb": int(memory.split()[1]) / 1024,
             "cpu": spent.ru_utime + spent.ru_stime,
             "statements": len(STATEMENTS),
+            "submissions": len(SUBMITTED),
             "now": time.monotonic(),
         }
 
@@ -137,7 +137,12 @@ def run(settings: dict[str, Any], parent: socket.socket) -> None:
     log = os.open(settings["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    logging.basicConfig(format="%(asctime)s %(process)d %(message)s", force=True)
+    logging.basicConfig(
+        format="%(asctime)s %(process)d %(message)s",
+        level=settings.get("level", "WARNING"),
+        force=True,
+    )
+    setattr(worker, "__version__", settings.get("version", "1"))  # noqa: B010
     luma_poll.dbos.RESULT_INTERVAL = settings.get("result_every", 0.2)
     callbacks.PAUSES = tuple(settings.get("pauses", callbacks.PAUSES))
     asyncio.run(Member(settings, parent).run())

@@ -160,7 +160,8 @@ class Processes:
         self._started: list[Process] = []
 
     async def start(self, *, worker: bool = True, **settings: Any) -> Process:
-        process = Process({**self._settings, "worker": worker, **settings})
+        fleet = self._settings.get("fleet", {}) | settings.pop("fleet", {})
+        process = Process({**self._settings, "worker": worker, **settings, "fleet": fleet})
         self._started.append(process)
         await process.start()
         return process
@@ -259,9 +260,7 @@ def tally(outcomes: list[dict[str, Any]]) -> Counter[str]:
 
 
 async def results(of: Process, prefix: str, count: int) -> list[dict[str, Any]]:
-    ends: list[dict[str, Any]] = await asyncio.gather(
-        *(of.call("result", key=f"{prefix}-{n}") for n in range(count))
-    )
+    ends: list[dict[str, Any]] = await of.call("results", prefix=prefix, count=count)
     return ends
 
 
@@ -269,7 +268,7 @@ async def settled(of: Process, prefix: str, count: int) -> tuple[list[dict[str, 
     """The results, and the keys that are unknown; an answer may still be late on a busy machine."""
     while True:
         ends = await results(of, prefix, count)
-        unknown = await of.call("unknown")
+        unknown = await of.call("keys", state="unknown")
         if len(unknown) == tally(ends)["SubmissionUnknownError"]:
             return ends, unknown
         await asyncio.sleep(0.2)

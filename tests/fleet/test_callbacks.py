@@ -174,3 +174,25 @@ async def test_trouble_is_told_and_not_raised(monkeypatch: pytest.MonkeyPatch) -
     assert "refused" in await deliver(refuse)
     assert await deliver(hang) == "no answer within 15 s"
     assert "callback_secrets" in await deliver(refuse, secrets=())
+
+
+@pytest.mark.parametrize(
+    "address", ["10.1.2.3", "192.0.0.8", "198.18.0.1", "100.64.0.1", "fc00::1", "2001:2::1"]
+)
+def test_a_private_address_needs_no_help_of_python(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of its versions call some of them global."""
+    found = ip_address(address)
+    monkeypatch.setattr(type(found), "is_global", True)
+    assert not callbacks.is_public(found)
+
+
+def test_a_try_is_followed_by_a_later_one() -> None:
+    """Never at the same moment as all the others, and not for ever."""
+    assert callbacks.next_try(callbacks.DELIVERED, 1) == ("delivered", 0.0)
+    assert callbacks.next_try(callbacks.GONE, 3) == ("gone", 0.0)
+    state, pause = callbacks.next_try("HTTP 503", 2)
+    assert state == "due"
+    assert 240 <= pause <= 360
+    assert callbacks.next_try("HTTP 503", len(callbacks.PAUSES)) == ("given up", 0.0)

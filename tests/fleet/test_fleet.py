@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,8 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from dbos import DBOS, DBOSConfig, SetWorkflowID
-from dbos._utils import GlobalParams
+from dbos import DBOS, DBOSConfig
 from standardwebhooks import Webhook
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,7 +22,6 @@ from luma_poll import (
     ConfigurationError,
     LumaClient,
     PollTimeoutError,
-    RateLimitError,
     SubmissionUnknownError,
 )
 from luma_poll._fleet import callbacks
@@ -74,8 +71,9 @@ class World:
         self.sandbox: Sandbox
         self.hook = hook
         self.receiver: Receiver
+        self.client = LumaClient(KEY, base_url=base_url)
         self.fleet = Fleet(
-            lambda: LumaClient(KEY, base_url=base_url),
+            lambda: self.client,
             wait=wait_fixed(0.05),
             callback_secrets=[SECRET, "whsec_" + "bmV3" * 8],
             allow_private_callbacks=True,
@@ -130,7 +128,7 @@ async def test_a_submission_ends(world: World) -> None:
     """With its id, which gives fresh URLs; the handle is found again by its key."""
     handle = await world.fleet.submit("a fox", key="end", type="image")
     end = await handle.result()
-    assert end == GenerationEnd(end.id, "completed", None, None, [end.id])
+    assert end == GenerationEnd(end.id, "completed", None, None, (end.id,))
     assert await world.fleet.handle("end").result() == end
     assert (await world.fleet.submit("a fox", key="end", type="image")) == handle
 
@@ -179,7 +177,7 @@ async def test_a_deadline_is_raised_and_the_wait_can_continue(world: World) -> N
     for _ in range(20):
         await world.fleet.resolve("late", generation_id=generation_id)
         with contextlib.suppress(PollTimeoutError):
-            assert (await handle.result()).submitted == [generation_id]
+            assert (await handle.result()).submitted == (generation_id,)
             break
     else:
         pytest.fail("it never ended")
@@ -194,7 +192,12 @@ async def test_what_cannot_be_submitted_is_refused(world: World) -> None:
         {"prompt": "a fox", "key": 3},
         {"prompt": "a fox", "key": "k", "max_attempts": 0},
         {"prompt": "a fox", "key": "k", "max_attempts": None},
-        {"prompt": "a fox", "key": "k", "timeout": None},
+        {"prompt": "a fox", "key": "k", "timeout": 0},
+        {"prompt": "a fox", "key": "ä" * 1001},
+        {"prompt": "a fox", "key": "日" * 900},
+        {"prompt": "a fox", "key": "a\0b"},
+        {"prompt": "a fox", "key": "half a pair \ud83d"},
+        {"prompt": "a fox", "key": "k", "source": {"type": "image", "data": "A" * 300_000}},
         {"prompt": "a fox", "key": "k", "seed": object()},
         {"prompt": "a fox", "key": "k", "weight": float("nan")},
         {"prompt": "a fox", "key": "k", "callback": "ftp://example.com"},
@@ -207,16 +210,12 @@ async def test_what_cannot_be_submitted_is_refused(world: World) -> None:
 
 
 async def test_a_key_belongs_to_one_submission(world: World) -> None:
-    """Other parameters under it, and another workflow of its name, are errors."""
+    """Other parameters under it are an error; a workflow of its name is something else."""
     await world.fleet.submit("a fox", key="taken")
     for others in ({"prompt": "another fox"}, {"prompt": "a fox", "max_attempts": 2}):
         arguments: dict[str, Any] = others
         with pytest.raises(ConfigurationError, match="taken"):
             await world.fleet.submit(key="taken", **arguments)
-    with SetWorkflowID("mine"):
-        await DBOS.start_workflow_async(my_own_workflow, 1)
-    with pytest.raises(ConfigurationError, match="mine"):
-        await world.fleet.submit("a fox", key="mine")
 
 
 async def test_only_an_error_is_resolved(world: World) -> None:
@@ -231,25 +230,27 @@ async def test_only_an_error_is_resolved(world: World) -> None:
 
 
 async def test_a_lost_answer_is_unknown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not sent again until somebody says so; the callback hears of both ends."""
-    create = world.fleet._worker.result().submitter._create
+    """It is not sent again until somebody says so; the callback is told of both ends."""
+    generations = world.client.generations
+    create = generations.create
     lost = []
 
     async def lose(**request: Any) -> Any:
         lost.append((await create(**request)).id)
         raise OSError("the connection broke")
 
-    monkeypatch.setattr(world.fleet._worker.result().submitter, "_create", lose)
+    monkeypatch.setattr(type(generations), "create", lambda _, **request: lose(**request))
     handle = await world.fleet.submit("a fox", key="lost", callback=world.hook)
     with pytest.raises(SubmissionUnknownError) as caught:
         await handle.result()
+    monkeypatch.undo()
     assert caught.value.key == "lost"
     assert caught.value.request == {"prompt": "a fox"}
-    assert await world.fleet.unknown() == ["lost"]
+    assert [each.key for each in await world.fleet.entries("unknown")] == ["lost"]
     await world.receiver.wait_for("lost", 1)
     await world.fleet.resolve("lost", generation_id=lost[0])
     assert (await handle.result()).id == lost[0]
-    assert await world.fleet.unknown() == []
+    assert await world.fleet.entries("unknown") == []
     assert len(lost) == 1
     events = await world.receiver.wait_for("lost", 2)
     assert [each["type"] for each in events] == ["generation.unknown", "generation.completed"]
@@ -257,26 +258,10 @@ async def test_a_lost_answer_is_unknown(world: World, monkeypatch: pytest.Monkey
 
 
 async def test_a_full_account_is_waited_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refusal for the time being is none for good, and an end opens the gate at once."""
-    submitter = world.fleet._worker.result().submitter
-    create = submitter._create
-    refused: list[int] = []
-
-    async def refuse_once(**request: Any) -> Any:
-        if request["prompt"] == "a fox" and not refused:
-            refused.append(1)
-            detail = "Concurrent generation limit reached (10)"
-            raise RateLimitError(detail, status_code=429, detail=detail, retry_after=60.0)
-        return await create(**request)
-
-    running = await world.fleet.submit("sandbox:duration=100", key="running")
-    before = world.sandbox.calls["POST /generations"]
-    await until(lambda: world.sandbox.calls["POST /generations"] > before)
-    monkeypatch.setattr(submitter, "_create", refuse_once)
-    handle = await world.fleet.submit("a fox", key="full")
-    assert (await handle.result()).state == "completed"
-    assert refused
-    await running.result()
+    """An end makes room, not the minute that the refusal names."""
+    monkeypatch.setattr(world.sandbox, "_max_concurrent", 2)
+    handles = [await world.fleet.submit("sandbox:duration=10", key=f"full-{n}") for n in range(6)]
+    assert {(await each.result()).state for each in handles} == {"completed"}
 
 
 async def test_a_callback_hears_of_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,32 +283,74 @@ async def test_a_callback_hears_of_the_end(world: World, monkeypatch: pytest.Mon
     }
 
 
+async def state_of_call(world: World, key: str) -> str:
+    while True:
+        with contextlib.closing(sqlite3.connect(world.database)) as connection:
+            found = connection.execute(
+                "SELECT state, last FROM luma_callbacks WHERE key = ? ORDER BY due_at", [key]
+            ).fetchall()
+        if found and found[-1][0] != "due":
+            return ": ".join(found[-1])
+        await asyncio.sleep(0.05)
+
+
 async def test_a_410_ends_the_calls(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody wants to hear any more."""
+    """The receiver wants no more of it."""
     monkeypatch.setattr(callbacks, "PAUSES", (0, 0.05, 0.05))
     world.receiver.statuses = [410]
     await (await world.fleet.submit("a fox", key="gone", callback=world.hook)).result()
-    event = (await world.receiver.wait_for("gone", 1))[0]
-    status = None
-    while status is None or status.status == "PENDING":
-        status = await DBOS.get_workflow_status_async(f"{event['id']}:callback")
-    assert status.output == "gone"
+    await world.receiver.wait_for("gone", 1)
+    assert await state_of_call(world, "gone") == "gone: gone"
     assert len(world.receiver.of("gone")) == 1
     world.receiver.statuses = [200]
 
 
 async def test_calls_are_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the last pause, as an error that an operator sees."""
+    """After the last pause; an operator may have them made once more."""
     monkeypatch.setattr(callbacks, "PAUSES", (0, 0.05))
     world.receiver.statuses = [503]
-    end = await (await world.fleet.submit("a fox", key="deaf", callback=world.hook)).result()
+    await (await world.fleet.submit("a fox", key="deaf", callback=world.hook)).result()
     await world.receiver.wait_for("deaf", 2)
-    status = None
-    while status is None or status.status == "PENDING":
-        status = await DBOS.get_workflow_status_async(f"deaf:completed:{end.id}:callback")
-    assert status.status == "ERROR"
-    assert "HTTP 503" in str(status.error)
+    assert await state_of_call(world, "deaf") == "given up: HTTP 503"
     world.receiver.statuses = [200]
+    assert await world.fleet.redeliver("deaf") == 1
+    events = await world.receiver.wait_for("deaf", 3)
+    assert await state_of_call(world, "deaf") == "delivered: delivered"
+    assert events[0]["id"] == events[2]["id"]
+
+
+async def test_files_are_uploaded_and_not_stored(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for a key: its submission names the upload; another file under it is an error."""
+    uploads = []
+
+    async def upload_once(_: object, found: object) -> str:
+        uploads.append(found)
+        return "0b0e37c0-8c5a-4b8f-9c5d-6d2c0f6a1b11"
+
+    monkeypatch.setattr(type(world.client.files), "upload_once", upload_once)
+    await world.fleet.pause()
+    picture = b"\x89PNG\r\n\x1a\n" + b"0" * 1000
+    for _ in range(2):
+        await world.fleet.submit(
+            "at night", key="edit", type="image_edit", source=picture, timeout=30
+        )
+    assert len(uploads) == 1
+    (entry,) = [each for each in await world.fleet.entries() if each.key == "edit"]
+    assert set(entry.request["source"]) == {"file_id"}
+    with pytest.raises(ConfigurationError, match="edit"):
+        await world.fleet.submit(
+            "at night", key="edit", type="image_edit", source=picture + b"1", timeout=30
+        )
+    await world.fleet.cancel("edit")
+    await world.fleet.resume()
+
+
+async def test_a_key_may_have_any_characters(world: World) -> None:
+    """Also for the message of its end, whose id is a header."""
+    await (await world.fleet.submit("a fox", key="zoë 狐", callback=world.hook)).result()
+    assert (await world.receiver.wait_for("zoë 狐", 1))[0]["id"].startswith("msg_")
 
 
 async def test_other_workflows_work_beside_it(world: World) -> None:
@@ -335,7 +362,7 @@ async def test_the_block_raises_what_it_raised(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a group around it; and the fleet may be entered again."""
-    another = Fleet(lambda: LumaClient(KEY, base_url="http://127.0.0.1:1/v1"), queue="another")
+    another = Fleet(lambda: LumaClient(KEY, base_url="http://127.0.0.1:1/v1"), queue="another-1")
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             async with another:
@@ -358,20 +385,6 @@ async def test_the_database_has_no_secret_and_no_url(world: World) -> None:
         assert secret not in dump
 
 
-async def test_settings_that_would_lose_work_are_refused(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before the process becomes a worker."""
-    fleet = world.fleet
-    monkeypatch.setattr(GlobalParams, "executor_id", "local")
-    with pytest.raises(ConfigurationError, match="executor_id"):
-        await fleet.__aenter__()
-    monkeypatch.setattr(GlobalParams, "executor_id", "worker-1")
-    monkeypatch.setattr(GlobalParams, "app_version", "0" * 32)
-    with pytest.raises(ConfigurationError, match="application_version"):
-        await fleet.__aenter__()
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -381,18 +394,14 @@ async def test_settings_that_would_lose_work_are_refused(
         {"heartbeat": 4.0, "patience": 6.0},
         {"heartbeat": 0.0},
         {"callback_secrets": ["whsec_"]},
+        {"queue": "No Name!"},
+        {"queue": "a" * 40},
+        {"share": None},
+        {"database": "mysql://localhost/luma"},
+        {"database": ""},
     ],
 )
 async def test_unusable_options_are_refused(options: dict[str, Any]) -> None:
     """When the fleet is made."""
     with pytest.raises(ConfigurationError):
         Fleet(**options)
-
-
-async def test_the_history_of_a_generation_is_short(world: World) -> None:
-    """One step submits, one waits: an upgrade that changes them has to change HISTORY."""
-    await (await world.fleet.submit("a fox", key="short", callback=world.hook)).result()
-    steps = await DBOS.list_workflow_steps_async("short")
-    names = [each["function_name"] for each in steps]
-    assert names == ["luma_poll.submit", "luma_poll.wait", "luma_poll.luma.callback"]
-    assert set(json.loads(json.dumps(steps[0]["output"]))) == {"id", "at"}

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from luma_poll._fleet.submit_once import MOST_AT_ONCE
+from luma_poll._fleet.sender import MOST_AT_ONCE
 from luma_poll.sandbox import Sandbox
 from tests.fleet.processes import (
     PATIENT,
@@ -81,18 +81,19 @@ async def test_a_deploy_leaves_nothing_unknown(database: str) -> None:
 @ON_POSTGRESQL  # a process that is stopped in the middle of a write holds up all of SQLite
 async def test_a_worker_that_was_only_slow_does_no_harm(database: str) -> None:
     """Its answer arrives late, and heals what was unknown; nothing is posted twice."""
-    api = Api(Sandbox(speed=20), answers_after=0.5)
+    api = Api(Sandbox(speed=20), answers_after=30)
     async with api.serve() as base_url, Processes(database, base_url) as processes:
         caller, slow = await asyncio.gather(processes.start(worker=False), processes.start())
-        await caller.call("submit_many", count=5, prompt="a fox", prefix="k")
-        await until(lambda: len(api.submissions) >= 5)
+        await caller.call("submit", key="k-0", prompt="a fox 0")
+        await until(lambda: len(api.submissions) >= 1)
         slow.signal(signal.SIGSTOP)
         await processes.start()
-        assert tally(await results(caller, "k", 5)) == {"SubmissionUnknownError": 5}
-        assert len(await caller.call("unknown")) == 5
+        assert tally(await results(caller, "k", 1)) == {"SubmissionUnknownError": 1}
+        assert await caller.call("keys", state="unknown") == ["k-0"]
         slow.signal(signal.SIGCONT)
-        ends, unknown = await settled(caller, "k", 5)
+        api.released.set()
+        ends, unknown = await settled(caller, "k", 1)
         while unknown:
-            ends, unknown = await settled(caller, "k", 5)
+            ends, unknown = await settled(caller, "k", 1)
     assert {end["id"] for end in ends} == {ids[0] for ids in api.accepted.values()}
-    assert len(api.submissions) == 5
+    assert len(api.submissions) == 1

@@ -53,15 +53,15 @@ async def test_an_operator_resolves_an_unknown(database: str) -> None:
         caller, first = await asyncio.gather(processes.start(worker=False), processes.start())
         await caller.call("submit_many", count=2, prompt="a fox", prefix="k")
         await until(lambda: len(api.submissions) >= 2)
-        early = await caller.call("resolve", key="k-0", resubmit=True)
+        early = await caller.call("resolve", keys=["k-0"], resubmit=True)
         await first.kill()
         api.released.set()
         await processes.start()
         assert tally(await results(caller, "k", 2)) == {"SubmissionUnknownError": 2}
-        await caller.call("resolve", key="k-0", generation_id=api.accepted["a fox 0"][0])
-        await caller.call("resolve", key="k-1", resubmit=True)
+        await caller.call("resolve", keys=["k-0"], generation_id=api.accepted["a fox 0"][0])
+        await caller.call("resolve", keys=["k-1"], resubmit=True)
         ends = await results(caller, "k", 2)
-        again = await caller.call("resolve", key="k-0", resubmit=True)
+        again = await caller.call("resolve", keys=["k-0"], resubmit=True)
     assert early["error"] == again["error"] == "ConfigurationError"
     assert [end["id"] for end in ends] == [
         api.accepted["a fox 0"][0],
@@ -83,13 +83,13 @@ async def test_limits_hold_over_all_workers(database: str) -> None:
         workers = await asyncio.gather(*(processes.start() for _ in range(3)))
         await workers[0].call("submit_many", count=12, prompt="sandbox:duration=1", prefix="k")
         began = anyio.current_time()
-        states: dict[str, list[str]] = {}
-        while len(states.get("SUCCESS", ())) < 9:
-            states = await workers[0].call("states")
+        counts: dict[str, int] = {}
+        while counts.get("completed", 0) < 9:
+            counts = await workers[0].call("counts")
             await asyncio.sleep(0.2)
         assert anyio.current_time() - began < 60
     assert len(api.submissions) == len(api.accepted) == 9  # no 429: four at once was the limit
-    assert {state: len(keys) for state, keys in states.items()} == {"SUCCESS": 9, "ENQUEUED": 3}
+    assert (counts["completed"], counts["queued"]) == (9, 3)
     in_a_second = [sum(first <= at < first + 1 for at in api.polls) for first in api.polls]
     assert max(in_a_second) <= 13
 

@@ -51,7 +51,7 @@ def count_gets(api: FakeAccount) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "key", ["\0", "x" * 1000, "ü𝄞\u202e", "a/b\\c\n", "'; DROP TABLE entries; --", " k "]
+    "key", ["x" * 1000, "ü𝄞\u202e", "a/b\\c\n", "'; DROP TABLE entries; --", " k "]
 )
 def test_any_text_is_a_key(path: Path, run: Run, key: str) -> None:
     """As it is: SQL, white space and control characters mean nothing."""
@@ -68,7 +68,7 @@ def test_any_text_is_a_key(path: Path, run: Run, key: str) -> None:
     assert len(api.accepted) == 1
 
 
-@pytest.mark.parametrize("key", ["a\ud800b", "x" * 1001])
+@pytest.mark.parametrize("key", ["a\ud800b", "x" * 1001, "\0"])
 def test_a_key_that_cannot_be_written_is_refused(path: Path, run: Run, key: str) -> None:
     """As any other unusable argument, in a message of bearable length."""
     api = api_of()

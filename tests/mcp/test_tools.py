@@ -253,7 +253,6 @@ async def test_references_that_are_allowed(tmp_path: Path) -> None:
         read_reference("photo.png", None)
 
 
-@pytest.mark.xfail(strict=True, reason="create takes no paths yet")
 async def test_an_input_file_is_sent(tmp_path: Path) -> None:
     """The bytes of the file reach the API, by a path below the directory of inputs."""
     sandbox = Sandbox()

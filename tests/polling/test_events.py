@@ -9,18 +9,19 @@ from tenacity import wait_fixed
 
 from luma_poll import (
     AuthenticationError,
+    ConfigurationError,
     OutputNotFoundError,
     Poller,
     PollTimeoutError,
     RateLimitError,
 )
-from luma_poll._polling.poll_events import (
+from luma_poll.events import (
     Event,
     PollBegan,
     PollEnded,
-    StateChanged,
     WaitBegan,
     WaitEnded,
+    WaitStateChanged,
 )
 from tests.fakes import ID, FakeClient, snapshot
 
@@ -43,7 +44,7 @@ class Seen(list[Any]):
 def observed(client: FakeClient, **options: Any) -> tuple[Poller, Seen]:
     poller = Poller(client, wait=wait_fixed(10), **options)
     seen = Seen()
-    poller._streams.reporter.observers += (seen,)
+    poller.observe(seen)
     return poller, seen
 
 
@@ -53,8 +54,8 @@ async def test_the_events_of_a_wait() -> None:
     await poller.wait(ID, timeout=60)
     assert [type(event) for event in seen] == [
         WaitBegan,
-        *(PollBegan, PollEnded, StateChanged),
-        *(PollBegan, PollEnded, StateChanged),
+        *(PollBegan, PollEnded, WaitStateChanged),
+        *(PollBegan, PollEnded, WaitStateChanged),
         *(PollBegan, PollEnded),
         WaitEnded,
     ]
@@ -63,7 +64,10 @@ async def test_the_events_of_a_wait() -> None:
     assert [event.attempt for event in seen.of(PollBegan)] == [1, 2, 3]
     assert [event.duration for event in seen.of(PollEnded)] == [0.5, 0.5, 0.5]
     assert [event.is_end for event in seen.of(PollEnded)] == [False, False, True]
-    assert [event.generation.state for event in seen.of(StateChanged)] == ["queued", "processing"]
+    assert [event.generation.state for event in seen.of(WaitStateChanged)] == [
+        "queued",
+        "processing",
+    ]
     end = seen[-1]
     assert (end.outcome, end.duration, end.polls, end.error) == ("completed", 21.5, 3, None)
     assert end.generation.state == "completed"
@@ -162,20 +166,22 @@ async def test_an_observer_that_raises(caplog: pytest.LogCaptureFixture) -> None
         raise RuntimeError("of the observer")
 
     poller, seen = observed(FakeClient("processing", "completed"))
-    poller._streams.reporter.observers = (broken, seen)
+    poller.observe(broken)
     assert await poller.wait(ID)
     assert seen[-1].outcome == "completed"
-    assert len(caplog.records) == len(seen)
-    assert caplog.records[0].__dict__["error_type"] == "RuntimeError"
+    raised = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert len(raised) == len(seen)
+    assert raised[0].__dict__["error_type"] == "RuntimeError"
 
 
 async def test_observers_of_a_wait_are_those_of_its_begin() -> None:
     """No wait is observed by halves: late observers hear of later waits, others of its end too."""
-    poller, seen = observed(FakeClient("processing", "completed"))
-    late = Seen()
+    poller, seen = Poller(FakeClient("processing", "completed"), wait=wait_fixed(10)), Seen()
+    stop, late = poller.observe(seen), Seen()
     async with aclosing(poller.watch(ID)) as snapshots:
         await anext(snapshots)
-        poller._streams.reporter.observers = (late,)
+        stop()
+        poller.observe(late)
         async for _ in snapshots:
             pass
     assert seen[-1].outcome == "completed"
@@ -187,8 +193,28 @@ async def test_a_schedule_that_raises_ends_the_poll_too() -> None:
     client = FakeClient("processing")
     poller = Poller(client, wait=lambda state: "soon")  # type: ignore[arg-type]
     seen = Seen()
-    poller._streams.reporter.observers += (seen,)
+    poller.observe(seen)
     (result,) = await poller.wait_all([ID])
     assert not result.ok
     kinds = [WaitBegan, PollBegan, PollEnded, WaitEnded]
     assert [type(event) for event in seen] == kinds
+
+
+async def test_an_observer_that_is_added_twice_is_ended_once() -> None:
+    """Each `observe` has its own end, which is harmless when called again."""
+    poller, seen = Poller(FakeClient("completed")), Seen()
+    stop, _ = poller.observe(seen), poller.observe(seen)
+    stop()
+    stop()
+    await poller.wait(ID)
+    assert [type(event) for event in seen] == [WaitBegan, PollBegan, PollEnded, WaitEnded]
+
+
+async def _coroutine(event: Event) -> None: ...
+
+
+@pytest.mark.parametrize("observer", [None, 3, _coroutine])
+async def test_an_observer_that_is_no_function(observer: Any) -> None:
+    """It is refused at once, rather than never awaited."""
+    with pytest.raises(ConfigurationError, match="an observer must be a function"):
+        Poller(FakeClient()).observe(observer)

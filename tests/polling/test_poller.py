@@ -319,7 +319,6 @@ async def test_an_answer_that_is_no_generation_is_polled_through(rubbish: object
         AuthenticationError("401", status_code=401),
         InsufficientBalanceError("402", status_code=402),
         PermissionDeniedError("403", status_code=403),
-        NotFoundError("404", status_code=404),
         UnprocessableEntityError("422", status_code=422),
     ],
     ids=lambda error: error.status_code,

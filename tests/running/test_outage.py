@@ -169,9 +169,9 @@ async def test_the_answer_of_a_cancelled_submission_is_noted() -> None:
     """A POST that is refused after Ctrl-C was not accepted, and observers learn it."""
     api = FakeAccount(latency=2)
     api.answers = [RateLimitError("slow down", status_code=429, retry_after=30)]
-    steps = []
+    steps: list[str] = []
     runner = Runner(api)
-    runner._reporter.observers = (lambda event: steps.append(event.step),)
+    runner.observe(lambda event: steps.append(type(event).__name__))
     with anyio.move_on_after(0.5):
         await runner.run("a red fox")
-    assert steps == ["begun", "submitting", "refused", "ended"]
+    assert steps == ["RunBegan", "RunSubmitting", "RunRefused", "RunEnded"]

@@ -21,7 +21,6 @@ from luma_poll import (
     BadRequestError,
     ConfigurationError,
     ContentModeratedError,
-    Generation,
     GenerationFailedError,
     GenerationRateLimitedError,
     InsufficientBalanceError,
@@ -37,6 +36,7 @@ from luma_poll import (
     SubmissionLimitError,
     UnprocessableEntityError,
 )
+from luma_poll.events import RunSubmitted
 from luma_poll.typing import AnyRequest
 from tests.fakes import OUTPUT
 from tests.running.fakes import FakeAccount
@@ -165,7 +165,7 @@ def test_a_bad_argument_is_refused(arguments: dict[str, Any]) -> None:
 def test_what_cannot_submit_is_refused() -> None:
     """So are a synchronous client and an async callback."""
 
-    async def on_submit(request: Any, generation: Any) -> None: ...
+    async def on_submit(event: Any) -> None: ...
 
     with pytest.raises(ConfigurationError, match=r"has no generations\.create"):
         Runner(object())  # type: ignore[arg-type]
@@ -533,7 +533,7 @@ async def test_leaving_the_block_stops_submitting_and_tells_what_runs() -> None:
 async def test_a_submission_under_way_runs_to_its_end() -> None:
     """Whoever cancels it: the answer has an id that must not be forgotten."""
     api, seen = FakeAccount(latency=4), []
-    runner = Runner(api, on_submit=lambda request, generation: seen.append(generation.id))
+    runner = Runner(api, on_submit=lambda event: seen.append(event.generation.id))
     with anyio.move_on_after(1):
         await runner.run("a red fox")
     assert seen == [generation_id for _, generation_id, _ in api.accepted]
@@ -545,7 +545,7 @@ def test_native_cancellation_does_not_cut_a_submission_short() -> None:
     api, seen = FakeAccount(latency=4), []
 
     async def main() -> None:
-        runner = Runner(api, on_submit=lambda request, generation: seen.append(generation.id))
+        runner = Runner(api, on_submit=lambda event: seen.append(event.generation.id))
         task = asyncio.create_task(runner.run("a red fox"))
         await asyncio.sleep(1)
         task.cancel()
@@ -581,8 +581,8 @@ async def test_on_submit_hears_of_an_id_before_it_is_waited_for(
     """What it raises is logged, with the id, and dropped."""
     api, seen = FakeAccount(), []
 
-    def on_submit(request: Any, generation: Generation) -> None:
-        seen.append((request, generation.state))
+    def on_submit(event: RunSubmitted) -> None:
+        seen.append((event.run.request, event.generation.state))
         raise LookupError("the database is down")
 
     with caplog.at_level(logging.ERROR, "luma_poll"):
@@ -592,6 +592,33 @@ async def test_on_submit_hears_of_an_id_before_it_is_waited_for(
     assert seen == [("a red fox", "queued"), ({"prompt": "an owl"}, "queued")]
     assert all(result.ok for result in results)
     assert all(generation_id in caplog.text for _, generation_id, _ in api.accepted)
+
+
+@pytest.mark.anyio
+async def test_on_state_hears_each_change_of_each_run() -> None:
+    """From the first state to the last: a progress display needs nothing else."""
+    api, seen = FakeAccount(), []
+    api.answers = [MODERATED, {}]
+    runner = Runner(api, on_state=lambda event: seen.append((event.run.request, event.state)))
+    await runner.run_all(["a fox", "an owl"])
+    of_fox = [state for request, state in seen if request == "a fox"]
+    of_owl = [state for request, state in seen if request == "an owl"]
+    assert (of_fox[0], of_fox[-1]) == ("queued", "failed")
+    assert (of_owl[0], of_owl[-1]) == ("queued", "completed")
+    assert len(set(of_owl)) == len(of_owl)
+
+
+@pytest.mark.anyio
+async def test_an_observer_of_a_runner_hears_its_poller_too() -> None:
+    """One seam for both; nothing more is heard after its end."""
+    api, seen = FakeAccount(), []
+    runner = Runner(api)
+    stop = runner.observe(lambda event: seen.append(type(event).__name__))
+    await runner.run("a fox")
+    stop()
+    await runner.run("an owl")
+    assert (seen[0], seen[-1]) == ("RunBegan", "RunEnded")
+    assert [seen.count(name) for name in ("RunSubmitted", "WaitBegan", "RunEnded")] == [1, 1, 1]
 
 
 @pytest.mark.anyio

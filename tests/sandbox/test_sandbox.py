@@ -384,7 +384,14 @@ async def test_defaults(fields: dict[str, Any], model: str, kind: str) -> None:
         ),
         (b'{"prompt": "A cat", "model": "x"}', "Unknown model: x"),
         (b'{"prompt": "A cat", "model": []}', "Unknown model: []"),
-        (b'{"prompt": "A cat", "model": "\\ud800"}', "Unknown model: \ud800"),
+        (
+            b'{"prompt": "A cat", "model": "\\ud800"}',
+            "Request body must be valid Unicode: it has a lone surrogate",
+        ),
+        (
+            b'{"prompt": "\\ud800 sandbox:duration=0"}',
+            "Request body must be valid Unicode: it has a lone surrogate",
+        ),
         (
             b'{"prompt": "A cat", "type": "gif"}',
             "Type 'gif' is not supported for model 'uni-1'",
@@ -403,11 +410,9 @@ async def test_bad_submission(body: bytes, detail: str) -> None:
 
 @pytest.mark.anyio
 async def test_longest_prompt() -> None:
-    """A prompt may have 6000 characters, also such as are no characters alone."""
+    """A prompt may have 6000 characters."""
     async with connect(Sandbox()) as client:
         await submit(client, "x" * 6000)
-        body = b'{"prompt": "\\ud800 sandbox:duration=0"}'
-        assert (await client.post("/generations", content=body)).status_code == 201
 
 
 # Keys and strangers
@@ -490,7 +495,7 @@ async def test_unknown_routes() -> None:
     """What is no route, or no method of it, is answered in the form of all errors."""
     async with connect(Sandbox()) as client:
         for method, path, status, detail in (
-            ("GET", "/files", 404, "Not Found"),
+            ("GET", "/usage", 404, "Not Found"),
             ("GET", "/generations/", 404, "Not Found"),
             ("GET", "/generations", 405, "Method Not Allowed"),
             ("DELETE", "/generations/x", 405, "Method Not Allowed"),

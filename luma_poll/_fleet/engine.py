@@ -1,0 +1,206 @@
+"""The database of a fleet: its connections, its clock, and what its errors mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+import sqlalchemy as sa
+from anyio.lowlevel import RunVar
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from luma_poll._fleet.tables import Tables
+from luma_poll._logging import fields, logger
+from luma_poll.errors import ConfigurationError, LumaError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LONGEST_ANSWER = 25.0
+"""Seconds for one call. A connection that is dead or frozen by then is left to itself."""
+LONGEST_PAUSE = 5.0
+"""Seconds between two tries to reach the database."""
+THREADS = 8
+"""Calls under way at once, in one process."""
+
+_OF_THE_STATEMENT = ("0A", "22", "23", "28", "2F", "3D", "3F", "42")
+"""Classes of SQLSTATE that no repetition ends: data, constraints, passwords, names, rights."""
+_POSTGRESQL = {
+    "connect_timeout": 10,
+    # A connection that died without a word is noticed within 25 seconds.
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+    # A pooler in transaction mode gives each transaction another connection, which has not
+    # prepared anything.
+    "prepare_threshold": None,
+    "application_name": "luma-poll",
+}
+# Whoever waits for a lock, or dies with one, must not hold up the fleet. Set in each transaction,
+# for a pooler refuses settings that come with the connection.
+_LIMITS = (
+    "set_config('lock_timeout', '5s', true), set_config('statement_timeout', '20s', true), "
+    "set_config('idle_in_transaction_session_timeout', '15s', true)"
+)
+_limiter = RunVar[anyio.CapacityLimiter]("luma_poll_fleet_threads")
+
+
+class FleetDatabaseError(LumaError):
+    """The database of a fleet cannot be used. Nothing that was recorded is lost.
+
+    Attributes:
+        retryable: True if it is out of reach, and the same call may succeed later.
+        sqlstate: The code of PostgreSQL, or None.
+    """
+
+    def __init__(
+        self, message: str, *, retryable: bool = True, sqlstate: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.sqlstate = sqlstate
+
+
+class Database:
+    """The connections to the database of a fleet. Its transactions run in threads.
+
+    Args:
+        url: `postgresql://...` or `sqlite:///...`.
+        name: The name of the fleet.
+        schema: The schema of the fleet's tables, for PostgreSQL.
+
+    Raises:
+        ConfigurationError: The URL is not one of these.
+    """
+
+    def __init__(self, url: str | sa.URL, name: str, schema: str | None) -> None:
+        try:
+            parts = sa.make_url(url)
+            backend = parts.get_backend_name().replace("postgres", "postgresql", 1)
+        except (ArgumentError, NoSuchModuleError, AttributeError, TypeError):
+            backend = ""
+        backend = "postgresql" if backend.startswith("postgres") else backend
+        if backend not in ("postgresql", "sqlite"):
+            raise ConfigurationError("a database is given as postgresql://... or sqlite:///...")
+        self.is_postgresql = backend == "postgresql"
+        if self.is_postgresql:
+            options: dict[str, Any] = {
+                "connect_args": _POSTGRESQL,
+                "pool_size": 4,
+                "max_overflow": THREADS,
+                "pool_timeout": 10,
+                "pool_recycle": 600,
+            }
+            parts = parts.set(drivername="postgresql+psycopg")
+        else:
+            options = {"connect_args": {"timeout": 15, "check_same_thread": False}}
+            parts = parts.set(drivername="sqlite")
+        self.path = None if self.is_postgresql else parts.database
+        self.place = parts.render_as_string(hide_password=True).partition("?")[0]
+        self.engine = sa.create_engine(parts, **options)
+        if not self.is_postgresql:
+            _begin_immediately(self.engine)
+        self.tables = Tables(name, schema if self.is_postgresql else None)
+
+    @contextmanager
+    def transaction(self) -> Iterator[tuple[sa.Connection, float]]:
+        """A transaction, and the time by the database's clock.
+
+        Raises:
+            FleetDatabaseError: The database did not do it.
+        """
+        try:
+            with self.engine.begin() as connection:
+                limits = f"{_LIMITS}, " if self.is_postgresql else ""
+                row = connection.execute(sa.text(f"SELECT {limits}{self._clock}")).one()
+                yield connection, float(row[-1])
+        except SQLAlchemyError as error:
+            raise self._translated(error) from None
+
+    def now(self, connection: sa.Connection) -> float:
+        """The time, after what the transaction had to wait for."""
+        return float(connection.execute(sa.text(f"SELECT {self._clock}")).scalar_one())
+
+    @property
+    def _clock(self) -> str:
+        if self.is_postgresql:
+            return "extract(epoch from clock_timestamp())"
+        return "(julianday('now') - 2440587.5) * 86400.0"
+
+    def _translated(self, error: SQLAlchemyError) -> FleetDatabaseError:
+        state = getattr(getattr(error, "orig", None), "sqlstate", None)
+        if state == "25006" or (isinstance(error, DBAPIError) and error.connection_invalidated):
+            # After a failover the connections of the pool lead to the server that may not write.
+            self.engine.dispose()
+        final = str(state or "").startswith(_OF_THE_STATEMENT)
+        # Without the statement, whose parameters SQLAlchemy adds, and without the URL.
+        reason = str(getattr(error, "orig", None) or type(error).__name__).partition("\n")[0][:200]
+        return FleetDatabaseError(
+            f"the database {'refuses' if final else 'is out of reach'}"
+            f" ({type(error).__name__}{f', {state}' if state else ''}): {reason}",
+            retryable=not final,
+            sqlstate=state,
+        )
+
+    async def call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do some work in a thread, once.
+
+        Raises:
+            FleetDatabaseError: The database did not do it.
+        """
+        with anyio.move_on_after(LONGEST_ANSWER):
+            return await anyio.to_thread.run_sync(
+                lambda: work(*args, **kwargs), abandon_on_cancel=True, limiter=_threads()
+            )
+        self.engine.dispose()
+        raise FleetDatabaseError(f"the database has not answered within {LONGEST_ANSWER:g} s")
+
+    async def insist(
+        self, label: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Do some work in a thread, again and again until it is done: it never gives up.
+
+        Args:
+            label: What it is, for the log, in case that this process dies before it is done.
+            work: It may be done twice.
+            args: For it.
+            kwargs: For it.
+        """
+        tries = 0
+        while True:
+            try:
+                return await self.call(work, *args, **kwargs)
+            except Exception as error:  # whatever it is: what is recorded here is paid for
+                logger.warning("not recorded yet, %s: %s", label, error, extra=fields(error=error))
+            await anyio.sleep(min(0.2 * 2**tries, LONGEST_PAUSE))
+            tries += 1
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.dispose()
+
+
+def _threads() -> anyio.CapacityLimiter:
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(THREADS)
+        _limiter.set(limiter)
+        return limiter
+
+
+def _begin_immediately(engine: sa.Engine) -> None:
+    """Let SQLite's transactions begin as writers: one that reads first cannot become one."""
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
