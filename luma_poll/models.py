@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from html import escape
 from typing import Annotated, Any, ClassVar, Protocol, Self, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -167,6 +168,24 @@ class GenerationOutput(_Snapshot):
             yield name, f"{self.url.partition('?')[0]}?..." if cut else value
 
     @property
+    def generation_id(self) -> str | None:
+        """The id of the generation that it is of; None for an output that was made by hand."""
+        found: str | None = vars(self).get("_generation_id")
+        return found
+
+    @property
+    def number(self) -> int:
+        """The place among the outputs of its generation, from 1; of a layer, by its index."""
+        found: int = vars(self).get("_number", 1)
+        return found
+
+    def _repr_html_(self) -> str:
+        """The type and the end of the URL, for notebooks: not the URL, which is a secret."""
+        until = self.expires_at
+        expiry = "" if until is None else f", its URL works until {until:%Y-%m-%d %H:%M} UTC"
+        return f"<p>{escape(self.type or 'output')}{expiry}</p>"
+
+    @property
     def expires_at(self) -> datetime | None:
         """The time at which `url` expires (aware, UTC), or None if the URL does not say."""
         try:
@@ -176,6 +195,14 @@ class GenerationOutput(_Snapshot):
             return signed.replace(tzinfo=UTC) + timedelta(seconds=seconds)
         except (KeyError, ValueError, OverflowError):
             return None
+
+
+def numbers_of(outputs: Sequence[GenerationOutput]) -> list[int]:
+    """Return the number of each output, from 1: layers by their index, others in their order."""
+    indexes = [output.layer.index if output.layer else None for output in outputs]
+    numbers = [index + 1 for index in indexes if index is not None and index >= 0]
+    unique = len(set(numbers)) == len(outputs)
+    return numbers if unique else list(range(1, len(outputs) + 1))
 
 
 class Generation(_Snapshot):
@@ -221,6 +248,8 @@ class Generation(_Snapshot):
             unreadable = [entry for entry in outputs if _is_unreadable(entry)]
             # The API may have a field of that name.
             cast(dict[str, Any], generation.model_extra).setdefault("unreadable_output", unreadable)
+        for number, output in zip(numbers_of(generation.output), generation.output, strict=True):
+            vars(output).update(_generation_id=generation.id, _number=number)
         return generation
 
     @property

@@ -22,6 +22,8 @@ from tenacity import wait_fixed
 
 import luma_poll
 from luma_poll.sandbox import Sandbox
+from luma_poll.sandbox.films import make_mp4
+from luma_poll.sandbox.pictures import make_png
 from tests.benchmarks import page as benchmarks
 
 ROOT = Path(__file__).parent.parent
@@ -34,8 +36,23 @@ REAL_TIME = re.compile(
 )  # sockets and threads know no virtual time
 
 
+INPUTS = {
+    "photo.webp": b"RIFF\x24\0\0\0WEBPVP8 " + bytes(40),
+    "style.png": make_png("a style"),
+    "holiday.mp4": make_mp4("a holiday"),
+    "products.csv": b"key,prompt,type,source\na,on a beach,image_edit,photo.webp\nb,a shoe,,\n",
+}
+"""The files that snippets take as input."""
+
+
 def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
+
+
+def enter_a_directory_with_inputs(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in INPUTS.items():
+        (directory / name).write_bytes(content)
+    monkeypatch.chdir(directory)
 
 
 def snippets(page: Path, language: str = "python") -> list[str]:
@@ -103,7 +120,7 @@ async def test_snippets_run(
         host = "sandbox.test"
         monkeypatch.setenv("LUMA_BASE_URL", f"https://{host}/v1")
     monkeypatch.setenv("LUMA_AGENTS_API_KEY", "luma-api-docs")
-    monkeypatch.chdir(tmp_path)
+    enter_a_directory_with_inputs(tmp_path, monkeypatch)
     sandbox = Sandbox(seed=1)
     transport = httpx.ASGITransport(app=sandbox.app)
     headers = {"Authorization": "Bearer luma-api-docs"}
@@ -130,7 +147,7 @@ async def test_snippets_in_real_time_run(
     monkeypatch.setattr("luma_poll._polling.poller.DEFAULT_WAIT", wait_fixed(0.05))
     monkeypatch.setattr("luma_poll._running.runner.AdaptiveWait", lambda **_: wait_fixed(0.05))
     monkeypatch.setenv("LUMA_AGENTS_API_KEY", "luma-api-docs")
-    monkeypatch.chdir(tmp_path)
+    enter_a_directory_with_inputs(tmp_path, monkeypatch)
     async with Sandbox(seed=1, speed=1000).serve() as base_url:
         monkeypatch.setenv("LUMA_BASE_URL", base_url)
         for code in snippets(page):

@@ -74,7 +74,7 @@ ABOVE = {
 """What each wing and each public door may import besides."""
 
 WINGS = {
-    "_tasks": ["event_loops", "heap", "alarm", "each"],
+    "_tasks": ["event_loops", "heap", "alarm", "each", "threads"],
     "_api": [
         "headers",
         "media_types",
@@ -87,7 +87,19 @@ WINGS = {
         "translation",
         "outcomes",
     ],
-    "_downloads": ["media", "files", "storage", "output", "download", "put"],
+    "_downloads": [
+        "names",
+        "files",
+        "ownership",
+        "encodings",
+        "storage",
+        "output",
+        "saving",
+        "memory",
+        "viewing",
+        "download",
+        "put",
+    ],
     "_client": [
         "transport",
         "http_client",
@@ -133,7 +145,7 @@ WINGS = {
         "submitter",
         "runner",
     ],
-    "_sync": ["portal", "call", "sync_poller", "sync_runner"],
+    "_sync": ["portal", "call", "session"],
     "_fastapi": ["callers"],
     "_fleet": [
         "settings",

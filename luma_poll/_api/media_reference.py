@@ -18,6 +18,7 @@ import anyio.to_thread
 from luma_poll._api.media_types import HEAD_SIZE, media_type_of
 from luma_poll._api.parameters import Media, MediaRef
 from luma_poll._arguments import check_generation_id, shown
+from luma_poll._tasks.threads import own_threads
 from luma_poll.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -190,7 +191,7 @@ async def in_thread(takes_time: bool, function: Callable[[T], R], argument: T) -
     That is also what lets tests in virtual time have inputs: a thread has no part in it.
     """
     if takes_time:
-        return await anyio.to_thread.run_sync(function, argument)
+        return await anyio.to_thread.run_sync(function, argument, limiter=own_threads())
     return function(argument)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shutil import get_terminal_size
 from typing import Annotated
 
 import typer
@@ -16,19 +17,25 @@ from luma_poll._cli.journal_command import journal
 from luma_poll._cli.process import orderly_exit, run_app
 from luma_poll._cli.run_command import run as run_prompts
 from luma_poll._cli.sandbox_command import sandbox
+from luma_poll._cli.table import NARROW
 from luma_poll._cli.terminal import put_line
 from luma_poll._cli.wait_command import wait
 from luma_poll._cli.watch_command import watch
 from luma_poll._cli.worker_command import worker
 from luma_poll._version import __version__
 
+COLUMNS = get_terminal_size().columns
+
 app = typer.Typer(
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "terminal_width": COLUMNS if COLUMNS < NARROW else None,
+    },
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="rich" if COLUMNS >= NARROW else None,
     help="Generate pictures and videos with Luma: submitted once, waited for, brought home. "
-    "Without an API key, try [bold]luma-poll demo[/].\n\n"
+    "Without an API key, try luma-poll demo.\n\n"
     "The key is read from LUMA_AGENTS_API_KEY, and the API's address from LUMA_BASE_URL if set.\n\n"
     'Example: luma-poll create "a red fox" -o fox.png',
     epilog=HELP,

@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import typer
 
@@ -18,6 +18,8 @@ from luma_poll._cli.terminal import LogHandler, release_stdout, say, say_error, 
 from luma_poll._redaction import redact
 from luma_poll.errors import LumaError
 
+KEPT = "luma-poll-interrupted.txt"
+"""The file for the hints where standard error cannot be written."""
 ENDINGS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
 ]
@@ -89,5 +91,13 @@ def orderly_exit(hints: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
         code = TROUBLE
     else:
         return
-    say_lines(hints())
+    lines = list(hints())
+    if lines and not say_lines(lines):
+        _keep(lines)
     raise typer.Exit(code)
+
+
+def _keep(lines: Iterable[str]) -> None:
+    """Write the hints to a file, as the terminal has gone: the ids in them are billed."""
+    with suppress(OSError), open(KEPT, "a", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(f"{line}\n" for line in lines)

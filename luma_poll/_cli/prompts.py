@@ -107,6 +107,8 @@ def read_prompts(
         read = requests_from(content, format=form, defaults=common)
         return Prompts(sources, [Line(*each) for each in read.numbered()])
     for each in sources:
+        if os.path.exists(each):
+            raise ConfigurationError(f"give one file alone; {each} is one of {len(sources)}")
         if " " not in each.strip():
             raise ConfigurationError(
                 f"{each} is neither a file nor a prompt of several words. Give one file that "

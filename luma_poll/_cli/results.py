@@ -95,6 +95,8 @@ class Result:
             return "completed"
         if isinstance(self.error, PollTimeoutError):
             return "timed out"
+        if self.is_unsent:
+            return "not submitted"
         return "failed" if isinstance(self.error, GenerationError) else type(self.error).__name__
 
 

@@ -22,12 +22,13 @@ from luma_poll._cli.options import (
     JsonOption,
     MaxRateOption,
     ModelOption,
+    NameOption,
     OutputOption,
     ParamOption,
     QuietOption,
     TimeoutOption,
     TypeOption,
-    check_directory,
+    check_place,
     open_client,
     read_params,
 )
@@ -82,6 +83,7 @@ def run(
         str | None, typer.Option(metavar="3-7,9,12-", help="Only these lines of the file.")
     ] = None,
     download: DownloadOption = None,
+    name: NameOption = None,
     max_running: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Generations at once (default: all that fit)."),
@@ -141,7 +143,7 @@ def run(
             )
             runner.observe(runs.on_run)
             runner.observe(table.on_event)
-            await run_prompts(runs, client, runner, table, bars, put, directory=download)
+            await run_prompts(runs, client, runner, table, bars, put, directory=download, name=name)
 
     with orderly_exit(lambda: runs.after_interrupt()):
         usual = {"model": model, "type": kind, "aspect_ratio": aspect_ratio}
@@ -150,7 +152,8 @@ def run(
         if dry_run:
             _put_overview(found, journal)
             return
-        check_directory(download)
+        keys = [line.request.get("key") for line in prompts.lines]
+        check_place(download, name, keys)
         with (
             nullcontext() if journal is None else Journal(journal) as kept,
             writing(output, as_json=as_json, alone=False) as put,
@@ -203,6 +206,7 @@ async def run_prompts(
     put: Put,
     *,
     directory: str | None,
+    name: str | None,
 ) -> None:
     """Run requests, and `put` each result as it ends.
 
@@ -214,6 +218,7 @@ async def run_prompts(
         bars: Show the downloads.
         put: Called with each result, after its files were downloaded.
         directory: Where to download the outputs; None for no download.
+        name: The template of the files' names, if there is one.
     """
 
     async def finish(ran: RunResult) -> Result:
@@ -226,7 +231,9 @@ async def run_prompts(
         if directory is None or generation is None or not ran.ok:
             return result
         table.download(request)
-        fetched = await fetch(client, generation, directory, bars, name=request.get("key"))
+        fetched = await fetch(
+            client, generation, directory, bars, name=name, key=request.get("key")
+        )
         return replace(result, error=fetched.error, paths=fetched.paths)
 
     table.expect(len(runs.prompts.lines))
@@ -281,7 +288,8 @@ class Runs:
         """Note a result."""
         self._ended[id(result.request)] = result
         error = result.error
-        self._outcomes["completed" if error is None else type(error).__name__] += 1
+        if not result.is_unsent:
+            self._outcomes["completed" if error is None else type(error).__name__] += 1
         self.code = max(self.code, exit_code(error))
 
     def after_end(self) -> Iterator[str]:
@@ -293,7 +301,12 @@ class Runs:
             yield f"{_were(len(unsent))} not submitted."
             yield from self._rest(unsent)
         late = [each for each in self._ended.values() if each.generation_id and each.is_open]
-        yield from self._waiting([each.generation_id for each in late], "may still finish")
+        if late and self._journal is not None:
+            yield f"{len(late)} may still finish. The same command waits for them:"
+            yield self._again(None)
+        elif late:
+            yield f"{len(late)} may still finish."
+            yield from self._waiting([each.generation_id for each in late])
         yield from self._unknown()
 
     def after_interrupt(self) -> Iterator[str]:
@@ -324,7 +337,7 @@ class Runs:
             yield self._again(None)
             yield from self._unknown()
             return
-        yield from self._waiting(running, "may be running")
+        yield from self._waiting(running)
         unsent += [line for line in lines if self._is_unsent(line)]
         yield from self._rest(sorted(unsent, key=lambda line: line.number))
         yield from self._unknown()
@@ -337,17 +350,12 @@ class Runs:
     def _journal(self) -> str | None:
         return self._ctx.params.get("journal")
 
-    def _waiting(self, ids: list[str], state: str) -> Iterator[str]:
+    def _waiting(self, ids: list[str]) -> Iterator[str]:
         """How to wait for those that were submitted, and to fetch their files."""
-        if not ids:
-            return
-        if self._journal is not None:
-            yield f"{len(ids)} {state}. The same command waits for them, and pays nothing again:"
-            yield self._again(None)
-            return
-        only = options_given(self._ctx, "timeout", "max_rate", "download", "as_json", "output")
-        yield f"{len(ids)} {state}. To wait for them, which costs nothing:"
-        yield command("wait", *ids, *only)
+        if ids:
+            yield "To wait for them, and to fetch their files, which costs nothing:"
+            only = ("timeout", "max_rate", "download", "as_json", "output")
+            yield command("wait", *ids, *options_given(self._ctx, *only))
 
     def _rest(self, lines: list[Line]) -> Iterator[str]:
         """How to run those that were not submitted."""
@@ -364,7 +372,9 @@ class Runs:
         """The command for some of the lines, or for all."""
         sources, changed = list(self.prompts.sources), {}
         if numbers is not None:
-            if self.prompts.is_file or self.prompts.is_stdin:
+            if len(numbers) == len(self.prompts.lines):
+                pass
+            elif self.prompts.is_file or self.prompts.is_stdin:
                 changed["lines"] = as_option(numbers)
             else:
                 sources = [sources[number - 1] for number in numbers]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, OverflowMethod, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -107,7 +107,9 @@ class LiveTable:
         self._console = console
         self._bars = bars
         self._speaks = speaks
-        self._spinner = SPINNER if console is None or can_print(console, SPINNER) else ASCII_SPINNER
+        is_plain = console is not None and not can_print(console, SPINNER + "…")
+        self._spinner = ASCII_SPINNER if is_plain else SPINNER
+        self._overflow: OverflowMethod = "crop" if is_plain else "ellipsis"
         self._rows: dict[str, Row] = {}
         self._expected, self._more = 0, False
         self._states, self._troubles = Counter[str](), Counter[str]()
@@ -175,6 +177,7 @@ class LiveTable:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Keep the table at the bottom of the terminal during the block, and leave it there."""
+        self._started = time.monotonic()
         if self._console is None:
             with self._speaking():
                 yield
@@ -268,7 +271,7 @@ class LiveTable:
         room = max(0, height - 1 - len(lines))
         lines += failures[max(0, len(failures) - room) :] if room else []
         grid = Table.grid()
-        grid.add_column(no_wrap=True, overflow="ellipsis")
+        grid.add_column(no_wrap=True, overflow=self._overflow)
         grid.add_row(self._draw_bar(total))
         for line in lines[: height - 1]:
             grid.add_row(line)
@@ -290,6 +293,10 @@ class LiveTable:
             text.append(f"{count} {escape(state)}", STYLES.get(state, "magenta"))
         return text
 
+    def _line(self, text: str, style: str = "") -> Text:
+        """A text that is shortened where it does not fit, never wrapped."""
+        return Text(escape(text), style, no_wrap=True, overflow=self._overflow)
+
     def _spin(self, now: float) -> str:
         return self._spinner[int(now * DRAWINGS_PER_SECOND) % len(self._spinner)] + " "
 
@@ -309,19 +316,19 @@ class LiveTable:
         numbers = self.numbers if width >= NARROW else self.numbers[:1]
         table = Table(box=None, padding=(0, 2 if width >= NARROW else 1, 0, 0), header_style="bold")
         for column in self._columns:  # these are what is shortened where there is little room
-            table.add_column(_line(column), min_width=8)
-        table.add_column("state", no_wrap=True, overflow="ellipsis")
+            table.add_column(self._line(column), min_width=8)
+        table.add_column("state", no_wrap=True, overflow=self._overflow)
         for column in numbers:
             table.add_column(column, justify="right", no_wrap=True)
         now = time.monotonic()
         for row in rows:
             shown = self._numbers_of(row, now, digits=int(width >= NARROW))
-            labels = map(_line, row.labels)
+            labels = map(self._line, row.labels)
             table.add_row(*labels, self._draw_state(row, now), *shown[: len(numbers)])
         return Group(table, *self._footer())
 
     def _draw_state(self, row: Row, now: float) -> Text:
-        text = _line("")
+        text = self._line("")
         style = STYLES.get(row.state, "magenta" if row.ended is None else "red")
         if row.ended is None:
             text.append(self._spin(now), style)
@@ -430,7 +437,7 @@ class RunTable(LiveTable):
             f"{plural(self._counts['submissions'], 'submission')}, "
             f"{plural(self._counts['refusals'], 'refusal')}"
         )
-        return [Text(total, "dim", no_wrap=True, overflow="ellipsis")]
+        return [self._line(total, "dim")]
 
     def _numbers_of(self, row: Row, now: float, digits: int) -> tuple[str, ...]:
         assert isinstance(row, RunRow)
@@ -447,8 +454,3 @@ def _minutes(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _line(text: str) -> Text:
-    """A text that is shortened where it does not fit, never wrapped."""
-    return Text(escape(text), no_wrap=True, overflow="ellipsis")

@@ -69,12 +69,17 @@ def _release(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+_unsaid: list[OSError] = []
+"""Why messages could not be written, if any could not."""
+
+
 @contextmanager
 def _saying() -> Iterator[None]:
     """Let the exit code speak where stderr cannot be written."""
     try:
         yield
-    except OSError:
+    except OSError as error:
+        _unsaid.append(error)
         _release(sys.stderr)
 
 
@@ -138,11 +143,16 @@ def say(text: str) -> None:
         err.print(escape(text), soft_wrap=not err.is_terminal)
 
 
-def say_lines(lines: Iterable[str]) -> None:
-    """Print messages to stderr; indented ones are commands to copy, and never wrapped."""
+def say_lines(lines: Iterable[str]) -> bool:
+    """Print messages to stderr; indented ones are commands to copy, and never wrapped.
+
+    Returns:
+        True if they could be written.
+    """
     with _saying():
         for line in lines:
             err.print(escape(line), soft_wrap=line.startswith(" ") or not err.is_terminal)
+    return not _unsaid and sys.stderr is not None
 
 
 def say_error(error: Exception, where: str = "") -> None:

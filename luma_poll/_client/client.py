@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
-from uuid import UUID
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -24,9 +25,10 @@ from luma_poll._client.connections import Connections
 from luma_poll._client.exchange import Session
 from luma_poll._client.generations import Generations
 from luma_poll._client.uploads import Files
-from luma_poll._downloads.download import download
-from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
-from luma_poll.models import GenerationLike
+from luma_poll._downloads.download import Downloadable, Source, download, read, stream
+from luma_poll._downloads.output import MAX_BYTES, MAX_READ, TIMEOUT, DownloadProgress
+from luma_poll._downloads.saving import Overwrite
+from luma_poll._downloads.storage import Storage
 
 if TYPE_CHECKING:
     import httpx2
@@ -153,54 +155,130 @@ class LumaClient:
 
     async def download(
         self,
-        generation: GenerationLike | str | UUID,
-        directory: str | os.PathLike[str],
+        generation: Downloadable,
+        directory_or_file: str | os.PathLike[str],
         *,
         name: str | None = None,
-        timeout: float | None = None,
+        key: str | None = None,
+        overwrite: Overwrite = False,
+        timeout: float | None = TIMEOUT,
         max_bytes: int | None = MAX_BYTES,
-        overwrite: bool = False,
         on_progress: Callable[[DownloadProgress], object] | None = None,
     ) -> list[Path]:
         """Fetch the outputs of a completed generation into files.
 
-        The files are `{id}.png`, `{id}-2.png` and so on, with the extension of the media that
-        arrive. A file gets its final name when it is complete. After a fault or a cancellation
-        the next call continues where this one ended. The API key is not sent to the storage.
+        The files are `{id}.png`, `{id}-2.png` and so on, with the extension of the bytes that
+        arrive. A file gets its final name when it is complete. Whatever may pass is waited out,
+        with fresh URLs; after a fault or a cancellation the next call continues where this one
+        ended. The API key is not sent to the storage.
 
             paths = await client.download(generation, "outputs")
+            paths = await client.download(generation, "fox.png")
 
         Args:
-            generation: A completed generation, or the id of one.
-            directory: The directory to write to; it is created if it does not exist.
-            name: The name of the files in place of the id: `{name}.png`, `{name}~2.png`. What is
-                unsafe in it is replaced.
+            generation: A completed generation, the id of one, or outputs of it. A snapshot that
+                has not ended is asked for again.
+            directory_or_file: The directory to write to, or the path of a file: one that ends in
+                a known extension, which that of the bytes replaces if they are of another type.
+                Directories are created.
+            name: The name of the files in place of the id: `{name}.png`, `{name}~2.png`. It may
+                have `{id}`, `{key}` and `{n}` (the number of the output) in it, as in
+                `"{key}-{n}"`. What no file system takes in it is replaced.
+            key: The value of `{key}`, and the name if none is given.
+            overwrite: What happens to a file of that name which does not hold this output. False:
+                it is left as it is, and a `DownloadError` says so. "number": the output is saved
+                beside it, as `{name} (2).png`. True: it is replaced, and a file that holds this
+                output is fetched again.
             timeout: Seconds for the whole call; None for no limit.
             max_bytes: The largest size of one file; None for no limit.
-            overwrite: Fetch a file again even if one of the right size exists.
             on_progress: Called with a `DownloadProgress` after each piece that arrives. An
                 exception in it is logged and dropped.
 
         Returns:
-            The files, in the order of the outputs; layers in the order of their index.
+            The files, in the order of the outputs; layers in the order of their index. A notebook
+            shows what is in them.
 
         Raises:
             ConfigurationError: The generation has not ended, or an argument is unusable.
             GenerationError: It failed, or completed without output.
-            DownloadError: A file could not be fetched or written, or not in time. The other
+            DownloadError: A file could not be written, or not be fetched in time. The other
                 files of the generation were fetched all the same.
-            APIError: The API refused a GET of the generation, or could not be reached.
+            APIError: The API says that the generation is gone, or refuses the key.
         """
-        self._connections.enter()
         return await download(
+            self._source(),
             generation,
-            directory,
-            http=self._connections.http,
-            get=self.generations.get,
-            slots=self._connections.downloads,
+            directory_or_file,
             name=name,
+            key=key,
+            overwrite=overwrite,
             timeout=timeout,
             max_bytes=max_bytes,
-            overwrite=overwrite,
             on_progress=on_progress,
         )
+
+    async def read(
+        self,
+        generation: Downloadable,
+        *,
+        timeout: float | None = TIMEOUT,
+        max_bytes: int | None = MAX_READ,
+    ) -> list[bytes]:
+        """Fetch the outputs of a completed generation into memory.
+
+        With the patience and the checks of `download`, for programs without a directory.
+
+            (picture,) = await client.read(generation)
+
+        Args:
+            generation: A completed generation, the id of one, or outputs of it.
+            timeout: Seconds for the whole call; None for no limit.
+            max_bytes: The largest size of one output; None for no limit.
+
+        Returns:
+            The bytes of each output, in the order of the outputs.
+
+        Raises:
+            ConfigurationError: The generation has not ended, or an argument is unusable.
+            GenerationError: It failed, or completed without output.
+            DownloadError: An output is too large, or could not be fetched in time.
+            APIError: The API says that the generation is gone, or refuses the key.
+        """
+        return await read(self._source(), generation, timeout=timeout, max_bytes=max_bytes)
+
+    def stream(
+        self,
+        generation: Downloadable,
+        *,
+        timeout: float | None = TIMEOUT,
+        max_bytes: int | None = None,
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Pass on the bytes of one output as they arrive, and resume them after each fault.
+
+            async with client.stream(outputs[0]) as chunks:
+                async for chunk in chunks:
+                    await upload.write(chunk)
+
+        Args:
+            generation: A completed generation with one output, the id of one, or an output.
+            timeout: Seconds for all of it, your own work between the chunks included; None for
+                no limit.
+            max_bytes: The largest size; None for no limit.
+
+        Returns:
+            A context manager, which yields the chunks.
+
+        Raises:
+            ConfigurationError: There are several outputs, or an argument is unusable.
+            GenerationError: It failed, or completed without output.
+            DownloadError: It could not be fetched in time, or a storage without ranges broke off.
+            APIError: The API says that the generation is gone, or refuses the key.
+        """
+        return stream(self._source(), generation, timeout=timeout, max_bytes=max_bytes)
+
+    def _source(self) -> Source:
+        self._connections.enter()
+        parts = urlsplit(self._base_url)
+        plain_host = parts.hostname if parts.scheme == "http" else None
+        storage = Storage(self._connections.http, plain_host)
+        return Source(self.generations.get, storage, self._connections.downloads)

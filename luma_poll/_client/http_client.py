@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, cast
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -19,8 +19,12 @@ KEEPALIVE = 30.0
 """Seconds that an idle connection is kept: longer than the usual time between two polls."""
 
 
+_NO_PROXY: Final = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))
+"""Hosts that no proxy could reach: this machine."""
+
+
 def default_http_client(base_url: str) -> tuple[httpx.AsyncClient, PooledTransport]:
-    """A client, and its transport for the API. Without a proxy that is the one for the storage too.
+    """A client, and its transport for the API; without any proxy, for the storage too.
 
     Raises:
         ConfigurationError: The environment's settings are unusable.
@@ -28,12 +32,12 @@ def default_http_client(base_url: str) -> tuple[httpx.AsyncClient, PooledTranspo
     try:
         proxy = _proxy_for(base_url)
         transport = PooledTransport(KEEPALIVE, proxy)
-        if proxy is None:
+        if {"http", "https", "all"}.isdisjoint(getproxies()):
             return httpx.AsyncClient(transport=transport), transport
         # The storage may be behind another proxy, or none: httpx reads that in the environment.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         api = urlsplit(base_url)
-        mounts = {f"{api.scheme}://{api.netloc}": transport}
+        mounts = {f"{api.scheme}://{api.netloc}": transport, **_NO_PROXY}
         return httpx.AsyncClient(limits=limits, mounts=mounts), transport
     except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
         raise ConfigurationError(

@@ -24,7 +24,7 @@ from luma_poll._arguments import check_generation_id, check_positive
 from luma_poll._client.exchange import Session
 from luma_poll._client.generations import backoff, retried
 from luma_poll._downloads.put import Pieces, put
-from luma_poll._downloads.storage import InterruptedTry
+from luma_poll._downloads.storage import InterruptedTry, RefusedError
 from luma_poll._logging import fields, logger
 from luma_poll._polling.poller import Poller
 from luma_poll._version import __version__
@@ -179,6 +179,8 @@ class Files:
                 if attempt > self._max_retries:
                     raise upload.error(str(error), retryable=True) from None
                 await anyio.sleep(max(error.retry_after, backoff(attempt)))
+            except RefusedError as error:
+                raise upload.error(str(error)) from None
 
     async def _complete(self, upload: _Upload) -> None:
         try:

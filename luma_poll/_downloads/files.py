@@ -1,23 +1,23 @@
-"""Files on disk: safe names, resumable writes, and final names for complete files only."""
+"""Files on disk: resumable writes, and final names for complete files only."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
-import re
+import secrets
 import stat
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar, cast
-from uuid import UUID
 
 import anyio
 import anyio.to_thread
 
-from luma_poll._downloads.media import HEAD_SIZE
+from luma_poll._api.media_types import HEAD_SIZE
+from luma_poll._tasks.threads import own_threads
 from luma_poll.errors import DownloadError
 
 try:
@@ -25,49 +25,13 @@ try:
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 BUFFER = 1024**2
 """Bytes that make a visit to a thread worthwhile."""
 PIECE = 256 * 1024
 """Bytes of one write. Linux looks for larger pages to hold a larger write: on ext4 in a virtual
 machine, pieces of 1 MB took five times as long."""
-RESERVED = re.compile(r"(?i)con|prn|aux|nul|(com|lpt)\d")  # the names of devices, on Windows
 
 T = TypeVar("T")
-
-
-def stem_of(generation_id: str, number: int, name: str | None = None) -> str:
-    """The name of the file without its extension; no id and no name leads out of the directory.
-
-    Args:
-        generation_id: The id of the generation.
-        number: Of the output, from 1.
-        name: A name in place of the id.
-    """
-    if name is None:
-        stem = generation_id if _is_safe(generation_id) else _made_safe(generation_id)
-        return stem if number == 1 else f"{stem}-{number}"
-    stem = name if _is_file_name(name) else _made_safe(name)
-    # Another name may end in -2, but none that is safe has a tilde.
-    return stem if number == 1 else f"{stem}~{number}"
-
-
-def _made_safe(name: str) -> str:
-    digest = sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:50]}_{digest}"
-
-
-def _is_file_name(name: str) -> bool:
-    return bool(SAFE_ID.fullmatch(name)) and not RESERVED.fullmatch(name)
-
-
-def _is_safe(name: str) -> bool:
-    if not _is_file_name(name):
-        return False
-    try:
-        return bool(UUID(name))
-    except ValueError:
-        return not re.search(r"-\d+$", name)  # looks like the second file of another one
 
 
 def size_of(path: Path) -> int | None:
@@ -153,39 +117,96 @@ def _write_at(descriptor: int, data: memoryview, place: int) -> int:
     return os.write(descriptor, data)
 
 
-def publish(part: Path, private: Path, size: int | None, named: Callable[[bytes], Path]) -> Path:
-    """Sync a complete part and give it its final name.
+def seal(part: Path, private: Path, size: int | None) -> bytes:
+    """Sync a complete part, and give it a private name.
 
-    In between it has a private name: by the time the sync has ended, the name of the part may
-    belong to another download's file.
+    By the time the sync has ended, the name of the part may belong to another download's file.
 
     Args:
         part: The complete part.
         private: A name that no other download uses.
         size: Bytes that the part must have; None if unknown.
-        named: Makes the final path from the first bytes.
 
     Returns:
-        The final path.
+        The first bytes of the file.
 
     Raises:
         FileNotFoundError: The part is gone or is another one: another download has finished it.
     """
     _check_size(part, size)
     with open(part, "r+b") as file:
-        os.fsync(file.fileno())
+        _sync(file.fileno())
     os.replace(part, private)
     _check_size(private, size)
     with open(private, "rb") as file:
-        path = named(file.read(HEAD_SIZE))
-    os.replace(private, path)
+        return file.read(HEAD_SIZE)
+
+
+def publish(private: Path, path: Path, *, overwrite: bool) -> None:
+    """Give a complete file its final name, at once or not at all.
+
+    Raises:
+        FileExistsError: There is such a file, and it is not to be overwritten.
+    """
+    if overwrite:
+        os.replace(private, path)
+    elif os.name == "nt":
+        os.rename(private, path)  # refuses to replace anything there
+    else:
+        _link(private, path)
     with contextlib.suppress(OSError):  # a directory cannot be opened everywhere
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
-    return path
+
+
+def _link(private: Path, path: Path) -> None:
+    """Rename without replacing: a second name, then the first is removed."""
+    try:
+        os.link(private, path, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except (OSError, NotImplementedError):  # FAT, and some network shares, have no links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(private, path)
+    else:
+        os.unlink(private)
+
+
+def have_same_bytes(one: Path, other: Path) -> bool:
+    """Compare two files, to the last byte; False for what is no regular file."""
+    if size_of(one) != size_of(other) or size_of(one) is None:
+        return False
+    with one.open("rb") as first, other.open("rb") as second:
+        while piece := first.read(BUFFER):
+            if piece != second.read(BUFFER):
+                return False
+    return True
+
+
+def check_directory(folder: Path) -> None:
+    """Make a directory, and prove that files can be written to it.
+
+    Raises:
+        OSError: It is unusable.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".luma-poll-{secrets.token_hex(8)}.part"
+    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    os.close(descriptor)
+    probe.unlink()
+
+
+def _sync(descriptor: int) -> None:
+    """Have the bytes on the disk itself: on macOS, `fsync` stops at the disk's own memory."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        with contextlib.suppress(OSError):  # not of every file system
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
 
 
 def _check_size(path: Path, size: int | None) -> None:
@@ -195,7 +216,7 @@ def _check_size(path: Path, size: int | None) -> None:
 
 def remove_parts(base: Path, keep: Path | None) -> None:
     """Remove the parts of a file that nobody is writing, except `keep`."""
-    for path in base.parent.glob(f".{base.name}.*.part"):
+    for path in base.parent.glob(f"{glob.escape(base.name)}.*.part"):
         with contextlib.suppress(OSError):  # Windows does not delete open files
             if path != keep and not _is_written(path):
                 path.unlink()
@@ -243,13 +264,13 @@ async def in_thread(function: Callable[[], T]) -> T:
             state.set_result(None)
 
     try:
-        return cast(T, await anyio.to_thread.run_sync(run))
+        return cast(T, await anyio.to_thread.run_sync(run, limiter=own_threads()))
     finally:
         state.cancel()
         with anyio.CancelScope(shield=True):
             while not state.done():
                 with contextlib.suppress(anyio.get_cancelled_exc_class()):
-                    await anyio.to_thread.run_sync(wait, [state])
+                    await anyio.to_thread.run_sync(wait, [state], limiter=own_threads())
 
 
 async def on_disk(path: Path, generation_id: str, function: Callable[[], T]) -> T:

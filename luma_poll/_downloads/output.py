@@ -1,48 +1,48 @@
-"""One output, one file: fetched in as many requests as it takes, resumed after each fault."""
+"""One output: fetched in as many requests as it takes, resumed after each fault."""
 
 from __future__ import annotations
 
+import math
 import random
-import secrets
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import anyio
 
-from luma_poll._downloads.files import PartFile, on_disk, publish, remove_parts, size_of
-from luma_poll._downloads.media import EXTENSIONS, extension_of
+from luma_poll._api.media_types import HEAD_SIZE, looks_like_text, media_type_of
 from luma_poll._downloads.storage import (
-    HTTPClient,
     InterruptedTry,
     RefusedError,
     Response,
+    Storage,
     Version,
     body,
     check_continues,
+    close,
     read,
     read_version,
-    requested,
+    request,
 )
 from luma_poll._logging import fields, logger
-from luma_poll.errors import ConfigurationError, DownloadError, OutputNotFoundError
-from luma_poll.models import Generation, GenerationOutput
+from luma_poll.errors import APIError, APIStatusError, DownloadError
 
 MAX_BYTES: Final = 2 * 1024**3
 """Bytes of one file, unless the caller says otherwise."""
-MAX_TRIES = 5
-"""Consecutive requests without progress after which a job gives up."""
+MAX_READ: Final = 256 * 1024**2
+"""Bytes of one output in memory, unless the caller says otherwise."""
+TIMEOUT: Final = 600.0
+"""Seconds for all outputs of a generation, unless the caller says otherwise."""
 MAX_PAUSE = 8.0
 """Seconds between two requests, before jitter; `Retry-After` may ask for more."""
 
-Get = Callable[[str], Awaitable[Generation]]
-"""`generations.get`."""
+FreshURL = Callable[[], Awaitable[str]]
+"""Asks the API for a URL that was signed just now."""
 
-P = ParamSpec("P")
-T = TypeVar("T")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -77,43 +77,101 @@ def backoff(tries: int) -> float:
     return min(2.0 ** (tries - 2), MAX_PAUSE) + random.uniform(0, 0.5)
 
 
-def outputs_of(generation: Generation) -> dict[int, GenerationOutput]:
-    """The outputs by number, from 1: layers by their index, others in the API's order.
+class OutOfTimeError(Exception):
+    """The deadline came first."""
 
-    Raises:
-        ConfigurationError: The generation has not ended.
-        GenerationError: It failed, or completed without output.
+
+class Deadline:
+    """The end of a download's patience.
+
+    It bounds what may wait for ever: the network, the API, turns and pauses. It never interrupts
+    the disk, so a file whose last byte has arrived is finished.
+
+    Args:
+        timeout: Seconds from now; None for no limit.
     """
-    generation.raise_for_failure()
-    if not generation.is_terminal:
-        raise ConfigurationError(
-            f"generation {generation.id} is {generation.state!r}: wait for it before you "
-            "download it, for example with Poller.wait"
-        )
-    outputs = generation.output
-    if not outputs:
-        raise OutputNotFoundError(generation)
-    indexes = [output.layer.index if output.layer else None for output in outputs]
-    numbers = [index + 1 for index in indexes if index is not None and index >= 0]
-    if len(set(numbers)) != len(outputs):
-        numbers = list(range(1, len(outputs) + 1))
-    return dict(sorted(zip(numbers, outputs, strict=True)))
+
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout = timeout
+        self._at = math.inf if timeout is None else anyio.current_time() + timeout
+
+    @contextmanager
+    def bounds(self) -> Iterator[None]:
+        """Leave the block at the deadline.
+
+        Raises:
+            OutOfTimeError: The deadline has come.
+        """
+        with anyio.CancelScope(deadline=self._at) as scope:
+            yield
+        if scope.cancelled_caught:
+            raise OutOfTimeError
+
+
+class Sink(Protocol[R_co]):
+    """The place that the bytes of one output go to."""
+
+    @property
+    def path(self) -> Path:
+        """The path for messages."""
+        ...
+
+    async def existing(self) -> R_co | None:
+        """The result of an earlier download, if it is there."""
+        ...
+
+    async def expect(self, version: Version) -> None:
+        """Refuse a version before its bytes are sent."""
+        ...
+
+    async def received(self, version: Version) -> int:
+        """The number of bytes of a version that are there, from its beginning."""
+        ...
+
+    async def open(self, version: Version, start: int) -> int:
+        """Prepare for the bytes from `start` on, and return the offset of the next byte."""
+        ...
+
+    def put(self, chunk: bytes) -> bool:
+        """Take bytes without delay; True if `flush` is due."""
+        ...
+
+    async def flush(self) -> None:
+        """Pass on what was put."""
+        ...
+
+    async def close(self) -> None:
+        """Pass on what was put, and keep it for another try."""
+        ...
+
+    def abandon(self) -> None:
+        """Close at once, for a task that cannot wait."""
+        ...
+
+    async def finish(self, version: Version) -> R_co:
+        """Make the result of a version whose bytes are all there."""
+        ...
+
+    async def tidy_up(self, keep: Version | None) -> None:
+        """Remove what is unfinished, except of a version that can be resumed."""
+        ...
 
 
 @dataclass
-class Job:
-    """The download of one output into one file.
+class Transfer(Generic[R]):
+    """The way of one output from the storage to a sink.
 
     Attributes:
         generation_id: The generation.
         number: The number of the output, from 1.
         count: How many outputs the generation has.
-        url: Where the output is stored; renewed when it has expired.
-        base: The path of the file, without the extension.
-        http: The client whose transport is used.
-        get: `generations.get`, for a fresh URL.
+        url: Where the output is stored; renewed when that may help.
+        storage: The way to the storage.
+        renew: Asks the API for a fresh URL.
+        deadline: The end of its patience.
+        turns: Limits the requests under way; None for no limit.
+        sink: The place of the bytes.
         max_bytes: The largest file that is accepted; None for no limit.
-        overwrite: Fetch the file even if one of the right size exists.
         on_progress: Called after each piece that arrives.
     """
 
@@ -121,55 +179,92 @@ class Job:
     number: int
     count: int
     url: str = field(repr=False)
-    base: Path
-    http: HTTPClient
-    get: Get
+    storage: Storage
+    renew: FreshURL
+    deadline: Deadline
+    turns: anyio.Semaphore | None
+    sink: Sink[R]
     max_bytes: int | None
-    overwrite: bool
     on_progress: Callable[[DownloadProgress], object] | None
     _version: Version | None = None
     _may_resume: bool = True
     _most: int = 0
-    _nonce: str = field(default_factory=lambda: secrets.token_hex(8))
 
-    async def run(self) -> Path:
-        """Request the file until it is complete, or several tries in a row made no progress.
+    async def run(self) -> R:
+        """Request the output until it is complete, or the deadline has come.
 
         Raises:
-            DownloadError: The storage refused, the tries made no progress, or the disk failed.
+            DownloadError: The deadline came first, a rule of ours forbids it, or the disk failed.
+            APIError: The API says that the generation is gone, or refuses the key.
         """
-        fruitless, finished = 0, False
+        finished = False
         try:
-            while True:
-                most = self._most
-                try:
-                    path = await self._try()
-                    finished = True
-                    return path
-                except (InterruptedTry, RefusedError) as error:
-                    trouble = error
-                # Outside the `except`: the error's context may hold the signed URL.
-                if isinstance(trouble, RefusedError):
-                    raise self._error(str(trouble))
-                if trouble.changed:
-                    self._version, self._may_resume = None, False
-                fruitless = 1 if self._most > most else fruitless + 1
-                if fruitless >= MAX_TRIES:
-                    raise self._error(f"{trouble}, {fruitless} times in a row", retryable=True)
-                extra = fields(self.generation_id, error=trouble)
-                logger.info("generation %s: download: %s", self.generation_id, trouble, extra=extra)
-                await anyio.sleep(max(backoff(fruitless), trouble.retry_after))
-                if trouble.expired:
-                    await self._renew_url()
+            result = await self.sink.existing()
+            if result is None:
+                result = await self._persist()
+            finished = True
+            return result
         finally:
             with anyio.CancelScope(shield=True):
                 await self._tidy_up(finished)
 
-    async def _try(self) -> Path:
-        known, start = self._version, await self._bytes_of(self._version)
+    async def _persist(self) -> R:
+        """Try again through everything that may pass."""
+        tries, renewed = 0, True
+        trouble: Exception | None = None
+        while True:
+            most, problem = self._most, trouble
+            try:
+                if not renewed:
+                    with self.deadline.bounds():
+                        self.url = await self.renew()
+                    renewed = True
+                return await self._in_turn()
+            except (InterruptedTry, RefusedError, OutOfTimeError, APIError) as error:
+                problem = error
+            # Outside the `except`: the error's context may hold the signed URL.
+            if isinstance(problem, OutOfTimeError):
+                raise self._too_late(trouble)
+            if isinstance(problem, RefusedError):
+                raise self._error(str(problem))
+            if isinstance(problem, APIError) and is_final(problem):
+                raise problem
+            trouble = problem
+            pause = 0.0
+            if isinstance(trouble, InterruptedTry):
+                renewed, pause = renewed and not trouble.expired, trouble.retry_after
+                if trouble.changed:
+                    self._version, self._may_resume = None, False
+            tries = 1 if self._most > most else tries + 1
+            extra = fields(self.generation_id, error=trouble)
+            logger.info("generation %s: download: %s", self.generation_id, trouble, extra=extra)
+            late = False
+            try:
+                with self.deadline.bounds():
+                    await anyio.sleep(max(backoff(tries), pause))
+            except OutOfTimeError:
+                late = True
+            if late:
+                raise self._too_late(trouble)
+
+    async def _in_turn(self) -> R:
+        if self.turns is None:
+            return await self._try()
+        with self.deadline.bounds():
+            await self.turns.acquire()
+        try:
+            return await self._try()
+        finally:
+            self.turns.release()  # not kept during a pause: the others may be luckier
+
+    async def _try(self) -> R:
+        known = self._version
+        start = 0 if known is None else await self.sink.received(known)
         if known is not None and start and start == known.total:
             return await self._finish(known)
-        async with requested(self.http, self.url, known, start) as response:
+        with self.deadline.bounds():
+            response = await request(self.storage, self.url, known, start)
+        try:
             if known is not None and start and response.status_code == 206:
                 stop = check_continues(response, known, start)
                 await self._receive(response, known, start, stop)
@@ -178,14 +273,17 @@ class Job:
             if not self._may_resume:
                 version = replace(version, etag=None)
             self._check_size(version.total or 0)
-            if not self.overwrite and (path := await self._existing(version)) is not None:
-                return path
+            if version.total == 0:
+                raise InterruptedTry("the file is empty", expired=True)
+            await self.sink.expect(version)
             self._version = version
             if known not in (None, version):
                 await self._tidy_up()
-            if known is not None or not await self._bytes_of(version):
+            if known is not None or not await self.sink.received(version):
                 await self._receive(response, version, 0, version.total)
                 return await self._finish(version)
+        finally:
+            await close(response)
         return await self._try()  # an earlier call left some of it
 
     def _check_size(self, size: int) -> None:
@@ -195,98 +293,63 @@ class Job:
     async def _receive(
         self, response: Response, version: Version, start: int, stop: int | None
     ) -> None:
-        """Write the body, the bytes from `start` to `stop`; keep what arrives in any case."""
-        file = PartFile(self._part(version), start)
+        """Take the body, the bytes from `start` to `stop`; keep what arrives in any case."""
+        head: bytearray | None = bytearray() if start == 0 else None
+        position = start
 
         def take(chunk: bytes) -> bool:
-            position = file.position + len(chunk)
+            nonlocal head, position
+            position += len(chunk)
             if stop is not None and position > stop:
-                raise self._error("the file is longer than announced")
+                raise InterruptedTry("the file is longer than announced", expired=True)
             self._check_size(position)
-            file.put(chunk)
+            if head is not None:
+                head += chunk
+                if len(head) < HEAD_SIZE:
+                    return False
+                chunk, head = bytes(head), None
+                check_head(chunk[:HEAD_SIZE], version.content_type)
+            full = self.sink.put(chunk)
             self._most = max(self._most, position)
             self._report(position, version)
-            return file.is_full
+            return full
 
         try:
-            if not await self._disk(file.open, version.resumable):
-                raise InterruptedTry("the file was taken away while it was written")
-            self._report(start, version)
-            async with body(response) as chunks:
-                while await read(chunks, take):
-                    await self._disk(file.flush)
+            position = await self.sink.open(version, start)
+            self._report(position, version)
+            async with body(response, version.decoder) as chunks:
+                more = True
+                while more:
+                    with self.deadline.bounds():
+                        more = await read(chunks, take)
+                    if more:
+                        await self.sink.flush()
+            if head is not None:  # all of it
+                if not head:
+                    raise InterruptedTry("the file is empty", expired=True)
+                check_head(bytes(head), version.content_type)
+                self.sink.put(bytes(head))
+                self._most = max(self._most, position)
+            await self.sink.flush()
         finally:
             try:
                 with anyio.CancelScope(shield=True):
-                    await self._disk(file.close)
-            finally:  # asyncio's own cancellation can come before the thread has started
-                with suppress(OSError):
-                    file.close()
-        if version.total is not None and file.position < version.total:
+                    await self.sink.close()
+            finally:  # asyncio's own cancellation can come before a thread has started
+                self.sink.abandon()
+        if version.total is not None and position < version.total:
             raise InterruptedTry("the file is shorter than announced")
 
-    async def _renew_url(self) -> None:
-        outputs = outputs_of(await self.get(self.generation_id))
-        if self.number not in outputs:
-            raise self._error("the generation does not have this output any more")
-        self.url = outputs[self.number].url
-
-    async def _existing(self, version: Version) -> Path | None:
-        """The finished file of an earlier download, recognised by its size."""
-        for extension in EXTENSIONS if version.total is not None else ():
-            path = self.base.with_name(f"{self.base.name}.{extension}")
-            if await self._disk(size_of, path) == version.total:
-                self._report(version.total or 0, version, path)
-                return path
-        return None
-
-    async def _bytes_of(self, version: Version | None) -> int:
-        if version is None or not version.resumable:
-            return 0
-        size = await self._disk(size_of, self._part(version)) or 0
-        return size if size <= (version.total or 0) else 0
+    async def _finish(self, version: Version) -> R:
+        result = await self.sink.finish(version)
+        received = self._most if version.total is None else version.total
+        self._report(received, version, result if isinstance(result, Path) else None)
+        return result
 
     async def _tidy_up(self, finished: bool = False) -> None:
-        """Remove all parts but the one that can be resumed."""
         version = None if finished else self._version
-        keep = self._part(version) if version is not None and version.resumable else None
         if finished or version is not None:
-            await self._disk(remove_parts, self.base, keep)
-
-    def _part(self, version: Version | None) -> Path:
-        # The version is in the name, and its bytes are always the same: whoever else is writing
-        # it, now or earlier, writes the same bytes to the same places.
-        key = version.key if version is not None and version.resumable else self._nonce
-        return self.base.with_name(f".{self.base.name}.{key}.part")
-
-    async def _finish(self, version: Version) -> Path:
-        try:
-            path = await self._publish(version)
-        except DownloadError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
-            of_another = await self._existing(version)
-            if of_another is None:
-                raise InterruptedTry("the file was taken away while it was written") from None
-            return of_another
-        self._report(self._most if version.total is None else version.total, version, path)
-        return path
-
-    async def _publish(self, version: Version) -> Path:
-        def named(head: bytes) -> Path:
-            return self.base.with_name(f"{self.base.name}.{self._extension(head, version)}")
-
-        part, private = self._part(version), self._part(None)
-        return await self._disk(publish, part, private, version.total, named)
-
-    def _extension(self, head: bytes, version: Version) -> str:
-        if not head:
-            raise self._error("the file is empty")
-        extension = extension_of(head, version.content_type)
-        if extension is None:
-            wanted = version.content_type or "an image or video"
-            raise self._error(f"the storage sent something that is not {wanted}")
-        return extension
+            await self.sink.tidy_up(version if version is not None and version.resumable else None)
 
     def _report(self, received: int, version: Version, path: Path | None = None) -> None:
         if self.on_progress is None:
@@ -304,10 +367,41 @@ class Job:
                 extra=extra,
             )
 
-    def _error(self, message: str, *, retryable: bool = False) -> DownloadError:
-        return DownloadError(
-            message, generation_id=self.generation_id, path=self.base, retryable=retryable
-        )
+    def _too_late(self, trouble: Exception | None) -> DownloadError:
+        return too_late(self.generation_id, self.sink.path, self.deadline, trouble)
 
-    async def _disk(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        return await on_disk(self.base, self.generation_id, partial(function, *args, **options))
+    def _error(self, message: str) -> DownloadError:
+        return DownloadError(message, generation_id=self.generation_id, path=self.sink.path)
+
+
+def check_head(head: bytes, content_type: str) -> None:
+    """Refuse a page or a message in place of a file; unknown bytes pass.
+
+    Raises:
+        InterruptedTry: It is one.
+    """
+    if media_type_of(head, content_type) is None and looks_like_text(head):
+        said = content_type or "text"
+        raise InterruptedTry(f"the storage sent {said}, not an image or video", expired=True)
+
+
+def is_final(error: APIError) -> bool:
+    """True if it is the API's own word that there is nothing to wait for.
+
+    Something in between, which answers in other words, may be gone at the next request.
+    """
+    return isinstance(error, APIStatusError) and error.in_api_words and not error.retryable
+
+
+def too_late(
+    generation_id: str, path: Path, deadline: Deadline, trouble: Exception | None
+) -> DownloadError:
+    """The error for a deadline that came first, with the last trouble there was."""
+    why = "" if trouble is None else f": {str(trouble).rstrip('.')}"
+    return DownloadError(
+        f"not complete within {deadline.timeout:g} s{why}. It is stored and paid for: download it "
+        "again, by the same id, and it continues from there",
+        generation_id=generation_id,
+        path=path,
+        retryable=True,
+    )

@@ -13,9 +13,9 @@ from luma_poll._downloads.storage import (
     LONGEST_RETRY_AFTER,
     STALL,
     InterruptedTry,
-    _close,
     _network,
     _untraced,
+    close,
 )
 
 CHUNK = 64 * 1024
@@ -82,7 +82,7 @@ async def put(http: Any, url: str, headers: dict[str, str], pieces: Pieces) -> i
     with _network(), _untraced():
         response = await http._transport_for_url(request.url).handle_async_request(request)
     status: int = response.status_code
-    await _close(response)
+    await close(response)
     if status == 403:
         raise InterruptedTry("the storage refused the URL (HTTP 403)", expired=True)
     if status in (408, 425, 429) or status >= 500:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import socket
+import ssl
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -18,10 +20,11 @@ from urllib.parse import urljoin
 
 import anyio
 
-from luma_poll._api.headers import content_encoding, retry_after
+from luma_poll._api.headers import retry_after
 from luma_poll._api.translation import BROKEN_STREAM, classes
 from luma_poll._arguments import is_loopback
-from luma_poll._downloads.media import is_media
+from luma_poll._downloads.encodings import Decoder, UndecodableError, codings_of
+from luma_poll._redaction import redact
 from luma_poll._version import __version__
 
 MAX_REDIRECTS = 3
@@ -85,7 +88,7 @@ class InterruptedTry(Exception):  # noqa: N818 (it is no error yet)
     """A request failed, and another may succeed.
 
     Attributes:
-        expired: True if a fresh URL is needed.
+        expired: True if a fresh URL may be the remedy.
         changed: True if the bytes on disk may be of another version of the file.
         retry_after: Seconds that the storage asked us to wait.
     """
@@ -100,7 +103,7 @@ class InterruptedTry(Exception):  # noqa: N818 (it is no error yet)
 
 
 class RefusedError(Exception):
-    """A request failed, and another would fail in the same way."""
+    """A request would break a rule of ours, or needs another setting: no other try can succeed."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Version:
     etag: str | None
     total: int | None
     content_type: str = field(default="", compare=False)
+    decoder: Decoder | None = field(default=None, compare=False, repr=False)
 
     @property
     def resumable(self) -> bool:
@@ -122,14 +126,29 @@ class Version:
         return sha256(f"{self.etag} {self.total}".encode()).hexdigest()[:16]
 
 
-@asynccontextmanager
-async def requested(
-    http: HTTPClient, url: str, version: Version | None, start: int
-) -> AsyncIterator[Response]:
-    """The storage's response, with status 200 or 206.
+@dataclass(frozen=True)
+class Storage:
+    """The way to the storage.
+
+    Attributes:
+        http: The client whose transport is used.
+        plain_host: The host that may be asked without encryption: the API's, if the user has given
+            it with http.
+    """
+
+    http: HTTPClient
+    plain_host: str | None = None
+
+    def allows_plain(self, host: str) -> bool:
+        """True if a URL of this host may be plain http."""
+        return is_loopback(host) or host == self.plain_host
+
+
+async def request(storage: Storage, url: str, version: Version | None, start: int) -> Response:
+    """The storage's response, with status 200 or 206; `close` it at the end.
 
     Args:
-        http: The client whose transport is used.
+        storage: The way to it.
         url: The presigned URL.
         version: The version of which the bytes before `start` are; None if there are none.
         start: The first byte to ask for. The storage may send the whole file all the same.
@@ -141,34 +160,33 @@ async def requested(
     headers = dict(HEADERS)
     if start and version is not None:
         headers |= {"Range": f"bytes={start}-", "If-Range": version.etag or ""}
-    response = await _follow(http, url, headers)
+    response = await _follow(storage, url, headers)
     try:
         _check_status(response)
-        yield response
-    finally:
-        await _close(response)
+    except InterruptedTry:
+        await close(response)
+        raise
+    return response
 
 
 def read_version(response: Response) -> Version:
     """The version of the file that a response begins to send.
 
     Raises:
-        InterruptedTry: It is a part that was not asked for.
-        RefusedError: It is not an image or video, or its end could not be recognised.
+        InterruptedTry: It is a part that was not asked for, or its end could not be recognised.
     """
     headers = response.headers
     if response.status_code != 200:
         raise InterruptedTry("the storage sent a part that was not asked for")
     content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if not is_media(content_type):
-        raise RefusedError(f"the storage sent {content_type}, not an image or video")
-    if encoding := content_encoding(headers):
-        raise RefusedError(f"the storage sent the file encoded ({encoding[:20]})")
     length = re.fullmatch(r"[0-9]{1,18}", headers.get("Content-Length", ""))
     if length is None and not _is_framed(response):
-        raise RefusedError("the storage did not say how long the file is")
+        raise InterruptedTry("the storage did not say how long the file is", expired=True)
+    total = int(length[0]) if length else None
+    if codings := codings_of(headers):
+        return Version(None, None, content_type, Decoder(codings, total))
     etag = re.fullmatch(r'"[!-~]+"', headers.get("ETag", ""))
-    return Version(etag and etag[0], length and int(length[0]), content_type)
+    return Version(etag and etag[0], total, content_type)
 
 
 def check_continues(response: Response, version: Version, start: int) -> int:
@@ -187,23 +205,36 @@ def check_continues(response: Response, version: Version, start: int) -> int:
         response.headers.get("Content-Range", ""),
     )
     first, last, total = map(int, said.groups()) if said else (0, 0, 0)
-    same = response.headers.get("ETag") == version.etag and not content_encoding(response.headers)
+    same = response.headers.get("ETag") == version.etag and not codings_of(response.headers)
     if not same or (first, total) != (start, version.total) or not first <= last < total:
         raise InterruptedTry("the file has changed on the storage", changed=True)
     return last + 1
 
 
 @asynccontextmanager
-async def body(response: Response) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Iterate over the bytes of a response as they arrive.
+async def body(
+    response: Response, decoder: Decoder | None = None
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Iterate over the bytes of a response as they arrive, decoded where they are encoded.
 
     Not with `aiter_raw`: a response of a mock transport may have been read before.
     """
     chunks = aiter(response.stream)
+    decoded = None if decoder is None else _decoded(chunks, decoder)
     try:
-        yield chunks
+        yield chunks if decoded is None else decoded
     finally:
-        await _close(chunks)
+        if decoded is not None:
+            await close(decoded)
+        await close(chunks)
+
+
+async def _decoded(chunks: AsyncIterator[bytes], decoder: Decoder) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        for piece in decoder.feed(chunk):
+            yield piece
+    for piece in decoder.end():
+        yield piece
 
 
 async def read(chunks: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> bool:
@@ -213,7 +244,7 @@ async def read(chunks: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> b
         False at the end of the body.
 
     Raises:
-        InterruptedTry: The connection is broken, or dead.
+        InterruptedTry: The connection is broken, or dead; or the body cannot be decoded.
     """
     with _network(), anyio.fail_after(STALL + 1) as stall:
         async for chunk in chunks:
@@ -225,22 +256,26 @@ async def read(chunks: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> b
     return False
 
 
-async def _follow(http: HTTPClient, url: str, headers: dict[str, str]) -> Response:
+async def _follow(storage: Storage, url: str, headers: dict[str, str]) -> Response:
     plain = True
     for _ in range(MAX_REDIRECTS + 1):
         with _valid():
-            request = _request(http, url, headers)
-            _check_url(request.url, plain)
-            plain = request.url.scheme == "http"
-        with _network():
-            response = await _send(http, request)
+            request = _request(storage.http, url, headers)
+            _check_url(request.url)
+        if request.url.scheme != "https" and not (
+            plain and request.url.scheme == "http" and storage.allows_plain(request.url.host)
+        ):
+            raise RefusedError(f"the URL on {request.url.host} is not https")
+        plain = request.url.scheme == "http"
+        with _network(request.url.host):
+            response = await _send(storage.http, request)
         if response.status_code not in REDIRECTS:
             return response
         location = response.headers.get("Location", "")
-        await _close(response)
+        await close(response)
         with _valid():
             url = urljoin(url, location)
-    raise RefusedError(f"more than {MAX_REDIRECTS} redirects")
+    raise InterruptedTry(f"more than {MAX_REDIRECTS} redirects", expired=True)
 
 
 @contextlib.contextmanager
@@ -250,35 +285,37 @@ def _valid() -> Iterator[None]:
     try:
         yield
     except invalid:  # a UnicodeError is a ValueError, and idna's errors are too
-        raise RefusedError(INVALID) from None
+        raise InterruptedTry(INVALID, expired=True) from None
 
 
-def _check_url(url: URL, plain: bool) -> None:
-    """Check the target of a request; `plain` allows plain http on this machine."""
-    host = url.host
-    if not host or not 0 <= (url.port or 0) <= 65535:
-        raise RefusedError(INVALID)
-    if url.scheme != "https" and not (plain and url.scheme == "http" and is_loopback(host)):
-        raise RefusedError(f"the URL on {host} is not https")
+def _check_url(url: URL) -> None:
+    """Check the target of a request.
+
+    Raises:
+        ValueError: It has no host that could be asked.
+        RefusedError: It has a password.
+    """
+    if not url.host or "%" in url.host or not 0 <= (url.port or 0) <= 65535:
+        raise ValueError
     if url.userinfo:
-        raise RefusedError(f"the URL on {host} has a user name or password")
+        raise RefusedError(f"the URL on {url.host} has a user name or password")
 
 
 def _check_status(response: Response) -> None:
     status = response.status_code
+    if status in (200, 206):
+        return
     if status == 416:
         raise InterruptedTry("the storage has no such range (HTTP 416)", changed=True)
     if status == 403:
         raise InterruptedTry("the storage refused the URL (HTTP 403)", expired=True)
-    if status in (408, 425, 429) or status >= 500:
-        wait = min(retry_after(response.headers) or 0.0, LONGEST_RETRY_AFTER)
-        raise InterruptedTry(f"the storage answered HTTP {status}", retry_after=wait)
-    if status not in (200, 206):
-        raise RefusedError(f"the storage answered HTTP {status}")
+    wait = min(retry_after(response.headers) or 0.0, LONGEST_RETRY_AFTER)
+    busy = status in (408, 425, 429) or status >= 500
+    raise InterruptedTry(f"the storage answered HTTP {status}", expired=not busy, retry_after=wait)
 
 
 @contextlib.contextmanager
-def _network() -> Iterator[None]:
+def _network(host: str = "the storage") -> Iterator[None]:
     """Translate failures of the connection into `InterruptedTry`."""
     broken: tuple[type[BaseException], ...] = (
         OSError,
@@ -288,16 +325,53 @@ def _network() -> Iterator[None]:
     try:
         yield
     except UnicodeError:  # trio encodes the host's name only now
-        raise RefusedError(INVALID) from None
+        raise InterruptedTry(INVALID, expired=True) from None
+    except UndecodableError as error:
+        raise InterruptedTry(str(error), expired=True) from None
     except broken as error:
-        why = type(error).__name__
-        raise InterruptedTry(f"the connection to the storage failed ({why})") from None
+        raise _trouble(error, host) from None
+
+
+def _trouble(error: BaseException, host: str) -> InterruptedTry | RefusedError:
+    """Say what stands between us and the storage, and what to do about it."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            why = (getattr(cause, "verify_message", "") or "verification failed").rstrip(".")
+            return RefusedError(
+                f"the certificate of {host} is not valid ({why}): check the clock of this machine "
+                "and, behind a proxy with certificates of its own, SSL_CERT_FILE"
+            )
+    if isinstance(error, classes("ProxyError")):
+        said = redact(str(error))[:100]
+        if said.startswith("407"):
+            return RefusedError(
+                "the proxy wants a user name and password: write them into HTTPS_PROXY "
+                "(http://user:password@host:port)"
+            )
+        return InterruptedTry(f"the proxy does not connect to {host} ({said})")
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return InterruptedTry(f"the name {host} cannot be looked up: check the network and the DNS")
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return InterruptedTry(f"{host} refused the connection: check the network and the proxies")
+    why = type(error).__name__
+    return InterruptedTry(f"the connection to the storage failed ({why})")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        found = left.pop()
+        if found is not None and id(found) not in seen:  # chains can be circular
+            seen.add(id(found))
+            left += [found.__context__, found.__cause__]
+            left += found.exceptions if isinstance(found, BaseExceptionGroup) else []
+            yield found
 
 
 def _request(http: HTTPClient, url: str, headers: dict[str, str]) -> Request:
-    """A request of the library that the client belongs to."""
-    if any(character.isspace() for character in url):
-        raise ValueError("white space inside")
+    """A request of the library that the client belongs to, which encodes blanks in the URL."""
     request_class: Callable[..., Request] = type(http.build_request("GET", "https://localhost"))
     seconds = dict.fromkeys(("connect", "read", "write", "pool"), STALL)
     return request_class("GET", url, headers=headers, extensions={"timeout": seconds})
@@ -355,7 +429,8 @@ def _untraced() -> Iterator[None]:
         context.detach(token)
 
 
-async def _close(opened: Any) -> None:
+async def close(opened: Any) -> None:
+    """Close a response or an iterator, whatever its state."""
     with anyio.move_on_after(1, shield=True), contextlib.suppress(Exception):
         await opened.aclose()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -123,10 +124,12 @@ class AdaptiveWait(wait_base):
         self._kinds: dict[Kind, _Seen] = {}  # the most recently observed last
         self._all: Weights = NOTHING
         self._estimates: dict[Kind | None, _Estimate] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """Seconds until the next poll."""
-        plan = self._estimate(_kind_of(retry_state)).plan
+        with self._lock:
+            plan = self._estimate(_kind_of(retry_state)).plan
         age = max(0.0, retry_state.seconds_since_start or 0.0)
         gap = plan.gap(age)
         # After a long gap to where an end is likely, the gaps are short: so is the jitter.
@@ -141,6 +144,10 @@ class AdaptiveWait(wait_base):
             after: Seconds: the age at which it was last known not to have ended.
             by: Seconds: the age at which it was known to have ended.
         """
+        with self._lock:  # the pollers of several threads may share it
+            self._learn(generation, after, by)
+
+    def _learn(self, generation: Generation, after: float, by: float) -> None:
         kind = (generation.model, generation.type)
         self._kinds[kind] = seen = self._kinds.pop(kind, _Seen())
         estimate = self._estimate(kind)
@@ -163,12 +170,13 @@ class AdaptiveWait(wait_base):
 
     def to_json(self) -> str:
         """Everything that was learned (but not a mere suspicion of a change) for `from_json`."""
-        kinds = [
-            {"model": kind[0], "type": kind[1]}
-            | {"weights": _rounded(seen.ends), "failures": _rounded(seen.failures)}
-            for kind, seen in self._kinds.items()
-        ]
-        return json.dumps({"version": VERSION, "all": _rounded(self._all), "kinds": kinds})
+        with self._lock:
+            kinds = [
+                {"model": kind[0], "type": kind[1]}
+                | {"weights": _rounded(seen.ends), "failures": _rounded(seen.failures)}
+                for kind, seen in self._kinds.items()
+            ]
+            return json.dumps({"version": VERSION, "all": _rounded(self._all), "kinds": kinds})
 
     @classmethod
     def from_json(cls, text: str | bytes, **options: float) -> Self:

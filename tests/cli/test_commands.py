@@ -225,10 +225,24 @@ def test_the_page_has_every_command_and_option() -> None:
 
 @pytest.mark.parametrize("name", [None, *dict(commands(typer.main.get_command(app)))])
 def test_every_help_has_an_example(cli: Cli, name: str | None) -> None:
-    """And is readable on a narrow terminal."""
+    """So that nobody has to look for one."""
     code, out, _ = cli(*(name or "").split(), "--help")
     assert code == 0
     assert name in ELSEWHERE or (name or "").split()[:1] == ["fleet"] or "Example: " in out
+
+
+def test_a_help_is_readable_on_a_narrow_terminal() -> None:
+    """No option is shortened."""
+    told = subprocess.run(
+        [*COMMAND, "run", "--help"],
+        env={**os.environ, "COLUMNS": "40"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    found = dict(commands(typer.main.get_command(app)))["run"]
+    assert [option for option in found if option not in told.stdout] == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import shlex
 import signal
@@ -21,6 +22,7 @@ from luma_poll import (
     RunResult,
 )
 from luma_poll._cli.hints import as_option, read_ranges
+from luma_poll._cli.process import KEPT
 from luma_poll._cli.results import Result
 from luma_poll._cli.table import RunTable
 from luma_poll._client.generations import Generations
@@ -33,7 +35,7 @@ from luma_poll.events import (
     RunSubmitted,
     RunSubmitting,
 )
-from tests.cli.support import COMMAND, Cli, ids_of, lines, on_a_terminal, started
+from tests.cli.support import COMMAND, Cli, ids_of, lines, on_a_terminal, read_screen, started
 from tests.fakes import ID, snapshot
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -118,10 +120,27 @@ def test_files_are_named_by_their_keys(cli: Cli) -> None:
     names = sorted(path.name for path in Path("out").iterdir())
     assert len(names) == 5
     assert {"order-17.png", "two.png", "two~2.png"} < set(names)
-    assert any(re.fullmatch(r"______etc_passwd_[0-9a-f]{16}\.png", name) for name in names)
+    assert any(re.fullmatch(r"[\w.]+etc_passwd_[0-9a-f]{8}\.png", name) for name in names)
     assert all(path.read_bytes().startswith(PNG) for path in Path("out").iterdir())
     assert {line.split("\t")[1] for line in out.splitlines()} == {f"out/{name}" for name in names}
     assert not Path("out/../../etc").exists()
+
+
+def test_files_have_names_from_a_template(cli: Cli) -> None:
+    """Of the key, the id and the number of the output."""
+    source = prompts(json.dumps({"prompt": FOX, "key": "Füchse"}), name="p.jsonl")
+    code, out, _ = cli("run", source, "--download", "out", "--name", "{key}-{n}")
+    assert (code, out) == (0, "Füchse\tout/Füchse-1.png\n")
+
+
+@pytest.mark.parametrize("keys", [("hero", "HERO"), ("caf\u00e9", "cafe\u0301")])
+def test_two_requests_with_one_file_are_refused(cli: Cli, keys: tuple[str, str]) -> None:
+    """Before either is paid: macOS and Windows see one name in the two."""
+    rows = [json.dumps({"prompt": FOX, "key": key}) for key in keys]
+    code, out, err = cli("run", prompts(*rows, name="p.jsonl"), "--download", "out")
+    assert (code, out) == (2, "")
+    assert "two requests have the same file" in err
+    assert not Path("out").exists()
 
 
 def test_prompts_come_from_standard_input(cli: Cli) -> None:
@@ -263,7 +282,7 @@ def test_an_empty_purse_ends_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> No
         "InsufficientBalanceError: HTTP 402",
         "3 were not submitted.",
         "To run those that were not submitted:",
-        "  luma-poll run prompts.txt --lines 1-3",
+        "  luma-poll run prompts.txt",
     ]
 
 
@@ -418,6 +437,22 @@ def test_other_signals_are_as_ctrl_c(name: str) -> None:
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "luma-poll wait " in err
+
+
+def test_a_terminal_that_has_gone_is_told_by_a_file(tmp_path: Path) -> None:
+    """The ids of what runs, and is billed, are in it."""
+    source = prompts(SLOW)
+    ours, theirs = pty.openpty()
+    with started(
+        *COMMAND, "run", source, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        while b"queued" not in read_screen(ours):
+            assert process.poll() is None
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(20) in (4, 130)  # whether it draws or ends first
+    assert re.search(r"  luma-poll wait [0-9a-f-]{36}", Path(KEPT).read_text())
 
 
 def test_nohup_keeps_it_alive() -> None:

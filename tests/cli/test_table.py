@@ -154,3 +154,17 @@ def test_a_source_with_more_to_come_has_a_plus() -> None:
     table = table_of(40)
     table.expect(45, more=True)
     assert " 0/45+ " in lines(table, height=10)[0]
+
+
+def test_a_terminal_without_unicode_gets_ascii() -> None:
+    """A spinner or an ellipsis that its encoding lacks would be drawn as an escape, too wide."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
+    console = Console(file=stream, force_terminal=True, width=40, color_system=None)
+    table = LiveTable(("generation",), console)
+    table.add(ID, ID * 3, state="processing")
+    console.print(table.draw(width=40))
+    stream.flush()
+    assert isinstance(stream.buffer, io.BytesIO)
+    drawn = stream.buffer.getvalue().decode()
+    assert "\\u" not in drawn
+    assert all(len(line) <= 40 for line in drawn.splitlines())

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,7 @@ import pytest
 from luma_poll import DownloadProgress, Generation, PollTimeoutError
 from luma_poll._cli.bars import DownloadBars
 from luma_poll._cli.table import LiveTable
+from luma_poll._cli.terminal import put_line
 from tests.cli.support import (
     COMMAND,
     Cli,
@@ -245,3 +247,15 @@ def test_a_reader_that_has_gone_is_141(arguments: list[str]) -> None:
         assert process.stderr
         said = process.stderr.read()
         assert (process.wait(20), said.partition("The sandbox is listening")[0]) == (141, "")
+
+
+def test_a_terminal_without_names_is_one_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows there is no `os.ttyname`: results are printed above the table, not under it."""
+    screen = terminal(width=100)
+    monkeypatch.setattr("luma_poll._cli.terminal.err", screen)
+    monkeypatch.delattr(os, "ttyname")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    put_line("fox", "out/fox.png")
+    assert isinstance(screen.file, Terminal)
+    assert "out/fox.png" in screen.file.getvalue()

@@ -1,0 +1,134 @@
+"""Outputs without a directory: as bytes, or as a stream of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anyio.abc import ObjectSendStream
+
+from luma_poll._downloads.storage import Version
+from luma_poll.errors import DownloadError
+
+NOWHERE = Path("memory")
+"""The path of such an output in messages."""
+PIECE = 64 * 1024
+"""Bytes that a stream passes on at once, at least, except at its end."""
+
+
+@dataclass
+class Memory:
+    """One output on its way into bytes."""
+
+    path: Path = NOWHERE
+    _version: Version | None = None
+    _bytes: bytearray = field(default_factory=bytearray, repr=False)
+
+    async def existing(self) -> bytes | None:
+        """None: memory has no past."""
+        return None
+
+    async def expect(self, version: Version) -> None:
+        """Accept anything."""
+
+    async def received(self, version: Version) -> int:
+        """The number of bytes of a version that are here."""
+        return len(self._bytes) if version.resumable and version == self._version else 0
+
+    async def open(self, version: Version, start: int) -> int:
+        """Forget the bytes from `start` on."""
+        self._version = version
+        del self._bytes[start:]
+        return start
+
+    def put(self, chunk: bytes) -> bool:
+        """Add bytes."""
+        self._bytes += chunk
+        return False
+
+    async def flush(self) -> None:
+        """Do nothing."""
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+    def abandon(self) -> None:
+        """Do nothing."""
+
+    async def finish(self, version: Version) -> bytes:
+        """All bytes."""
+        return bytes(self._bytes)
+
+    async def tidy_up(self, keep: Version | None) -> None:
+        """Do nothing."""
+
+
+@dataclass
+class Channel:
+    """One output on its way to somebody who takes each byte once, in order.
+
+    Attributes:
+        generation_id: The generation.
+        stream: The other end.
+    """
+
+    generation_id: str
+    stream: ObjectSendStream[bytes]
+    path: Path = NOWHERE
+    _version: Version | None = None
+    _sent: int = 0
+    _waiting: bytearray = field(default_factory=bytearray, repr=False)
+
+    async def existing(self) -> None:
+        """None: it has no past."""
+
+    async def expect(self, version: Version) -> None:
+        """Refuse another version than the one whose beginning is gone already."""
+        if self._sent and (version != self._version or not version.resumable):
+            raise self._broken()
+
+    async def received(self, version: Version) -> int:
+        """The number of bytes of a version that were passed on."""
+        return self._sent if version == self._version else 0
+
+    async def open(self, version: Version, start: int) -> int:
+        """Continue where the last try ended."""
+        if start != self._sent:
+            raise self._broken()
+        self._version = version
+        return start
+
+    def put(self, chunk: bytes) -> bool:
+        """Add bytes; True if there are enough to pass on."""
+        self._waiting += chunk
+        return len(self._waiting) >= PIECE
+
+    async def flush(self) -> None:
+        """Pass on what has come."""
+        if self._waiting:
+            chunk = bytes(self._waiting)
+            self._waiting.clear()
+            self._sent += len(chunk)
+            await self.stream.send(chunk)
+
+    async def close(self) -> None:
+        """Drop what was not passed on: it is asked for again."""
+        self._waiting.clear()
+
+    def abandon(self) -> None:
+        """Drop what was not passed on."""
+        self._waiting.clear()
+
+    async def finish(self, version: Version) -> None:
+        """Do nothing: all is passed on."""
+
+    async def tidy_up(self, keep: Version | None) -> None:
+        """Do nothing."""
+
+    def _broken(self) -> DownloadError:
+        return DownloadError(
+            "the stream broke off, and the storage cannot continue it. Open it again",
+            generation_id=self.generation_id,
+            path=self.path,
+            retryable=True,
+        )

@@ -1,0 +1,324 @@
+"""Waits for one id that come and go beside one that stays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+from tenacity import wait_fixed
+
+from luma_poll import (
+    APIStatusError,
+    Generation,
+    LumaError,
+    NotFoundError,
+    Poller,
+    PollEvent,
+    PollTimeoutError,
+    RateLimitError,
+    ServerError,
+)
+from luma_poll._polling.streams import MOST_CUTS, Streams
+from tests.fakes import ID, FakeClient, snapshot
+
+pytestmark = pytest.mark.anyio
+
+
+def streams_of(poller: Poller) -> Streams:
+    return poller._streams
+
+
+@pytest.mark.parametrize(
+    ("every", "stays", "latency"),
+    [(0.5, 0.9, 1.0), (0.05, 0.15, 0.2), (0.02, 0.15, 0.2), (0.1, 0.25, 0.3), (0.01, 0.5, 3.0)],
+)
+async def test_the_one_that_stays_is_served(every: float, stays: float, latency: float) -> None:
+    """However many take part in its requests and leave in the middle of them."""
+    client = FakeClient(at=lambda now: "completed" if now > began + 8 else "processing")
+    client.latency = latency
+    began = anyio.current_time()
+    poller = Poller(client, timeout=60)
+
+    async def leave_early() -> None:
+        with anyio.move_on_after(stays):
+            await poller.wait(ID)
+
+    async def crowd() -> None:
+        while True:
+            await anyio.sleep(every)
+            tasks.start_soon(leave_early)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(crowd)
+        assert await poller.wait(ID)
+        tasks.cancel_scope.cancel()
+    # Alone it needs three, at 0, 5 and 10 s; each may cost two that are cut short.
+    assert len(client.calls) <= 3 * (1 + MOST_CUTS)
+    assert anyio.current_time() - began < 12 + 3 * (1 + MOST_CUTS) * latency
+
+
+@pytest.mark.parametrize("leavers", range(1, 9))
+@pytest.mark.parametrize("timeout", [50, 60, 70])
+async def test_two_that_leave_cost_two_requests_and_more_do_not(
+    leavers: int, timeout: float
+) -> None:
+    """All came at the same time, and those that ask always leave in the middle."""
+    client = FakeClient("completed", latency=1)
+    poller = Poller(client, timeout=timeout)
+    began = anyio.current_time()
+
+    async def leave_after(seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            await poller.wait(ID, timeout=60)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(leavers):
+            tasks.start_soon(leave_after, 0.9 * (number + 1))
+        assert await poller.wait(ID)
+        elapsed = anyio.current_time() - began
+    assert elapsed <= 0.9 * MOST_CUTS + 1 + 0.1
+    assert client.most_under_way <= 4
+    assert repr(poller).endswith("in_flight=0, generations=0)")
+    assert not len(streams_of(poller)._loop.kept.ends), "nothing is left of ended waits"
+
+
+async def test_no_request_outlives_its_waits() -> None:
+    """When the last one has gone, nothing is under way."""
+    client = FakeClient("completed", latency=100)
+    poller = Poller(client)
+    async with anyio.create_task_group() as tasks:
+        for number in range(5):
+            tasks.start_soon(poller.wait, ID)
+            await anyio.sleep(number)
+        tasks.cancel_scope.cancel()
+    assert client.under_way == {ID: 0}
+
+
+async def test_ended_waits_leave_nothing() -> None:
+    """Thousands end beside one that stays."""
+    client = FakeClient(at=lambda now: "processing")
+    poller = Poller(client, max_rate=None)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(poller.wait, "other")
+        for number in range(500):
+            with pytest.raises(PollTimeoutError):
+                await poller.wait(f"{number % 7}", timeout=0.5)
+        assert len(streams_of(poller)._loop.kept.ends) == 1
+        assert len(streams_of(poller)) == 1
+        tasks.cancel_scope.cancel()
+
+
+# --- a 429 elsewhere -----------------------------------------------------------------------------
+
+
+def slow_beside_busy(id: str) -> Any:
+    busy = RateLimitError("HTTP 429", status_code=429, retry_after=60)
+    return (1, busy) if id == "other" else (5, snapshot("completed", id=id))
+
+
+class ById(FakeClient):
+    """Answers by the id."""
+
+    def __init__(self, answer: Callable[[str], Any]) -> None:
+        super().__init__("completed")
+        self.answer = answer
+
+    async def get(self, generation_id: str) -> Any:
+        self.calls.append((anyio.current_time(), generation_id))
+        seconds, answer = self.answer(generation_id)
+        await anyio.sleep(seconds)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+@pytest.mark.parametrize("others", [(), (300,), (300, 15), (15,)])
+async def test_an_answer_on_its_way_counts_for_all_that_share_it(others: tuple[float, ...]) -> None:
+    """A 429 of another generation asks for more quiet than they have, but nothing more is asked."""
+    poller = Poller(ById(slow_beside_busy), max_rate=None)
+    ended: list[float] = []
+    began = anyio.current_time()
+
+    async def wait(timeout: float) -> None:
+        assert await poller.wait("slow", timeout=timeout)
+        ended.append(anyio.current_time() - began)
+
+    async with anyio.create_task_group() as tasks:
+        for timeout in (*others, 20):
+            tasks.start_soon(wait, timeout)
+        tasks.start_soon(poller.wait, "other")
+        await anyio.sleep(2)
+        tasks.start_soon(wait, 10)  # comes during the quiet, and shares the answer too
+        await anyio.sleep(4)
+        tasks.cancel_scope.cancel()
+    assert ended == pytest.approx([5.0] * (len(others) + 2))
+
+
+async def test_the_spared_waits_end_when_the_answer_is_no_end() -> None:
+    """They are told so at once, rather than at their deadlines."""
+
+    def answer(id: str) -> Any:
+        seconds, what = slow_beside_busy(id)
+        return seconds, what if id == "other" else snapshot("processing", id=id)
+
+    poller = Poller(ById(answer), max_rate=None)
+    began = anyio.current_time()
+
+    async def wait() -> None:
+        with pytest.raises(PollTimeoutError, match="quiet"):
+            await poller.wait("slow", timeout=20)
+        assert anyio.current_time() - began == pytest.approx(5)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(
+                poller.wait,
+                "slow",
+            )
+        tasks.start_soon(wait)
+        tasks.start_soon(poller.wait, "other")
+        await anyio.sleep(6)
+        tasks.cancel_scope.cancel()
+
+
+# --- somebody else's words -----------------------------------------------------------------------
+
+
+def foreign(status: int = 404) -> APIStatusError:
+    return APIStatusError("HTTP, a page of nginx", status_code=status, in_api_words=False)
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 402, 403, 404, 421, 499])
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_gateway_that_refuses_for_a_moment_ends_no_wait(status: int, times: int) -> None:
+    """A page of a proxy says nothing of the generation."""
+    client = FakeClient("processing", *[foreign(status)] * times, "completed")
+    assert await Poller(client, wait=wait_fixed(20)).wait(ID)
+
+
+@pytest.mark.parametrize(("interval", "polls"), [(20, 3), (5, 3), (2, 6), (0.5, 21)])
+async def test_a_gateway_that_keeps_refusing_is_believed(interval: float, polls: int) -> None:
+    """Three polls in a row, over ten seconds at least."""
+    client = FakeClient("processing", foreign())
+    with pytest.raises(APIStatusError, match="nginx"):
+        await Poller(client, wait=wait_fixed(interval)).wait(ID)
+    assert len(client.calls) == 1 + polls
+
+
+async def test_another_answer_in_between_begins_the_count_again() -> None:
+    """A fault, a snapshot, or the API's own words: it is not a row."""
+    broken = ServerError("HTTP 502", status_code=502)
+    row = [foreign(), foreign()]
+    client = FakeClient(*row, broken, *row, "queued", *row, broken, *row, "completed")
+    assert await Poller(client, wait=wait_fixed(20)).wait(ID)
+
+
+async def test_a_404_after_a_200_has_to_be_repeated() -> None:
+    """The id existed a moment ago; the API's word is believed the second time."""
+    missing = NotFoundError("HTTP 404", status_code=404)
+    client = FakeClient("processing", missing, "processing", missing, missing)
+    with pytest.raises(NotFoundError):
+        await Poller(client, wait=wait_fixed(20)).wait(ID)
+    assert len(client.calls) == 5
+    never_seen = FakeClient(missing)
+    with pytest.raises(NotFoundError):
+        await Poller(never_seen).wait(ID)
+    assert len(never_seen.calls) == 1
+
+
+async def test_a_timeout_says_that_the_last_request_had_no_answer() -> None:
+    """So that nobody takes it for a slow generation."""
+    client = FakeClient("processing", (1e6, "completed"))
+    with pytest.raises(PollTimeoutError, match=r"the last request, sent 15\.0 s before, had no"):
+        await Poller(client, wait=wait_fixed(5)).wait(ID, timeout=20)
+
+
+# --- a snapshot as JSON --------------------------------------------------------------------------
+
+
+async def test_a_snapshot_may_be_a_mapping() -> None:
+    """A line of `--json`; its result is named by its id, never by its text."""
+    client = FakeClient("completed")
+    poller = Poller(client)
+    line = snapshot("queued").model_dump()
+    assert await poller.wait(line)
+    done = snapshot("completed").model_dump()
+    broken = {"id": ID, "state": "completed", "output": [{"url": 7}]}
+    results = await poller.wait_all([line, done, broken, {"id": None, "state": "x"}])
+    assert [result.generation_id for result in results] == [ID, ID, ID, "None"]
+    assert [result.ok for result in results] == [True, True, True, False]
+    with pytest.raises(LumaError, match="iterable of ids"):
+        await poller.wait_all(line)
+
+
+# --- places in the queue -------------------------------------------------------------------------
+
+
+async def test_a_snapshot_that_is_handed_in_takes_a_queued_poll_back() -> None:
+    """The first poll waits for its turn; then somebody knows more, and it is not due any more."""
+    client = FakeClient(at=lambda now: "processing")
+    poller = Poller(client, wait=wait_fixed(20), max_rate=0.5)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(poller.wait, "first")
+        await anyio.sleep(0.1)
+        tasks.start_soon(poller.wait, ID)
+        await anyio.sleep(0.1)
+        tasks.start_soon(poller.wait, snapshot("queued"))
+        await anyio.sleep(10)
+        assert [called for _, called in client.calls] == ["first"]
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_last_poll_that_nobody_needs_is_taken_back() -> None:
+    """It queues for the sake of a wait that then leaves."""
+    client = FakeClient(at=lambda now: "processing")
+    poller = Poller(client, wait=wait_fixed(100), max_in_flight=1)
+
+    async def leave() -> None:
+        with anyio.move_on_after(9.5):
+            await poller.wait(ID, timeout=10)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(poller.wait, ID)
+        tasks.start_soon(leave)
+        await anyio.sleep(8.5)
+        client.latency = 2
+        tasks.start_soon(poller.wait, "other")  # takes the only slot until 10.5
+        await anyio.sleep(10)
+        assert [called for _, called in client.calls] == [ID, "other"]
+        tasks.cancel_scope.cancel()
+
+
+async def test_the_foretold_delay_is_none_where_a_quiet_outlasts_all_deadlines() -> None:
+    """There will be no next poll."""
+    events: list[PollEvent] = []
+    busy = RateLimitError("HTTP 429", status_code=429, retry_after=60)
+    poller = Poller(FakeClient(busy), on_poll=events.append, wait=wait_fixed(2))
+    with pytest.raises(PollTimeoutError):
+        await poller.wait(ID, timeout=30)
+    assert [event.next_delay for event in events] == [None]
+
+
+async def test_the_age_of_a_generation_never_falls() -> None:
+    """An answer that makes it younger is not believed, nor one that is absurd."""
+    ages: list[float] = []
+
+    def schedule(state: Any) -> float:
+        ages.append(round(state.seconds_since_start))
+        return 10.0
+
+    def aged(created: str, answered: str) -> Generation:
+        generation = snapshot("processing", created_at=created)
+        vars(generation)["_date"] = f"Wed, 08 Apr 2026 {answered} GMT"
+        return generation
+
+    day = "2026-04-08T"
+    client = FakeClient(
+        aged(f"{day}12:00:00Z", "12:00:50"),
+        aged(f"{day}12:00:55Z", "12:01:00"),
+        aged("2020-04-08T12:00:00Z", "12:01:10"),
+        aged(f"{day}10:59:30Z", "12:00:00"),
+        "completed",
+    )
+    assert await Poller(client, wait=schedule).wait(ID)
+    assert ages == [50, 60, 70, 3630]
