@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from luma_poll._running.requests import AnyRequest
@@ -21,6 +22,9 @@ class RunResult:
         submitted: The ids, one for each attempt that was accepted. Where `error` is a timeout or
             an `APIError`, the last of them may still finish and be billed: wait for it by its id.
         key: The request's key: the one given, or else that of its journal; None without either.
+        paths: The files, if they were to be downloaded and were; else empty.
+        download_error: The reason why they were not, or None. The generation is complete and
+            paid for all the same: `LumaClient.download` fetches it by its id.
     """
 
     request: AnyRequest
@@ -28,6 +32,8 @@ class RunResult:
     error: Exception | None = None
     submitted: tuple[str, ...] = ()
     key: str | None = None
+    paths: list[Path] = field(default_factory=list)
+    download_error: Exception | None = None
 
     @property
     def ok(self) -> bool:
