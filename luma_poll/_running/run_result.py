@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luma_poll._running.requests import AnyRequest
+from luma_poll._texts import with_brief_request
 from luma_poll.models import Generation, GenerationOutput
 
 
@@ -26,6 +27,9 @@ class RunResult:
     generation: Generation | Any  # see PollResult
     error: Exception | None = None
     submitted: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return with_brief_request(self)  # inputs in memory may have megabytes
 
     @property
     def ok(self) -> bool:
