@@ -18,8 +18,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from luma_poll._arguments import shown
 from luma_poll._polling.poller import Poller
 from luma_poll._running.runner import Runner
-from luma_poll._sync.sync_poller import SyncPoller
-from luma_poll._sync.sync_runner import SyncRunner
+from luma_poll._sync.session import Session
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIError,
@@ -67,7 +66,7 @@ GENERATION_BUCKETS: list[float] = [1, 2.5, 5, 7.5, 10, 15, 20, 30, 45, *MINUTES]
 
 
 def instrument(
-    poller_or_runner: Poller | Runner | SyncPoller | SyncRunner,
+    poller_or_runner: Poller | Runner | Session,
     *,
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: metrics.MeterProvider | None = None,
@@ -78,8 +77,8 @@ def instrument(
         instrument(poller)
 
     Args:
-        poller_or_runner: What to record, from now on; also those of `luma_poll.sync`. The poller of
-            a runner is recorded with it, unless it is instrumented already.
+        poller_or_runner: What to record, from now on; also a `Session` of `luma_poll.sync`. The
+            poller of a runner is recorded with it, unless it is instrumented already.
         tracer_provider: Takes the spans; by default the global one.
         meter_provider: Takes the metrics; by default the global one.
 
@@ -91,10 +90,8 @@ def instrument(
     """
     tracer = trace.get_tracer("luma_poll", __version__, tracer_provider)
     meter = metrics.get_meter("luma_poll", __version__, meter_provider)
-    if isinstance(poller_or_runner, SyncPoller):
-        poller_or_runner = poller_or_runner._poller
-    elif isinstance(poller_or_runner, SyncRunner):
-        poller_or_runner = poller_or_runner._runner
+    if isinstance(poller_or_runner, Session):
+        poller_or_runner = poller_or_runner.runner
     if not isinstance(poller_or_runner, (Poller, Runner)):
         raise ConfigurationError(
             f"instrument takes a Poller or a Runner, not {shown(poller_or_runner)}"

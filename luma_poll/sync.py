@@ -1,7 +1,7 @@
 """luma-poll in programs without an event loop: scripts, threads, Celery, Django, Flask.
 
-The functions are for one call; `SyncPoller` and `SyncRunner` are for a process that makes many, and
-shares their limits over all its threads:
+The functions are for one call. A `Session` is for a process that makes many: it keeps the
+connections, and its limits hold over all threads:
 
     from luma_poll import sync
 
@@ -22,23 +22,23 @@ from uuid import UUID
 
 from luma_poll._api.parameters import CreateParams
 from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
+from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.poll_result import PollResult
-from luma_poll._polling.poller import TIMEOUT, AnyGeneration
+from luma_poll._polling.poller import AnyGeneration
 from luma_poll._polling.schedules import Schedule
 from luma_poll._running.requests import AnyRequest
 from luma_poll._running.run_result import RunResult
+from luma_poll._running.runner import REQUEST_COST
 from luma_poll._sync.call import SyncIterator
 from luma_poll._sync.portal import refuse_in_event_loop
-from luma_poll._sync.sync_poller import SyncPoller
-from luma_poll._sync.sync_runner import SyncRunner
+from luma_poll._sync.session import Session
 from luma_poll.errors import LumaError
 from luma_poll.events import PollEvent, RunSubmitted
 from luma_poll.models import Generation, GenerationLike, GenerationOutput
 
 __all__ = [
+    "Session",
     "SyncIterator",
-    "SyncPoller",
-    "SyncRunner",
     "download",
     "run",
     "run_all",
@@ -50,7 +50,7 @@ __all__ = [
 def wait(
     generation: AnyGeneration,
     *,
-    timeout: float | None = TIMEOUT,
+    timeout: float | None = 600.0,
     wait: Schedule | None = None,
     on_poll: Callable[[PollEvent], None] | None = None,
     auth_token: str | None = None,
@@ -78,14 +78,14 @@ def wait(
         ConfigurationError: An argument is unusable, or an event loop runs in this thread.
     """
     refuse_in_event_loop("await poller.wait(...)")
-    with SyncPoller(auth_token, base_url=base_url, wait=wait, on_poll=on_poll) as poller:
-        return poller.wait(generation, timeout=timeout)
+    with Session(auth_token, base_url=base_url, wait=wait, on_poll=on_poll) as session:
+        return session.wait(generation, timeout=timeout)
 
 
 def wait_all(
     generations: Iterable[AnyGeneration],
     *,
-    timeout: float | None = TIMEOUT,
+    timeout: float | None = 600.0,
     limit: int | None = 1000,
     wait: Schedule | None = None,
     on_poll: Callable[[PollEvent], None] | None = None,
@@ -113,14 +113,14 @@ def wait_all(
         ConfigurationError: An argument is unusable, or an event loop runs in this thread.
     """
     refuse_in_event_loop("await poller.wait_all(...)")
-    with SyncPoller(auth_token, base_url=base_url, wait=wait, on_poll=on_poll) as poller:
-        return poller.wait_all(generations, timeout=timeout, limit=limit)
+    with Session(auth_token, base_url=base_url, wait=wait, on_poll=on_poll) as session:
+        return session.wait_all(generations, timeout=timeout, limit=limit)
 
 
 def run(
     prompt: str,
     *,
-    timeout: float | None = TIMEOUT,
+    timeout: float | None = 600.0,
     max_attempts: int = 1,
     on_submit: Callable[[RunSubmitted], object] | None = None,
     auth_token: str | None = None,
@@ -130,15 +130,15 @@ def run(
     """Submit a generation, wait for its end, and return it.
 
         generation = sync.run("a red fox in fresh snow", model="uni-1")
-        print(generation.output[0].url)
+        print(generation.outputs[0].url)
 
     Args:
         prompt: The prompt.
         timeout: Seconds from the first accepted submission, over all attempts; None for no limit.
         max_attempts: How often it may be submitted in all. With 2 or more, it is submitted again,
-            and billed anew, after a failure that is retryable.
-        on_submit: Called with a `RunSubmitted` as soon as there is an id, in
-            another thread.
+            and billed again, after a failure that is retryable.
+        on_submit: Called with a `RunSubmitted` as soon as there is an id, in another
+            thread.
         auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
         base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
         params: The API's other parameters: `luma_poll.typing.CreateParams`.
@@ -155,18 +155,22 @@ def run(
     """
     refuse_in_event_loop("await runner.run(...)")
     with (
-        SyncRunner(
-            auth_token=auth_token, base_url=base_url, max_attempts=max_attempts, on_submit=on_submit
-        ) as runner,
-        _noting_what_runs(runner),
+        Session(
+            auth_token,
+            base_url=base_url,
+            wait=AdaptiveWait(request_cost=REQUEST_COST),
+            max_attempts=max_attempts,
+            on_submit=on_submit,
+        ) as session,
+        _noting_what_runs(session),
     ):
-        return runner.run(prompt, timeout=timeout, **params)
+        return session.run(prompt, timeout=timeout, **params)
 
 
 def run_all(
     requests: Iterable[AnyRequest],
     *,
-    timeout: float | None = TIMEOUT,
+    timeout: float | None = 600.0,
     max_running: int | None = None,
     max_attempts: int = 1,
     max_submissions: int | None = None,
@@ -185,8 +189,8 @@ def run_all(
         max_running: Generations under way at once; None for as many as the account allows.
         max_attempts: How often each may be submitted in all.
         max_submissions: Submissions in all; None for no limit.
-        on_submit: Called with a `RunSubmitted` as soon as there is an id, in
-            another thread.
+        on_submit: Called with a `RunSubmitted` as soon as there is an id, in another
+            thread.
         auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
         base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
 
@@ -198,17 +202,18 @@ def run_all(
     """
     refuse_in_event_loop("await runner.run_all(...)")
     with (
-        SyncRunner(
-            auth_token=auth_token,
+        Session(
+            auth_token,
             base_url=base_url,
+            wait=AdaptiveWait(request_cost=REQUEST_COST),
             max_running=max_running,
             max_attempts=max_attempts,
             max_submissions=max_submissions,
             on_submit=on_submit,
-        ) as runner,
-        _noting_what_runs(runner),
+        ) as session,
+        _noting_what_runs(session),
     ):
-        return runner.run_all(requests, timeout=timeout)
+        return session.run_all(requests, timeout=timeout)
 
 
 def download(
@@ -250,8 +255,8 @@ def download(
         APIError: The API refused a GET of the generation, or was out of reach.
     """
     refuse_in_event_loop("await client.download(...)")
-    with SyncPoller(auth_token, base_url=base_url) as poller:
-        return poller.download(
+    with Session(auth_token, base_url=base_url) as session:
+        return session.download(
             generation,
             directory,
             name=name,
@@ -263,13 +268,13 @@ def download(
 
 
 @contextmanager
-def _noting_what_runs(runner: SyncRunner) -> Iterator[None]:
+def _noting_what_runs(session: Session) -> Iterator[None]:
     """Note on an interruption, such as Ctrl-C, what was submitted: nobody else knows the ids."""
     try:
         yield
     except LumaError:  # it knows its own
         raise
     except BaseException as error:
-        if ids := ", ".join(runner.submitted):
+        if ids := ", ".join(session.outstanding):
             error.add_note(f"submitted, and perhaps running: {ids}. Wait for them by id")
         raise

@@ -143,9 +143,10 @@ WINGS = {
         "run",
         "standstill",
         "submitter",
+        "fetching",
         "runner",
     ],
-    "_sync": ["portal", "call", "sync_poller", "sync_runner"],
+    "_sync": ["portal", "call", "session"],
     "_fastapi": ["callers"],
     "_fleet": [
         "settings",

@@ -41,7 +41,7 @@ from luma_poll import (
 )
 from luma_poll.opentelemetry import instrument
 from luma_poll.sandbox import Sandbox
-from luma_poll.sync import SyncPoller, SyncRunner
+from luma_poll.sync import Session
 from luma_poll.typing import AnyRequest
 from tests.fakes import ID, OUTPUT
 
@@ -65,9 +65,9 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def poller(sandbox_url: str) -> Iterator[SyncPoller]:
+def poller(sandbox_url: str) -> Iterator[Session]:
     """Of the sandbox; it leaves no thread behind."""
-    with SyncPoller(base_url=sandbox_url, wait=SOON, timeout=10) as poller:
+    with Session(base_url=sandbox_url, wait=SOON, timeout=10) as poller:
         yield poller
     assert loop_threads() == []
 
@@ -174,7 +174,7 @@ def loop_threads() -> list[str]:
 # --- one call ------------------------------------------------------------------------------------
 
 
-def test_one_wait(poller: SyncPoller, sandbox_url: str) -> None:
+def test_one_wait(poller: Session, sandbox_url: str) -> None:
     """By id, with a client of its own, of which nothing is left."""
     generation = poller.create("a fox sandbox:duration=20")
     poller.close()
@@ -183,7 +183,7 @@ def test_one_wait(poller: SyncPoller, sandbox_url: str) -> None:
     assert loop_threads() == []
 
 
-def test_many_waits(poller: SyncPoller, sandbox_url: str) -> None:
+def test_many_waits(poller: Session, sandbox_url: str) -> None:
     """In the order given, each failure in its place."""
     prompts = ["a fox sandbox:duration=50", "sandbox:fail=content_moderated", "a hen"]
     ids = [poller.create(f"{prompt} sandbox:duration=1").id for prompt in prompts]
@@ -196,7 +196,7 @@ def test_many_waits(poller: SyncPoller, sandbox_url: str) -> None:
     ]
 
 
-def test_one_download(poller: SyncPoller, sandbox_url: str, tmp_path: Path) -> None:
+def test_one_download(poller: Session, sandbox_url: str, tmp_path: Path) -> None:
     """Into files, as the async client does."""
     generation = poller.create("a fox sandbox:duration=0 sandbox:outputs=2")
     poller.wait(generation)
@@ -210,7 +210,7 @@ def test_one_download(poller: SyncPoller, sandbox_url: str, tmp_path: Path) -> N
 def test_the_settings_reach_the_client(api: Api) -> None:
     """The key, the address and the limit of one request."""
     api.state = "hang"
-    with SyncPoller("luma-api-1", base_url=api.url, request_timeout=0.05, max_retries=1) as poller:
+    with Session("luma-api-1", base_url=api.url, request_timeout=0.05, max_retries=1) as poller:
         with pytest.raises(APITimeoutError, match=r"within 0\.05 s"):
             poller.get(ID)
         assert len(api.gets) == 2
@@ -219,7 +219,7 @@ def test_the_settings_reach_the_client(api: Api) -> None:
 # --- errors --------------------------------------------------------------------------------------
 
 
-def test_errors_are_those_of_the_async_poller(poller: SyncPoller) -> None:
+def test_errors_are_those_of_the_async_poller(poller: Session) -> None:
     """Their class, their fields, and a traceback from the caller's line to the cause."""
     failing = poller.create("sandbox:fail=content_moderated sandbox:duration=1")
     with pytest.raises(ContentModeratedError) as failed:
@@ -238,7 +238,7 @@ def test_errors_are_those_of_the_async_poller(poller: SyncPoller) -> None:
     assert pickle.loads(pickle.dumps(timed_out.value)).generation_id == slow.id
 
 
-def test_an_error_keeps_nothing_alive(poller: SyncPoller) -> None:
+def test_an_error_keeps_nothing_alive(poller: Session) -> None:
     """It is freed with its last reference, without the collector."""
 
     class Picky:
@@ -259,7 +259,7 @@ def test_an_error_keeps_nothing_alive(poller: SyncPoller) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "5", float("nan")])
-def test_bad_arguments_are_refused_at_the_call(poller: SyncPoller, timeout: Any) -> None:
+def test_bad_arguments_are_refused_at_the_call(poller: Session, timeout: Any) -> None:
     """Not at the first item of an iterator."""
     for call in (poller.wait, poller.watch):
         with pytest.raises(ConfigurationError, match="timeout must be"):
@@ -269,7 +269,7 @@ def test_bad_arguments_are_refused_at_the_call(poller: SyncPoller, timeout: Any)
             batch([ID], timeout=timeout)
 
 
-def test_one_id_is_not_an_iterable_of_ids(poller: SyncPoller) -> None:
+def test_one_id_is_not_an_iterable_of_ids(poller: Session) -> None:
     """It would be taken for the ids of its letters."""
     for batch in (poller.wait_all, poller.as_completed):
         with pytest.raises(ConfigurationError, match="iterable of ids"):
@@ -279,9 +279,9 @@ def test_one_id_is_not_an_iterable_of_ids(poller: SyncPoller) -> None:
 # --- iterators -----------------------------------------------------------------------------------
 
 
-def test_watch_yields_each_state(poller: SyncPoller, api: Api) -> None:
+def test_watch_yields_each_state(poller: Session, api: Api) -> None:
     """The last one is terminal."""
-    with SyncPoller(base_url=api.url, wait=SOON) as watching:
+    with Session(base_url=api.url, wait=SOON) as watching:
         states = []
         for generation in watching.watch(ID, timeout=10):
             states.append(generation.state)
@@ -289,14 +289,14 @@ def test_watch_yields_each_state(poller: SyncPoller, api: Api) -> None:
     assert states == ["processing", "completed"]
 
 
-def test_results_come_as_they_end(poller: SyncPoller) -> None:
+def test_results_come_as_they_end(poller: Session) -> None:
     """Not in the order given."""
     slow = poller.create("a fox sandbox:duration=400").id
     quick = poller.create("a hen sandbox:duration=1").id
     assert [each.generation_id for each in poller.as_completed([slow, quick])] == [quick, slow]
 
 
-def test_an_iterable_is_read_in_the_callers_thread(poller: SyncPoller) -> None:
+def test_an_iterable_is_read_in_the_callers_thread(poller: Session) -> None:
     """One by one, as there is room; it may itself use the poller, or a database of that thread."""
     threads, created = set(), 0
 
@@ -315,7 +315,7 @@ def test_an_iterable_is_read_in_the_callers_thread(poller: SyncPoller) -> None:
     assert threads == {threading.current_thread()}
 
 
-def test_an_exception_of_an_iterable_comes_last(poller: SyncPoller) -> None:
+def test_an_exception_of_an_iterable_comes_last(poller: Session) -> None:
     """After the results of the items before it, as it was raised."""
 
     def items() -> Iterator[str]:
@@ -333,7 +333,7 @@ def test_an_exception_of_an_iterable_comes_last(poller: SyncPoller) -> None:
 @pytest.mark.parametrize("way", ["break", "with", "close"])
 def test_an_iterator_that_is_left_cancels_its_waits(api: Api, way: str) -> None:
     """Nobody asks any more, and no request is left under way."""
-    with SyncPoller(base_url=api.url, wait=SOON) as poller:
+    with Session(base_url=api.url, wait=SOON) as poller:
         if way == "break":
             for _ in poller.watch(ID):
                 break
@@ -349,11 +349,11 @@ def test_an_iterator_that_is_left_cancels_its_waits(api: Api, way: str) -> None:
         assert repr(poller).endswith("in_flight=0, generations=0)")
 
 
-def test_an_iterator_keeps_its_poller(sandbox_url: str, poller: SyncPoller) -> None:
+def test_an_iterator_keeps_its_poller(sandbox_url: str, poller: Session) -> None:
     """Also where nobody else has it; and then its thread ends."""
     ids = [poller.create("a fox sandbox:duration=1").id for _ in range(3)]
     poller.close()
-    assert len(list(SyncPoller(base_url=sandbox_url, wait=SOON).as_completed(ids))) == 3
+    assert len(list(Session(base_url=sandbox_url, wait=SOON).as_completed(ids))) == 3
     gc.collect()
     eventually(lambda: loop_threads() == [])
 
@@ -366,14 +366,14 @@ def test_fifty_threads_on_one_id_cost_one_stream(api: Api) -> None:
     events: list[PollEvent] = []
     seen = threading.Barrier(51)
 
-    def follow(poller: SyncPoller) -> str:
+    def follow(poller: Session) -> str:
         for generation in poller.watch(ID, timeout=30):
             if not generation.is_terminal:
                 seen.wait(timeout=30)
         return str(generation.state)
 
     with (
-        SyncPoller(base_url=api.url, wait=SOON, on_poll=events.append) as poller,
+        Session(base_url=api.url, wait=SOON, on_poll=events.append) as poller,
         ThreadPoolExecutor(50) as pool,
     ):
         states = [pool.submit(follow, poller) for _ in range(50)]
@@ -388,7 +388,7 @@ def test_fifty_threads_on_one_id_cost_one_stream(api: Api) -> None:
 def test_limits_hold_over_all_threads(api: Api) -> None:
     """So many requests at once as the poller may have, not as there are threads."""
     with (
-        SyncPoller(base_url=api.url, wait=SOON, max_in_flight=2, max_rate=None) as poller,
+        Session(base_url=api.url, wait=SOON, max_in_flight=2, max_rate=None) as poller,
         ThreadPoolExecutor(20) as pool,
     ):
         api.state = "completed"
@@ -401,7 +401,7 @@ def test_limits_hold_over_all_threads(api: Api) -> None:
 def test_closing_ends_the_waits_of_other_threads(api: Api) -> None:
     """With an error that says what to do; requests under way end with them."""
     api.state = "hang"
-    poller = SyncPoller(base_url=api.url, wait=SOON, max_rate=None)
+    poller = Session(base_url=api.url, wait=SOON, max_rate=None)
     uses: list[Callable[[str], Any]] = [
         poller.wait,
         poller.get,
@@ -420,7 +420,7 @@ def test_closing_ends_the_waits_of_other_threads(api: Api) -> None:
     eventually(lambda: api.connections == 0)
 
 
-def test_a_closed_poller_refuses(poller: SyncPoller) -> None:
+def test_a_closed_poller_refuses(poller: Session) -> None:
     """Every use of it, an iterator that has begun included; to close it again is harmless."""
     snapshots = poller.watch(poller.create("a fox sandbox:duration=600000"))
     next(snapshots)
@@ -436,7 +436,7 @@ def test_a_closed_poller_refuses(poller: SyncPoller) -> None:
         lambda: next(snapshots),
     ]
     for use in uses:
-        with pytest.raises(ConfigurationError, match="this SyncPoller is closed"):
+        with pytest.raises(ConfigurationError, match="this Session is closed"):
             use()
 
 
@@ -445,7 +445,7 @@ def test_calls_and_the_end_at_any_moment(api: Api) -> None:
     """Each thread gets its outputs or a clear error; none hangs."""
     api.state = "completed"
     for _ in range(10):
-        poller = SyncPoller(base_url=api.url, max_rate=None)
+        poller = Session(base_url=api.url, max_rate=None)
         with ThreadPoolExecutor(8) as pool:
             ends = [pool.submit(poller.wait, str(uuid4())) for _ in range(24)]
             ends[0].result(timeout=10)
@@ -454,7 +454,7 @@ def test_calls_and_the_end_at_any_moment(api: Api) -> None:
                 assert isinstance(end.exception(timeout=10), ConfigurationError | None)
 
 
-def test_a_callback_cannot_wait(poller: SyncPoller, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_cannot_wait(poller: Session, caplog: pytest.LogCaptureFixture) -> None:
     """It runs in the thread of the event loop, which would stand still; nor can it close."""
     generation = poller.create("a fox sandbox:duration=1")
 
@@ -463,7 +463,7 @@ def test_a_callback_cannot_wait(poller: SyncPoller, caplog: pytest.LogCaptureFix
             with pytest.raises(ConfigurationError):
                 use()
 
-    with SyncPoller(base_url=poller._client.base_url, wait=SOON, on_poll=on_poll) as asking:
+    with Session(base_url=poller._client.base_url, wait=SOON, on_poll=on_poll) as asking:
         asking.wait(generation)
     assert caplog.records == []
 
@@ -473,7 +473,7 @@ def test_the_context_of_the_caller_reaches_the_loop(api: Api) -> None:
     request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
     seen: list[str] = []
     api.state = "completed"
-    with SyncPoller(base_url=api.url, on_poll=lambda _: seen.append(request.get())) as poller:
+    with Session(base_url=api.url, on_poll=lambda _: seen.append(request.get())) as poller:
         poller.wait(ID)
         request.set("mine")
         poller.wait(ID)
@@ -488,16 +488,16 @@ def test_waits_and_runs_can_be_traced(api: Api) -> None:
     tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
     api.may_accept.set()
     api.state = "completed"
-    with SyncPoller(base_url=api.url, wait=SOON) as poller, SyncRunner(poller) as runner:
-        instrument(runner, tracer_provider=tracer_provider)
+    with Session(base_url=api.url, wait=SOON) as session:
+        instrument(session, tracer_provider=tracer_provider)
         with tracer_provider.get_tracer("mine").start_as_current_span("task") as task:
-            poller.wait(OTHER_ID)
-            runner.run("a fox")
+            session.wait(OTHER_ID)
+            session.run("a fox")
     trace_id = task.get_span_context().trace_id
     contexts = [span.get_span_context() for span in exporter.get_finished_spans()]
     assert len(contexts) == 4  # the task, a wait, a run and its wait
     assert {context.trace_id for context in contexts if context is not None} == {trace_id}
-    with SyncPoller(base_url=api.url) as poller:
+    with Session(base_url=api.url) as poller:
         instrument(poller, tracer_provider=tracer_provider)()
 
 
@@ -506,8 +506,8 @@ def test_waits_and_runs_can_be_traced(api: Api) -> None:
 
 @pytest.fixture
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runners expect real generations, which take their time."""
-    monkeypatch.setattr("luma_poll._running.runner.AdaptiveWait", lambda **_: SOON)
+    """`run` expects real generations, which take their time."""
+    monkeypatch.setattr("luma_poll.sync.AdaptiveWait", lambda **_: SOON)
 
 
 @pytest.fixture(scope="module")
@@ -551,28 +551,39 @@ def test_many_runs(sandbox_url: str) -> None:
     ]
 
 
-@pytest.mark.usefixtures("_soon")
 def test_threads_share_what_the_account_allows(full_url: str) -> None:
     """Twenty threads submit; nobody waits for the 60 seconds that the API asks for."""
-    with SyncRunner(base_url=full_url) as runner, ThreadPoolExecutor(20) as pool:
+    with Session(base_url=full_url, wait=SOON) as runner, ThreadPoolExecutor(20) as pool:
         prompts = [f"fox {number} sandbox:duration=5" for number in range(20)]
         ids = {generation.id for generation in pool.map(runner.run, prompts)}
         assert len(ids) == 20
-        assert runner.submitted == {}
+        assert runner.outstanding == {}
 
 
-def test_a_runner_on_a_poller(poller: SyncPoller) -> None:
-    """They share one thread, which is the poller's: its end is that of both."""
-    with SyncRunner(poller, max_running=2) as runner:
+def test_waits_and_runs_share_a_session(sandbox_url: str) -> None:
+    """One thread, one client and one set of limits for both; its end is that of both."""
+    with Session(base_url=sandbox_url, wait=SOON, timeout=10, max_running=2) as session:
         prompts = (f"{name} sandbox:duration=1" for name in ("a fox", "a hen", "a cow"))
-        assert all(result.ok for result in runner.as_completed(prompts))
+        assert all(result.ok for result in session.run_as_completed(prompts))
+        assert session.wait(session.create("a fox sandbox:duration=1"))
         assert len(loop_threads()) == 1
-    assert poller.wait(poller.create("a fox sandbox:duration=1"))
-    with pytest.raises(ConfigurationError, match="are those of the poller"):
-        SyncRunner(poller, base_url="http://127.0.0.1")
-    poller.close()
-    with pytest.raises(ConfigurationError, match="this SyncPoller is closed"):
-        runner.run("a fox")
+    with pytest.raises(ConfigurationError, match="this Session is closed"):
+        session.run("a fox")
+
+
+def test_a_session_is_observed(sandbox_url: str) -> None:
+    """Waits and runs, through the same events as in asynchronous code."""
+    seen: list[str] = []
+    states: list[str] = []
+    with Session(
+        base_url=sandbox_url, wait=SOON, on_state=lambda event: states.append(event.state)
+    ) as session:
+        stop = session.observe(lambda event: seen.append(type(event).__name__))
+        session.run("a fox sandbox:duration=1")
+        stop()
+        session.run("an owl sandbox:duration=1")
+    assert [seen.count(name) for name in ("RunBegan", "WaitBegan", "RunEnded")] == [1, 1, 1]
+    assert states.count("completed") == 2
 
 
 def test_a_runner_with_a_journal(api: Api, tmp_path: Path) -> None:
@@ -580,15 +591,14 @@ def test_a_runner_with_a_journal(api: Api, tmp_path: Path) -> None:
     api.may_accept.set()
     with (
         Journal(tmp_path / "runs.db") as journal,
-        SyncPoller(base_url=api.url, wait=SOON) as poller,
-        SyncRunner(poller, journal=journal) as runner,
+        Session(base_url=api.url, wait=SOON, journal=journal) as runner,
         pytest.raises(PollTimeoutError),
     ):
         runner.run("a fox", key="order-17", timeout=0.1)
     api.state = "completed"
     with (
         Journal(tmp_path / "runs.db") as journal,
-        SyncRunner(base_url=api.url, journal=journal) as runner,
+        Session(base_url=api.url, journal=journal) as runner,
     ):
         assert runner.run("a fox", key="order-17").id == ID
     assert api.posts == ["a fox"]
@@ -598,32 +608,32 @@ def test_closing_a_runner_keeps_the_ids(api: Api) -> None:
     """What was submitted is known, and the thread that waits for it hears of the end."""
     api.may_accept.set()
     with ThreadPoolExecutor(1) as pool:
-        runner = SyncRunner(base_url=api.url)
+        runner = Session(base_url=api.url)
         end = pool.submit(runner.run, "a fox")
-        eventually(lambda: bool(runner.submitted))
+        eventually(lambda: bool(runner.outstanding))
         runner.close()
-        with pytest.raises(ConfigurationError, match=r"this SyncRunner was closed .* may still"):
+        with pytest.raises(ConfigurationError, match=r"this Session was closed .* may still"):
             end.result(timeout=10)
-    assert runner.submitted == {ID: "a fox"}
+    assert runner.outstanding == {ID: "a fox"}
 
 
 def test_closing_during_a_submission_lets_it_end(api: Api) -> None:
     """With a runner; with `create` of a poller the log says what is not known."""
     with ThreadPoolExecutor(2) as pool:
-        runner = SyncRunner(base_url=api.url)
+        runner = Session(base_url=api.url)
         end = pool.submit(runner.run, "a fox")
         eventually(lambda: api.posts == ["a fox"])
         closing = pool.submit(runner.close)
         api.may_accept.set()
         closing.result(timeout=10)
         assert isinstance(end.exception(timeout=10), ConfigurationError)
-    assert runner.submitted == {ID: "a fox"}
+    assert runner.outstanding == {ID: "a fox"}
 
 
 def test_an_interrupted_create_is_logged(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody knows whether it was accepted; nobody is told to submit again."""
     with ThreadPoolExecutor(1) as pool:
-        poller = SyncPoller(base_url=api.url)
+        poller = Session(base_url=api.url)
         end = pool.submit(poller.create, "a fox")
         eventually(lambda: api.posts == ["a fox"])
         poller.close()
@@ -637,7 +647,7 @@ def test_an_interrupted_create_is_logged(api: Api, caplog: pytest.LogCaptureFixt
 @pytest.mark.anyio
 async def test_a_running_event_loop_is_not_blocked() -> None:
     """Every call refuses at once, and says what to write there."""
-    shared, runner = SyncPoller(), SyncRunner()
+    shared = runner = Session()
     uses: list[tuple[str, Callable[[], Any]]] = [
         ("await poller.wait", lambda: sync.wait(ID)),
         ("await poller.wait_all", lambda: sync.wait_all([ID])),
@@ -646,7 +656,7 @@ async def test_a_running_event_loop_is_not_blocked() -> None:
         ("await runner.run_all", lambda: sync.run_all(["a fox"])),
         ("await runner.run", lambda: runner.run("a fox")),
         ("await runner.run_all", lambda: runner.run_all(["a fox"])),
-        ("async with runner.as_completed", lambda: runner.as_completed(["a fox"])),
+        ("async with runner.as_completed", lambda: runner.run_as_completed(["a fox"])),
         ("await poller.wait", lambda: shared.wait(ID)),
         ("await poller.wait_all", lambda: shared.wait_all([ID])),
         ("async for generation in poller.watch", lambda: shared.watch(ID)),
@@ -666,11 +676,11 @@ def test_threads_of_an_event_loop_may_wait(api: Api) -> None:
     """As the synchronous handlers of async frameworks do."""
     api.state = "completed"
 
-    async def handle(poller: SyncPoller) -> int:
+    async def handle(poller: Session) -> int:
         return len(await anyio.to_thread.run_sync(poller.wait, ID))
 
     for backend in ("asyncio", "trio"):
-        with SyncPoller(base_url=api.url) as poller:
+        with Session(base_url=api.url) as poller:
             assert anyio.run(handle, poller, backend=backend) == 1
 
 
@@ -680,10 +690,10 @@ PREFIX = """
 import os, sys, threading
 from tenacity import wait_fixed
 from luma_poll import ConfigurationError, sync
-from luma_poll.sync import SyncPoller, SyncRunner
+from luma_poll.sync import Session
 
 ID, OTHER_ID = {ids!r}
-poller = SyncPoller(base_url={url!r}, wait=wait_fixed(0.02), timeout=None)
+poller = Session(base_url={url!r}, wait=wait_fixed(0.02), timeout=None)
 """
 
 
@@ -776,11 +786,10 @@ def test_ctrl_c_keeps_the_id_of_a_submission(api: Api) -> None:
         Child(
             api,
             """
-with SyncRunner(poller) as runner:
-    try:
-        runner.run("another")
-    except KeyboardInterrupt:
-        print(runner.submitted)
+try:
+    poller.run("another")
+except KeyboardInterrupt:
+    print(poller.outstanding)
 """,
         ),
     ]
@@ -826,7 +835,7 @@ def test_a_fork_after_use_is_a_clear_error(api: Api) -> None:
         """
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
-unused = SyncPoller(base_url=poller._client.base_url)
+unused = Session(base_url=poller._client.base_url)
 poller.wait(ID)
 results = poller.as_completed([ID, OTHER_ID])
 next(results)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -22,12 +21,10 @@ from luma_poll._cli.results import Put, Result
 from luma_poll._cli.terminal import err, escape, is_terminal
 from luma_poll._client.client import LumaClient
 from luma_poll._downloads.output import DownloadProgress
+from luma_poll._downloads.saving import Overwrite
 from luma_poll._tasks.each import run_each
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import Generation
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".mov", ".webm", ".exr", ".zip")
-"""A place for downloads with one of these is a file."""
 
 
 class DownloadBars:
@@ -85,13 +82,14 @@ def download_bars(console: Console) -> Iterator[DownloadBars]:
         yield bars
 
 
-def is_file(path: str) -> bool:
-    """True if a place for downloads is a file, by its extension."""
-    return os.path.splitext(path)[1].lower() in EXTENSIONS and not os.path.isdir(path)
-
-
 async def fetch_all(
-    client: LumaClient, ids: Sequence[str], directory: str, put: Put, *, overwrite: bool = False
+    client: LumaClient,
+    ids: Sequence[str],
+    directory: str,
+    put: Put,
+    *,
+    overwrite: Overwrite = False,
+    name: str | None = None,
 ) -> list[Result]:
     """Download the files of generations that have ended, and `put` each result as it ends.
 
@@ -102,7 +100,9 @@ async def fetch_all(
     with download_bars(err) as bars:
 
         async def fetch_one(generation_id: str) -> Result:
-            return await fetch(client, generation_id, directory, bars, overwrite=overwrite)
+            return await fetch(
+                client, generation_id, directory, bars, overwrite=overwrite, name=name
+            )
 
         async with run_each(fetch_one, ids, limit=None) as results:
             async for result in results:
@@ -117,17 +117,15 @@ async def fetch(
     directory: str,
     bars: DownloadBars,
     *,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     name: str | None = None,
+    key: str | None = None,
 ) -> Result:
-    """Download the files of one generation, under their ids or this name.
+    """Download the files of one generation, under this name, its key or its id.
 
     Returns:
         The result; an error is part of it.
     """
-    if is_file(directory):
-        directory, name = os.path.split(os.path.splitext(directory)[0])
-        directory = directory or "."
     generation_id = generation if isinstance(generation, str) else generation.id
     snapshot = generation if isinstance(generation, Generation) else None
     try:
@@ -138,7 +136,12 @@ async def fetch(
                 f"generation {generation_id} is {snapshot.state!r}, and has no files yet"
             )
         paths = await client.download(
-            snapshot, directory, name=name, overwrite=overwrite, on_progress=bars.on_progress
+            snapshot,
+            directory,
+            name=name,
+            key=key,
+            overwrite=overwrite,
+            on_progress=bars.on_progress,
         )
     except Exception as error:
         return Result(generation_id, snapshot, error, [])

@@ -18,7 +18,7 @@ from luma_poll._cli.options import (
     QuietOption,
     SourceOption,
     TypeOption,
-    check_directory,
+    check_place,
     open_client,
     positive,
     read_params,
@@ -125,7 +125,7 @@ def create(
             "image_ref": None if image is None else [reference(each) for each in image],
         }
         params = read_request({"prompt": prompt, **read_params(usual, param)}).params
-        check_directory(download)
+        check_place(download)
         anyio.run(submit_and_wait, params)
         say_lines(hints())
         raise typer.Exit(batch.code)

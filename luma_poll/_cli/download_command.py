@@ -12,19 +12,28 @@ from luma_poll._arguments import check_generation_id
 from luma_poll._cli.bars import fetch_all
 from luma_poll._cli.exit_codes import exit_code
 from luma_poll._cli.hints import command, options_given
-from luma_poll._cli.options import JsonOption, open_client
+from luma_poll._cli.options import JsonOption, NameOption, open_client
 from luma_poll._cli.process import orderly_exit
 from luma_poll._cli.results import Result, writing
 from luma_poll._cli.terminal import say_lines
+from luma_poll._downloads.names import tells_generations_apart
+from luma_poll._downloads.saving import Overwrite
+from luma_poll.errors import ConfigurationError
 
 
 def download(
     ctx: typer.Context,
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of generations.")],
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="It is made if there is none.")],
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A directory, or the path of a file.")
+    ],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Fetch files again that are there.")
     ] = False,
+    number: Annotated[
+        bool, typer.Option("--number", help="Save beside other files of that name, with a number.")
+    ] = False,
+    name: NameOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Download the outputs of generations that have ended, and print the paths of the files.
@@ -37,6 +46,8 @@ def download(
 
     async def download_all() -> list[Result]:
         wanted = list(dict.fromkeys(map(check_generation_id, ids)))
+        if len(wanted) > 1 and not tells_generations_apart(name):
+            raise ConfigurationError("--name needs {id} in it, for several generations")
         async with open_client() as client:
             missing.extend(wanted)
             with writing(as_json=as_json, alone=True) as put:
@@ -46,7 +57,10 @@ def download(
                     if not result.is_open:
                         missing.remove(result.generation_id)
 
-                return await fetch_all(client, wanted, directory, put_and_note, overwrite=overwrite)
+                mode: Overwrite = "number" if number else overwrite
+                return await fetch_all(
+                    client, wanted, directory, put_and_note, overwrite=mode, name=name
+                )
 
     def hints() -> Iterator[str]:
         if missing:

@@ -13,8 +13,9 @@ from uuid import UUID
 import typer
 
 from luma_poll._api.parameters import GenerationType, Model
-from luma_poll._cli.bars import is_file
+from luma_poll._arguments import shown
 from luma_poll._client.client import LumaClient
+from luma_poll._downloads.names import identity_of, naming_of
 from luma_poll.errors import ConfigurationError
 
 MODELS, TYPES = (get_args(get_args(names)[0]) for names in (Model, GenerationType))
@@ -94,6 +95,12 @@ DownloadOption = Annotated[
         "--download", metavar="DIR", help="Download the outputs, and print their paths instead."
     ),
 ]
+NameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--name", metavar="TEMPLATE", help="The names of the files: {key}, {id} and {n} in it."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", help="Show no progress; errors are still reported.")
@@ -123,16 +130,35 @@ def open_client() -> LumaClient:
     return LumaClient()
 
 
-def check_directory(path: str | None) -> None:
+def check_place(
+    place: str | None, name: str | None = None, keys: Iterable[str | None] = ()
+) -> None:
     """Make the directory of the downloads, before anything is submitted for it.
 
+    Args:
+        place: A directory, or the path of a file.
+        name: A name or template of the files.
+        keys: Of all requests; None for those without one.
+
     Raises:
-        ConfigurationError: Files cannot be made there.
+        ConfigurationError: Files cannot be made there, or two requests have the same file.
     """
-    if path is None:
+    if place is None:
+        if name is not None:
+            raise ConfigurationError("--name goes with --download")
         return
-    if is_file(path):
-        path = os.path.dirname(path) or "."
+    seen: dict[str, str] = {}
+    for count, key in enumerate(keys):
+        naming = naming_of(place, name, key)
+        file = identity_of(naming.stem(f"id-{count}", 1)[0])
+        label = shown(key) if key is not None else "one without a key"
+        if file in seen:
+            raise ConfigurationError(
+                f"two requests have the same file: {seen[file]} and {label}. Give each its own "
+                "key, or --name '{key}-{id}'"
+            )
+        seen[file] = label
+    path = str(naming_of(place, name, "key").folder)
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:

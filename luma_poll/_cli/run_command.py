@@ -22,12 +22,13 @@ from luma_poll._cli.options import (
     JsonOption,
     MaxRateOption,
     ModelOption,
+    NameOption,
     OutputOption,
     ParamOption,
     QuietOption,
     TimeoutOption,
     TypeOption,
-    check_directory,
+    check_place,
     open_client,
     read_params,
 )
@@ -82,6 +83,7 @@ def run(
         str | None, typer.Option(metavar="3-7,9,12-", help="Only these lines of the file.")
     ] = None,
     download: DownloadOption = None,
+    name: NameOption = None,
     max_running: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Generations at once (default: all that fit)."),
@@ -141,7 +143,7 @@ def run(
             )
             runner.observe(runs.on_run)
             runner.observe(table.on_event)
-            await run_prompts(runs, client, runner, table, bars, put, directory=download)
+            await run_prompts(runs, client, runner, table, bars, put, directory=download, name=name)
 
     with orderly_exit(lambda: runs.after_interrupt()):
         usual = {"model": model, "type": kind, "aspect_ratio": aspect_ratio}
@@ -150,7 +152,8 @@ def run(
         if dry_run:
             _put_overview(found, journal)
             return
-        check_directory(download)
+        keys = [line.request.get("key") for line in prompts.lines]
+        check_place(download, name, keys)
         with (
             nullcontext() if journal is None else Journal(journal) as kept,
             writing(output, as_json=as_json, alone=False) as put,
@@ -203,6 +206,7 @@ async def run_prompts(
     put: Put,
     *,
     directory: str | None,
+    name: str | None,
 ) -> None:
     """Run requests, and `put` each result as it ends.
 
@@ -214,6 +218,7 @@ async def run_prompts(
         bars: Show the downloads.
         put: Called with each result, after its files were downloaded.
         directory: Where to download the outputs; None for no download.
+        name: The template of the files' names, if there is one.
     """
 
     async def finish(ran: RunResult) -> Result:
@@ -226,7 +231,9 @@ async def run_prompts(
         if directory is None or generation is None or not ran.ok:
             return result
         table.download(request)
-        fetched = await fetch(client, generation, directory, bars, name=request.get("key"))
+        fetched = await fetch(
+            client, generation, directory, bars, name=name, key=request.get("key")
+        )
         return replace(result, error=fetched.error, paths=fetched.paths)
 
     table.expect(len(runs.prompts.lines))

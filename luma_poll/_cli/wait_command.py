@@ -22,7 +22,7 @@ from luma_poll._cli.options import (
     OutputOption,
     QuietOption,
     TimeoutOption,
-    check_directory,
+    check_place,
     open_client,
 )
 from luma_poll._cli.process import orderly_exit
@@ -96,7 +96,7 @@ def wait(
 
     with orderly_exit(hints):
         batch = Batch(_read_ids(words, files), stdin="-" in (*words, *files))
-        check_directory(download)
+        check_place(download)
         with writing(output, as_json=as_json, alone=batch.is_one) as put:
             anyio.run(wait_for_all, put)
         say_lines(hints() if batch.is_large or download is not None else ())

@@ -16,7 +16,7 @@ from luma_poll._api.answers import as_generation
 from luma_poll._arguments import check_count, check_generation_id, check_positive, shown
 from luma_poll._downloads.files import check_directory, on_disk
 from luma_poll._downloads.memory import NOWHERE, Channel, Memory
-from luma_poll._downloads.names import Naming, naming_of
+from luma_poll._downloads.names import Naming, naming_of, tells_generations_apart
 from luma_poll._downloads.output import (
     Deadline,
     DownloadProgress,
@@ -321,15 +321,23 @@ def outputs_of(generation: Generation) -> dict[int, GenerationOutput]:
     return dict(sorted(zip(numbers_of(outputs), outputs, strict=True)))
 
 
-async def check_target(target: object, name: str | None, key: str | None = None) -> None:
-    """Find out that files can be written, before anything is paid for.
+async def check_target(target: object, name: str | None) -> None:
+    """Find out that the files of many generations can be written, before any is paid for.
 
     Raises:
         ConfigurationError: The directory or the name is unusable.
     """
-    naming = naming_of(target, name, key)
+    naming = naming_of(target, name, "key")
+    if not tells_generations_apart(naming.name):
+        raise ConfigurationError(
+            f"the files of several generations cannot all be called {naming.name!r}: pass a "
+            "directory, and a name with {id} or {key} in it"
+        )
     try:
         await on_disk(naming.folder, "", partial(check_directory, naming.folder))
     except DownloadError as error:
-        why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
-        raise ConfigurationError(f"cannot write to {naming.folder}: {why}") from error.__cause__
+        cause = error.__cause__
+    else:
+        return
+    why = cause.strerror if isinstance(cause, OSError) else cause
+    raise ConfigurationError(f"cannot write to {naming.folder}: {why}") from cause

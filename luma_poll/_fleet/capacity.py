@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +43,12 @@ def account_of(facts: str, running: Mapping[Kind, int], in_flight: Mapping[Kind,
 
 def facts_of(account: Account) -> str:
     """Return what was learned of the account, as JSON."""
-    fields = {**vars(account), "_window": vars(account._window)}
+    # By the second: every turn reads and writes them, and a minute may have thousands.
+    recent = Counter[int]()
+    for leaves, units in account._window._recent:
+        recent[math.ceil(leaves)] += units
+    window = {**vars(account._window), "_recent": deque(sorted(recent.items()))}
+    fields = {**vars(account), "_window": window}
     fields |= {"_running": Counter(), "_in_flight": Counter()}
     return json.dumps(_coded(fields))
 

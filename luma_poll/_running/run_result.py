@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from luma_poll._running.requests import AnyRequest
@@ -21,12 +22,17 @@ class RunResult:
         error: The exception that `Runner.run` would have raised, or None.
         submitted: The ids, one for each attempt that was accepted. Where `error` is a timeout or
             an `APIError`, the last of them may still finish and be billed: wait for it by its id.
+        paths: The files, if they were to be downloaded and were; else empty.
+        download_error: The reason why they were not, or None. The generation is complete and
+            paid for all the same: `LumaClient.download` fetches it by its id.
     """
 
     request: AnyRequest
     generation: Generation | Any  # see PollResult
     error: Exception | None = None
     submitted: list[str] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+    download_error: Exception | None = None
 
     def __repr__(self) -> str:
         return with_brief_request(self)  # inputs in memory may have megabytes

@@ -120,10 +120,27 @@ def test_files_are_named_by_their_keys(cli: Cli) -> None:
     names = sorted(path.name for path in Path("out").iterdir())
     assert len(names) == 5
     assert {"order-17.png", "two.png", "two~2.png"} < set(names)
-    assert any(re.fullmatch(r"______etc_passwd_[0-9a-f]{16}\.png", name) for name in names)
+    assert any(re.fullmatch(r"[\w.]+etc_passwd_[0-9a-f]{8}\.png", name) for name in names)
     assert all(path.read_bytes().startswith(PNG) for path in Path("out").iterdir())
     assert {line.split("\t")[1] for line in out.splitlines()} == {f"out/{name}" for name in names}
     assert not Path("out/../../etc").exists()
+
+
+def test_files_have_names_from_a_template(cli: Cli) -> None:
+    """Of the key, the id and the number of the output."""
+    source = prompts(json.dumps({"prompt": FOX, "key": "Füchse"}), name="p.jsonl")
+    code, out, _ = cli("run", source, "--download", "out", "--name", "{key}-{n}")
+    assert (code, out) == (0, "Füchse\tout/Füchse-1.png\n")
+
+
+@pytest.mark.parametrize("keys", [("hero", "HERO"), ("caf\u00e9", "cafe\u0301")])
+def test_two_requests_with_one_file_are_refused(cli: Cli, keys: tuple[str, str]) -> None:
+    """Before either is paid: macOS and Windows see one name in the two."""
+    rows = [json.dumps({"prompt": FOX, "key": key}) for key in keys]
+    code, out, err = cli("run", prompts(*rows, name="p.jsonl"), "--download", "out")
+    assert (code, out) == (2, "")
+    assert "two requests have the same file" in err
+    assert not Path("out").exists()
 
 
 def test_prompts_come_from_standard_input(cli: Cli) -> None:

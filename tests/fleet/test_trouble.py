@@ -50,6 +50,18 @@ def test_what_one_worker_learns_all_know() -> None:
     assert facts_of(again) == facts_of(account)
 
 
+def test_a_busy_minute_is_no_longer_than_a_quiet_one() -> None:
+    """What is kept of it does not grow with the submissions."""
+    account = Account()
+    for number in range(3000):
+        account.begin(KIND)
+        account.end(KIND, Accepted(Generation(id=str(number), state="queued")), number / 100)
+        account.finish(KIND)
+    assert len(facts_of(account)) < 3000
+    again = account_of(facts_of(account), {}, {})
+    assert again._window._used == account._window._used == 3000
+
+
 def test_facts_of_another_release_are_learned_again() -> None:
     """Whatever they are: what runs is known to fit."""
     for facts in ("{}", "[]", "null", "not JSON", '{"_allowed": "many"}', '{"": "set", "of": 3}'):

@@ -28,7 +28,7 @@ from luma_poll import (
     RunResult,
     sync,
 )
-from luma_poll.sync import SyncPoller, SyncRunner
+from luma_poll.sync import Session
 from luma_poll.typing import (
     USE_DEFAULT,
     AnyGeneration,
@@ -159,13 +159,13 @@ def without_an_event_loop(ids: list[str], mixed: list[str | Generation]) -> None
     assert_type(sync.run("a red fox", model="uni-1"), Generation)
     assert_type(sync.run_all(["a red fox", {"prompt": "a grey owl"}]), list[RunResult])
     assert_type(sync.download(ID, Path("outputs")), list[Path])
-    with SyncPoller("key", wait=wait_fixed(2)) as poller, SyncRunner(poller) as runner:
+    with Session("key", wait=wait_fixed(2)) as poller:
         assert_type(poller.wait_all(mixed), list[PollResult])
         for result in poller.as_completed(ids, limit=None):
             assert_type(result, PollResult)
         with poller.watch(poller.create("a fox", type="image")) as snapshots:
             assert_type(next(snapshots), Generation)
-        with runner.as_completed(prompt for prompt in ids) as results:
+        with poller.run_as_completed(prompt for prompt in ids) as results:
             assert_type([result.submitted for result in results], list[list[str]])
 
 

@@ -2,7 +2,7 @@
 """Uses that type checkers must refuse: an ignore that is not needed is an error. Never run."""
 
 from luma_poll import LumaClient, Poller, PollEvent, PollResult, Runner
-from luma_poll.sync import SyncPoller, SyncRunner
+from luma_poll.sync import Session
 from luma_poll.typing import CreateParams, Schedule
 
 ID = "182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e"
@@ -44,10 +44,10 @@ def wrong_pollers(client: LumaClient) -> None:
     Poller(client, 600)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
 
 
-def without_an_event_loop(poller: SyncPoller, runner: SyncRunner, client: LumaClient) -> None:
-    SyncPoller(client)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    poller.wait(7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    runner.run("a fox", modle="uni-1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+def without_an_event_loop(session: Session, client: LumaClient) -> None:
+    Session(client)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    session.wait(7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    session.run("a fox", modle="uni-1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def raising(result: PollResult) -> None:

@@ -1,0 +1,391 @@
+"""The public Session: a client, a poller and a runner for threads."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+from uuid import UUID
+
+import anyio
+
+from luma_poll._api.parameters import CreateParams, explicit
+from luma_poll._arguments import USE_DEFAULT, UseDefault
+from luma_poll._client.client import LumaClient
+from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
+from luma_poll._journal.journal import Journal
+from luma_poll._logging import fields, logger
+from luma_poll._polling.poll_result import PollResult
+from luma_poll._polling.poller import AnyGeneration, Poller
+from luma_poll._polling.schedules import Schedule
+from luma_poll._running.requests import AnyRequest
+from luma_poll._running.run_result import RunResult
+from luma_poll._running.runner import Runner
+from luma_poll._sync.call import Call, SyncIterator
+from luma_poll._sync.portal import Portal, refuse_in_event_loop
+from luma_poll.events import Observer, PollEvent, RunStateChanged, RunSubmitted
+from luma_poll.models import Generation, GenerationLike, GenerationOutput
+
+T = TypeVar("T")
+
+
+class Session:
+    """A `LumaClient`, a `Poller` and a `Runner` for threads. Make one for each process.
+
+    Its limits hold over all threads, and what it learns of the account holds for all of them:
+
+        with Session(max_submissions=100) as session:
+            for result in session.run_as_completed(["a red fox", "a grey owl"]):
+                print(result.request, result.error or result.outputs[0].url)
+
+    Its event loop runs in a thread of its own, from the first call to `close`. After a fork that
+    thread is missing: make a session in each process. Callbacks and observers are called in that
+    thread, and hold up all waits while they run.
+
+    Args:
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1. Includes `/v1`.
+        request_timeout: Seconds that one request may take; None for no limit.
+        max_retries: As for `LumaClient`.
+        wait: The schedule: a tenacity wait strategy; by default `DEFAULT_WAIT`.
+        timeout: Seconds that a wait may take, unless it says otherwise; None for no limit.
+        max_in_flight: Polls under way at the same time; None for no limit.
+        max_rate: Polls started per second; None for no limit.
+        max_running: As for `Runner`.
+        max_attempts: As for `Runner`.
+        max_submissions: As for `Runner`.
+        journal: As for `Runner`. Close the session before the journal.
+        on_poll: Called with a `PollEvent` after every poll.
+        on_submit: Called with a `RunSubmitted` as soon as a run has an id.
+        on_state: Called with a `RunStateChanged` at each change of state of a run.
+
+    Raises:
+        ConfigurationError: There is no API key, or an argument is unusable. Each method raises it
+            if an event loop runs in the thread, after `close`, and after a fork of the process.
+    """
+
+    def __init__(
+        self,
+        auth_token: str | None = None,
+        *,
+        base_url: str | None = None,
+        request_timeout: float | None = 30.0,
+        max_retries: int = 2,
+        wait: Schedule | None = None,
+        timeout: float | None = 600.0,
+        max_in_flight: int | None = 64,
+        max_rate: float | None = 30.0,
+        max_running: int | None = None,
+        max_attempts: int = 1,
+        max_submissions: int | None = None,
+        journal: Journal | None = None,
+        on_poll: Callable[[PollEvent], None] | None = None,
+        on_submit: Callable[[RunSubmitted], object] | None = None,
+        on_state: Callable[[RunStateChanged], object] | None = None,
+    ) -> None:
+        self._client = LumaClient(
+            auth_token, base_url=base_url, timeout=request_timeout, max_retries=max_retries
+        )
+        self._poller = Poller(
+            self._client,
+            wait=wait,
+            timeout=timeout,
+            max_in_flight=max_in_flight,
+            max_rate=max_rate,
+            on_poll=on_poll,
+        )
+        self._runner = Runner(
+            self._client,
+            self._poller,
+            max_running=max_running,
+            max_attempts=max_attempts,
+            max_submissions=max_submissions,
+            journal=journal,
+            on_submit=on_submit,
+            on_state=on_state,
+        )
+        self._portal = Portal(type(self).__name__, self._client)
+        weakref.finalize(self, self._portal.close_soon).atexit = False
+
+    def __repr__(self) -> str:
+        return self._portal.read(lambda: repr(self._poller).replace("Poller", "Session", 1))
+
+    def __enter__(self) -> Self:
+        refuse_in_event_loop("async with LumaClient() as client")
+        self._portal.check()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what is under way, in other threads too, with a `ConfigurationError`.
+
+        A submission under way comes to its end first, within `request_timeout`; `outstanding` has
+        the ids of what still runs. Harmless if it is closed.
+        """
+        self._portal.close()
+
+    @property
+    def outstanding(self) -> dict[str, AnyRequest]:
+        """The ids whose end has not been seen, with their requests: `Runner.outstanding`."""
+        return self._portal.read(lambda: self._runner.submitted)
+
+    @property
+    def runner(self) -> Runner:
+        """The runner behind it, for `luma_poll.opentelemetry.instrument` and for its poller."""
+        return self._runner
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Call a function with each event of its waits and runs: `Runner.observe`."""
+        return self._runner.observe(observer)
+
+    def get(self, generation_id: str | UUID) -> Generation:
+        """Fetch one snapshot of a generation: `client.generations.get`.
+
+        Raises:
+            ConfigurationError: The id cannot be one; nothing was sent.
+            APIError: The API could not be reached, or refused.
+        """
+        return self._call(
+            "await client.generations.get(...)",
+            lambda _: self._client.generations.get(generation_id),
+        )
+
+    @explicit
+    def create(self, /, prompt: str | None = None, **params: Unpack[CreateParams]) -> Generation:
+        """Submit a generation; the answer is its first snapshot: `client.generations.create`.
+
+        Returns:
+            The first snapshot, usually `queued`. If it is interrupted, for example by Ctrl-C, the
+            id is lost, and that is logged. `run` does not lose it.
+
+        Raises:
+            ConfigurationError: A parameter is unusable; nothing was sent.
+            APIError: The API could not be reached, or refused.
+        """
+
+        async def create(call: Call[Generation]) -> Generation:
+            try:
+                return await self._client.generations.create(prompt, **params)
+            except anyio.get_cancelled_exc_class():
+                logger.warning(
+                    "a submission was interrupted: it may be running, and be billed. Look at the "
+                    "usage of the account before you submit it again",
+                    extra=fields(),
+                )
+                raise
+
+        return self._call("await client.generations.create(...)", create)
+
+    def wait(
+        self, generation: AnyGeneration, *, timeout: float | UseDefault | None = USE_DEFAULT
+    ) -> list[GenerationOutput]:
+        """Poll until the generation has ended, and return its outputs: `Poller.wait`.
+
+        Raises:
+            GenerationError: It failed; the class says why.
+            PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+            APIError: The API refuses for good.
+            ConfigurationError: An argument is unusable, or the session was closed meanwhile.
+        """
+        return self._call(
+            "await poller.wait(...)", lambda _: self._poller.wait(generation, timeout=timeout)
+        )
+
+    def watch(
+        self, generation: AnyGeneration, *, timeout: float | UseDefault | None = USE_DEFAULT
+    ) -> SyncIterator[Generation]:
+        """Yield the first snapshot and every change of state until the end: `Poller.watch`.
+
+            for generation in session.watch(generation_id):
+                print(generation.state)
+
+        Raises:
+            ConfigurationError: An argument is unusable. The iterator raises what `wait` does,
+                but for the failure of the generation, which it yields.
+        """
+        snapshots = self._poller.watch(generation, timeout=timeout)
+        return self._iterate(
+            "async for generation in poller.watch(...)", lambda _: aclosing(snapshots)
+        )
+
+    def wait_all(
+        self,
+        generations: Iterable[AnyGeneration],
+        *,
+        timeout: float | UseDefault | None = USE_DEFAULT,
+        limit: int | None = 1000,
+    ) -> list[PollResult]:
+        """Wait for many generations, and return a result for each: `Poller.wait_all`.
+
+        The iterable is read in this thread, one by one, and may itself call this session.
+
+        Raises:
+            ConfigurationError: An argument is unusable, or the session was closed meanwhile.
+        """
+        self._poller.as_completed(generations, timeout=timeout, limit=limit)  # checks them
+        return self._call(
+            "await poller.wait_all(...)",
+            lambda call: self._poller.wait_all(
+                call.pull(generations), timeout=timeout, limit=limit
+            ),
+        )
+
+    def as_completed(
+        self,
+        generations: Iterable[AnyGeneration],
+        *,
+        timeout: float | UseDefault | None = USE_DEFAULT,
+        limit: int | None = 1000,
+    ) -> SyncIterator[PollResult]:
+        """Wait for many generations, and yield a result for each as it ends: `Poller.as_completed`.
+
+        Leaving the loop cancels the waits that are under way; so does leaving a block
+        `with session.as_completed(ids) as results`, also if `results` is kept. The iterable is
+        read in this thread, one by one, as there is room; not while a result is processed.
+
+        Raises:
+            ConfigurationError: An argument is unusable.
+        """
+        self._poller.as_completed(generations, timeout=timeout, limit=limit)  # checks them
+        return self._iterate(
+            "async with poller.as_completed(...) as results",
+            lambda call: self._poller.as_completed(
+                call.pull(generations), timeout=timeout, limit=limit
+            ),
+        )
+
+    @explicit
+    def run(
+        self,
+        prompt: str | None = None,
+        *,
+        timeout: float | UseDefault | None = USE_DEFAULT,
+        key: str | None = None,
+        **params: Unpack[CreateParams],
+    ) -> Generation:
+        """Submit a generation when there is room for it, and wait for its end: `Runner.run`.
+
+            generation = session.run("a red fox", model="uni-1", timeout=300)
+            print(generation.outputs[0].url)
+
+        Ctrl-C lets a submission under way end first, so that its id is in `outstanding`.
+
+        Raises:
+            GenerationError: It failed; the class says why.
+            PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+            SubmissionLimitError: `max_submissions` is reached; nothing was sent.
+            SubmissionUnknownError: The journal does not know what became of this key.
+            JournalError: The journal cannot be written; nothing was sent.
+            APIError: It could not be submitted, or waited for.
+            ConfigurationError: An argument is unusable, or the session was closed meanwhile.
+        """
+        return self._call(
+            "await runner.run(...)",
+            lambda _: self._runner.run(prompt, timeout=timeout, key=key, **params),
+        )
+
+    def run_all(
+        self,
+        requests: Iterable[AnyRequest],
+        *,
+        timeout: float | UseDefault | None = USE_DEFAULT,
+    ) -> list[RunResult]:
+        """Run many requests, and return a result for each, in the order given: `Runner.run_all`.
+
+        Raises:
+            ConfigurationError: An argument is unusable, or the session was closed meanwhile.
+        """
+        self._runner.as_completed(requests, timeout=timeout)  # checks them
+        return self._call(
+            "await runner.run_all(...)",
+            lambda call: self._runner.run_all(call.pull(requests), timeout=timeout),
+        )
+
+    def run_as_completed(
+        self,
+        requests: Iterable[AnyRequest],
+        *,
+        timeout: float | UseDefault | None = USE_DEFAULT,
+    ) -> SyncIterator[RunResult]:
+        """Run many requests, and yield a result for each as it ends: `Runner.as_completed`.
+
+        Leaving the loop stops submitting and cancels the waits; what was submitted continues, and
+        `outstanding` has the ids.
+
+        Raises:
+            ConfigurationError: An argument is unusable.
+        """
+        self._runner.as_completed(requests, timeout=timeout)  # checks them
+        return self._iterate(
+            "async with runner.as_completed(...) as results",
+            lambda call: self._runner.as_completed(call.pull(requests), timeout=timeout),
+        )
+
+    def download(
+        self,
+        generation: GenerationLike | str | UUID,
+        directory: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        max_bytes: int | None = MAX_BYTES,
+        overwrite: bool = False,
+        on_progress: Callable[[DownloadProgress], object] | None = None,
+    ) -> list[Path]:
+        """Fetch the outputs of a completed generation into files: `LumaClient.download`.
+
+        Args:
+            generation: A completed generation, or the id of one.
+            directory: Where to; it is made if it does not exist.
+            name: The name of the files in place of the id: `{name}.png`, `{name}~2.png`. What is
+                unsafe in it is replaced.
+            timeout: Seconds for all of it; None for no limit.
+            max_bytes: How large one file may be; None for no limit.
+            overwrite: Fetch a file again even if one of the right size exists.
+            on_progress: Called with a `DownloadProgress` after each piece that arrives.
+
+        Returns:
+            The files, in the order of the outputs.
+
+        Raises:
+            ConfigurationError: The generation has not ended, or an argument is unusable.
+            GenerationError: It failed, or completed without output.
+            DownloadError: A file could not be fetched or written, or not in time.
+            APIError: The API refused a GET of the generation, or was out of reach.
+        """
+        return self._call(
+            "await client.download(...)",
+            lambda _: self._client.download(
+                generation,
+                directory,
+                name=name,
+                timeout=timeout,
+                max_bytes=max_bytes,
+                overwrite=overwrite,
+                on_progress=on_progress,
+            ),
+        )
+
+    def _call(self, instead: str, function: Callable[[Call[T]], Awaitable[T]]) -> T:
+        refuse_in_event_loop(instead)
+        return Call(self._portal, function).result()
+
+    def _iterate(
+        self,
+        instead: str,
+        open_items: Callable[[Call[None]], AbstractAsyncContextManager[AsyncIterator[T]]],
+    ) -> SyncIterator[T]:
+        refuse_in_event_loop(instead)
+        self._portal.check()
+        return SyncIterator(self._portal, open_items, owner=self)
