@@ -137,9 +137,8 @@ def test_a_request_shows_itself_in_short() -> None:
 def test_a_result_shows_its_request_in_short() -> None:
     """A list of results in a notebook is not fifty megabytes of one picture."""
     result = RunResult({**FOX, "source": bytes(10**6)}, None)
-    assert repr(result) == (
-        "RunResult(request={'prompt': 'a fox', 'source': <1,000,000 bytes>}, "
-        "generation=None, error=None, submitted=[])"
+    assert repr(result).startswith(
+        "RunResult(request={'prompt': 'a fox', 'source': <1,000,000 bytes>}, generation=None, "
     )
 
 
