@@ -27,7 +27,7 @@ from luma_poll._journal.recorder import Recorder, identify
 from luma_poll._journal.steps import Raise, Submit, may_submit_again
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.observers import Observers, is_async, only, outcome_of
-from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
+from luma_poll._polling.poller import Poller, without_retries
 from luma_poll._running.account import Account
 from luma_poll._running.batch import Batch, Taken
 from luma_poll._running.fetching import Fetching
@@ -36,7 +36,7 @@ from luma_poll._running.requests import AnyRequest, read_request_async
 from luma_poll._running.resubmission import pause_before_next
 from luma_poll._running.run import Run
 from luma_poll._running.run_result import RunResult
-from luma_poll._running.submitter import Submitter
+from luma_poll._running.submitter import Submitter, SupportsCreate
 from luma_poll._tasks.each import run_each, run_in_order
 from luma_poll._tasks.event_loops import LoopGuard
 from luma_poll.errors import (
@@ -98,7 +98,7 @@ class Runner:
 
     def __init__(
         self,
-        client: SupportsGenerations,
+        client: SupportsCreate,
         poller: Poller | None = None,
         *,
         max_running: int | None = None,
@@ -159,7 +159,7 @@ class Runner:
         return self._journal
 
     @property
-    def submitted(self) -> dict[str, AnyRequest]:
+    def outstanding(self) -> dict[str, AnyRequest]:
         """The ids whose end has not been seen, with their requests; each for an hour at most.
 
         After an interruption these may still be running, and be billed: wait for them by id.
@@ -300,6 +300,8 @@ class Runner:
 
         Raises:
             ConfigurationError: An argument is unusable.
+            Exception: What `requests` raises, after the requests before have ended: their results
+                are its attribute `results`, and its notes name the ids.
         """
         batch = self._batch(requests, timeout)
         run = batch.run
@@ -307,7 +309,7 @@ class Runner:
             fetching = Fetching(self._client, batch, download, name)
             await fetching.check(requests)
             run = fetching.run
-        results = await run_in_order(run, batch.take(requests), limit=None)
+        results = await run_in_order(run, batch.take(requests), limit=None, ids=_ids)
         # Taken in another order where the journal had some of them.
         places = sorted(range(len(batch.order)), key=batch.order.__getitem__)
         return [results[place] for place in places] if places else results
@@ -344,7 +346,7 @@ class Runner:
         finally:
             run.take_next()
         run.tell(RunEnded, outcome_of(run.latest, error), error)
-        return RunResult(given, run.latest, error, run.submitted)
+        return RunResult(given, run.latest, error, tuple(run.submitted), run.key)
 
     async def _perform(self, run: Run) -> Generation:
         """Submit and wait, again as often as `max_attempts` allows."""
@@ -452,6 +454,10 @@ class Runner:
             f"Runner(running={self._account.running}, in_flight={self._account.in_flight}, "
             f"waiting={len(self._submitter.queue)})"
         )
+
+
+def _ids(result: RunResult) -> tuple[str, ...]:
+    return result.submitted
 
 
 @asynccontextmanager
