@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from luma_poll.models import Generation
 
+_MAX_NAME, _MAX_NAMES = 50, 5
 _RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
 
 
@@ -250,11 +251,11 @@ class GenerationError(LumaError):
         failure_reason: The API's explanation for people, or None.
         retryable: True if submitting the same request again may succeed, as a new generation that
             is billed again. Polling the failed one never helps.
-        hint: Advice for every error of this class, which its message ends with; may be empty.
+        hint: Advice, which its message ends with; may be empty.
     """
 
-    retryable: ClassVar[bool] = False
-    hint: ClassVar[str] = ""
+    retryable: bool = False
+    hint: str = ""
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
@@ -288,17 +289,36 @@ class BudgetExhaustedError(GenerationError):
 
 
 class OutputNotFoundError(GenerationError):
-    """`output_not_found`: the result could not be fetched, or it completed without outputs."""
+    """`output_not_found`: the result was lost, or the generation completed without outputs.
+
+    Only the former failed, and may be submitted again. The latter is billed like any other that
+    completed: it is never submitted again by itself.
+    """
 
     retryable = True
     hint = "Submit it again."
 
     def __init__(self, generation: Generation) -> None:
+        if generation.state != "failed":
+            self.retryable = False
+            self.hint = _in_place_of_outputs(generation) + (
+                "It is billed: look at the account before you submit it again."
+            )
         super().__init__(generation)
         self.failure_code: str | None = self.failure_code or "output_not_found"
 
     def _ended(self, generation: Generation) -> str:
         return "failed" if generation.state == "failed" else "completed without any output"
+
+
+def _in_place_of_outputs(generation: Generation) -> str:
+    """Name the fields that an answer has instead: names alone, as values may be signed URLs."""
+    names = [redact(name)[:_MAX_NAME] for name in generation.model_extra or {}][:_MAX_NAMES]
+    if not names:
+        return ""
+    if "assets" in names:
+        return "Its result is in `assets`, as in answers of Luma's older API: check the base URL. "
+    return f"The answer has other fields: {', '.join(map(repr, names))}. "
 
 
 class ImageTooLargeError(GenerationError):

@@ -234,7 +234,7 @@ class Generation(_Snapshot):
     output: Annotated[list[GenerationOutput], BeforeValidator(_usable_outputs)] = []
 
     # Of the answer alone: no field, and no copy and no pickle has it.
-    __slots__ = ("_rate_limit", "_retry_after")
+    __slots__ = ("_rate_limit", "_request_id", "_retry_after")
 
     def __hash__(self) -> int:
         return hash((self.id, self.state))

@@ -218,6 +218,8 @@ def _kind(error: LumaError) -> _Kind:
 def _detail(error: LumaError, kind: _Kind) -> str:
     if _may_have_been_submitted(error):
         return PERHAPS_SUBMITTED
+    if isinstance(error, OutputNotFoundError) and not error.retryable:
+        return "It completed without a result: do not submit it again."
     words = None
     if kind.status < 500:  # Luma's description of a fault in the caller's input
         words = getattr(error, "failure_reason", None) or getattr(error, "detail", None)

@@ -36,6 +36,7 @@ from luma_poll._polling.poller import AnyGeneration, SupportsGenerations, Suppor
 from luma_poll._polling.schedules import Observer, Schedule
 from luma_poll._running.request_files import RequestFile, RequestFormat
 from luma_poll._running.requests import AnyRequest
+from luma_poll._running.submitter import SupportsCreate, SupportsGetAndCreate
 from luma_poll.models import GenerationLike
 
 __all__ = [
@@ -60,8 +61,10 @@ __all__ = [
     "RequestFormat",
     "Schedule",
     "SourcePosition",
+    "SupportsCreate",
     "SupportsGenerations",
     "SupportsGet",
+    "SupportsGetAndCreate",
     "SupportsRead",
     "SupportsSave",
     "TrajectoryControl",

@@ -244,8 +244,21 @@ def test_completed_without_outputs_is_told_apart_from_failed() -> None:
     error = OutputNotFoundError(snapshot("completed", output=[]))
     assert str(error).startswith(f"generation {ID} completed without any output.")
     assert error.failure_code == "output_not_found"
-    failed = snapshot("failed", failure_code="output_not_found")
-    assert "failed" in str(OutputNotFoundError(failed))
+    assert not error.retryable
+    assert "billed: look at the account" in str(error)
+    failed = OutputNotFoundError(snapshot("failed", failure_code="output_not_found"))
+    assert "failed" in str(failed)
+    assert failed.retryable
+
+
+def test_fields_in_place_of_outputs_are_named() -> None:
+    """An answer with `assets` is of the old API; values may be signed URLs and are not shown."""
+    url = "https://storage.example.com/a.mp4?X-Amz-Signature=5ec4e7"
+    old = OutputNotFoundError(snapshot("completed", output=[], assets={"video": url}))
+    assert "older API: check the base URL" in str(old)
+    new = OutputNotFoundError(snapshot("completed", output=[], results=[url], took=3))
+    assert "The answer has other fields: 'results', 'took'." in str(new)
+    assert "storage" not in f"{old}{new}"
 
 
 def test_a_timeout_tells_what_which_and_what_next() -> None:

@@ -143,6 +143,7 @@ WINGS = {
         "run",
         "standstill",
         "submitter",
+        "fetching",
         "runner",
     ],
     "_sync": ["portal", "call", "session"],

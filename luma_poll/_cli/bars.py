@@ -117,11 +117,13 @@ async def fetch(
     directory: str,
     bars: DownloadBars,
     *,
-    overwrite: Overwrite = False,
+    overwrite: Overwrite = "number",
     name: str | None = None,
     key: str | None = None,
 ) -> Result:
     """Download the files of one generation, under this name, its key or its id.
+
+    What has been paid for is saved beside another file of that name, rather than not at all.
 
     Returns:
         The result; an error is part of it.

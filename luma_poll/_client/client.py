@@ -25,7 +25,7 @@ from luma_poll._client.connections import Connections
 from luma_poll._client.exchange import Session
 from luma_poll._client.generations import Generations
 from luma_poll._client.uploads import Files
-from luma_poll._downloads.download import Downloadable, Source, download, read, stream
+from luma_poll._downloads.download import Downloadable, Source, check_target, download, read, stream
 from luma_poll._downloads.output import MAX_BYTES, MAX_READ, TIMEOUT, DownloadProgress
 from luma_poll._downloads.saving import Overwrite
 from luma_poll._downloads.storage import Storage
@@ -216,6 +216,20 @@ class LumaClient:
             max_bytes=max_bytes,
             on_progress=on_progress,
         )
+
+    async def check_download(
+        self, directory: str | os.PathLike[str], *, name: str | None = None
+    ) -> None:
+        """Find out that the files of a batch can be written, before any of it is paid for.
+
+        Args:
+            directory: The directory to write to; it is created.
+            name: The name of the files, with `{id}` or `{key}` in it.
+
+        Raises:
+            ConfigurationError: One of them is unusable.
+        """
+        await check_target(directory, name)
 
     async def read(
         self,

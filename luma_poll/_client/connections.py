@@ -124,7 +124,7 @@ class Connections:
             method, url, headers=headers, content=body, timeout=tuple(TIMEOUTS.values())
         )
         try:
-            return await self.http.send(request, auth=None, follow_redirects=False, stream=True)
+            return await self.http.send(request, follow_redirects=False, stream=True)
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
                 await close_orphans(self.http)

@@ -76,13 +76,43 @@ def checked_http_client(http_client: object) -> Any:
     """Return the client that was handed in.
 
     Raises:
-        ConfigurationError: It is not an async client of httpx or httpx2.
+        ConfigurationError: It is not an async client of httpx or httpx2, or cannot be used.
     """
     if not isinstance(http_client, classes_named("AsyncClient")):
         raise ConfigurationError(
             f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}"
         )
-    return http_client
+    client: Any = http_client
+    if _replaces_the_key(client):
+        raise ConfigurationError(
+            "the auth of this http_client replaces the Authorization header, which has the API "
+            "key: give it one that sets other headers, or none"
+        )
+    if type(client).__module__.partition(".")[0] == "httpx2" and _speaks_http2(client):
+        raise ConfigurationError(
+            "HTTP/2 of httpx2 is not supported: cancelled requests use up its connection for good. "
+            "Create the client without http2=True"
+        )
+    return client
+
+
+def _replaces_the_key(client: Any) -> bool:
+    """Let its `auth` handle a request that is never sent, and see what is left of the header."""
+    if client.auth is None:
+        return False
+    request = client.build_request(
+        "GET", "https://probe.invalid", headers={"Authorization": "ours"}
+    )
+    try:
+        request = next(client.auth.auth_flow(request))
+    except Exception:  # it needs the network, or an answer: it is not a simple one
+        return isinstance(client.auth, classes_named("BasicAuth", "DigestAuth"))
+    changed = bool(request.headers.get("Authorization") not in ("ours", None))
+    return changed or isinstance(client.auth, classes_named("DigestAuth"))
+
+
+def _speaks_http2(client: Any) -> bool:
+    return bool(getattr(getattr(client._transport, "_pool", None), "_http2", False))
 
 
 async def close_orphans(http: Any) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from luma_poll._api.answers import as_generation
 from luma_poll._arguments import check_count, check_generation_id, check_positive, shown
 from luma_poll._downloads.files import check_directory, on_disk
 from luma_poll._downloads.memory import NOWHERE, Channel, Memory
-from luma_poll._downloads.names import Naming, naming_of
+from luma_poll._downloads.names import Naming, naming_of, tells_generations_apart
 from luma_poll._downloads.output import (
     Deadline,
     DownloadProgress,
@@ -146,22 +146,24 @@ async def stream(
             except Exception as error:
                 failures.append(error)
 
-    async def chunks() -> AsyncIterator[bytes]:
-        async for chunk in outgoing:
-            yield chunk
+    async def chunks() -> AsyncGenerator[bytes]:
+        with outgoing:
+            async for chunk in outgoing:
+                yield chunk
         for error in failures:
             raise error
 
     error_of_the_block: BaseException | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run)
-        reader = chunks()
-        with outgoing:
+        # Closed here, as a reader may leave in the middle.
+        async with aclosing(chunks()) as reader:
             try:
                 yield reader
             except BaseException as error:
                 error_of_the_block = error
         tasks.cancel_scope.cancel()
+    outgoing.close()
     if error_of_the_block is not None:
         raise error_of_the_block
 
@@ -321,15 +323,23 @@ def outputs_of(generation: Generation) -> dict[int, GenerationOutput]:
     return dict(sorted(zip(numbers_of(outputs), outputs, strict=True)))
 
 
-async def check_target(target: object, name: str | None, key: str | None = None) -> None:
-    """Find out that files can be written, before anything is paid for.
+async def check_target(target: object, name: str | None) -> None:
+    """Find out that the files of many generations can be written, before any is paid for.
 
     Raises:
         ConfigurationError: The directory or the name is unusable.
     """
-    naming = naming_of(target, name, key)
+    naming = naming_of(target, name, "key")
+    if not tells_generations_apart(naming.name):
+        raise ConfigurationError(
+            f"the files of several generations cannot all be called {naming.name!r}: pass a "
+            "directory, and a name with {id} or {key} in it"
+        )
     try:
         await on_disk(naming.folder, "", partial(check_directory, naming.folder))
     except DownloadError as error:
-        why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
-        raise ConfigurationError(f"cannot write to {naming.folder}: {why}") from error.__cause__
+        cause = error.__cause__
+    else:
+        return
+    why = cause.strerror if isinstance(cause, OSError) else cause
+    raise ConfigurationError(f"cannot write to {naming.folder}: {why}") from cause

@@ -79,7 +79,7 @@ def check_state(state: object) -> EntryState | None:
     """Return the state, or None for all.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: `state` is not one of `STATES`.
     """
     for known in STATES:
         if state == known:

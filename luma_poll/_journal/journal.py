@@ -132,9 +132,8 @@ class Journal:
         Args:
             keys: The keys of the entries.
             generation_id: The id with which the one entry was accepted: the next run waits for it.
-            resubmit: True if they were not accepted, or may be billed twice: the next run submits
-                them. Where it was a second attempt, that takes a Runner whose `max_attempts`
-                allows one.
+            resubmit: Submit them again in the next run, because they were not accepted, or because
+                you accept a second bill. For a second attempt the Runner needs `max_attempts=2`.
             all_unknown: True for all that are `unknown` now, in place of keys.
 
         Returns:

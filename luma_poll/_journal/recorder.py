@@ -177,7 +177,7 @@ class Recorder:
         self, record: Record | None, generation: Generation, error: GenerationError | None
     ) -> None:
         """Record the end of a generation. Where that fails, the next process waits for it again."""
-        if error is None:
+        if error is None or generation.state == "completed":  # without outputs: it is billed
             await self._keep("end", record, generation.id, "completed", None, None)
         else:
             why = error.failure_code, error.failure_reason

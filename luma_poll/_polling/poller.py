@@ -237,7 +237,7 @@ class Poller:
             ConfigurationError: An argument is unusable.
         """
         wait = self._waiter(generations, timeout, limit)
-        return await run_in_order(wait, generations, limit)
+        return await run_in_order(wait, generations, limit, lambda result: (result.generation_id,))
 
     def _waiter(
         self, generations: object, timeout: float | UseDefault | None, limit: object

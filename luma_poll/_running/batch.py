@@ -44,7 +44,7 @@ class Batch:
         recorder: Knows which requests the journal has; None for a batch of one.
 
     Attributes:
-        refusal: Of one that every other submission would meet, too; None as long as there is none.
+        refusal: The 401, 402 or 403 that ends this batch, once one has arrived.
         order: The places, in what was given, of the requests in the order in which they are taken.
     """
 

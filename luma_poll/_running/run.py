@@ -61,6 +61,14 @@ class Run:
     _has_had_turn: bool = False
 
     @property
+    def key(self) -> str | None:
+        """Its key: of the journal's record, else the one that was given."""
+        if self.record is not None:
+            return self.record.key
+        request: Request | None = vars(self).get("request")  # None before it is checked
+        return None if request is None else request.key
+
+    @property
     def given(self) -> AnyRequest:
         """The request, as it was given."""
         return self.info.request

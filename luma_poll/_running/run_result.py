@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from luma_poll._running.requests import AnyRequest
+from luma_poll._texts import with_brief_request
 from luma_poll.models import Generation, GenerationOutput
 
 
@@ -20,12 +22,22 @@ class RunResult:
         error: The exception that `Runner.run` would have raised, or None.
         submitted: The ids, one for each attempt that was accepted. Where `error` is a timeout or
             an `APIError`, the last of them may still finish and be billed: wait for it by its id.
+        key: The request's key: the one given, or else that of its journal; None without either.
+        paths: The files, if they were to be downloaded and were; else empty.
+        download_error: The reason why they were not, or None. The generation is complete and
+            paid for all the same: `LumaClient.download` fetches it by its id.
     """
 
     request: AnyRequest
     generation: Generation | Any  # see PollResult
     error: Exception | None = None
-    submitted: list[str] = field(default_factory=list)
+    submitted: tuple[str, ...] = ()
+    key: str | None = None
+    paths: list[Path] = field(default_factory=list)
+    download_error: Exception | None = None
+
+    def __repr__(self) -> str:
+        return with_brief_request(self)  # inputs in memory may have megabytes
 
     @property
     def ok(self) -> bool:

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+import os
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Mapping,
+)
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from itertools import count
 from typing import Any, Unpack
@@ -19,15 +27,16 @@ from luma_poll._journal.recorder import Recorder, identify
 from luma_poll._journal.steps import Raise, Submit, may_submit_again
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.observers import Observers, is_async, only, outcome_of
-from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
+from luma_poll._polling.poller import Poller, without_retries
 from luma_poll._running.account import Account
 from luma_poll._running.batch import Batch, Taken
+from luma_poll._running.fetching import Fetching
 from luma_poll._running.outstanding import Outstanding
 from luma_poll._running.requests import AnyRequest, read_request_async
 from luma_poll._running.resubmission import pause_before_next
 from luma_poll._running.run import Run
 from luma_poll._running.run_result import RunResult
-from luma_poll._running.submitter import Submitter
+from luma_poll._running.submitter import Submitter, SupportsCreate
 from luma_poll._tasks.each import run_each, run_in_order
 from luma_poll._tasks.event_loops import LoopGuard
 from luma_poll.errors import (
@@ -89,7 +98,7 @@ class Runner:
 
     def __init__(
         self,
-        client: SupportsGenerations,
+        client: SupportsCreate,
         poller: Poller | None = None,
         *,
         max_running: int | None = None,
@@ -114,6 +123,7 @@ class Runner:
         if attempts is None:
             raise ConfigurationError("max_attempts must be a whole number from 1, not None")
         self._max_attempts = attempts
+        self._client = client
         self._poller = poller or Poller(client, wait=AdaptiveWait(request_cost=REQUEST_COST))
         self._account = Account(
             check_count("max_running", max_running), check_count("max_submissions", max_submissions)
@@ -149,7 +159,7 @@ class Runner:
         return self._journal
 
     @property
-    def submitted(self) -> dict[str, AnyRequest]:
+    def outstanding(self) -> dict[str, AnyRequest]:
         """The ids whose end has not been seen, with their requests; each for an hour at most.
 
         After an interruption these may still be running, and be billed: wait for them by id.
@@ -231,6 +241,8 @@ class Runner:
         requests: Iterable[AnyRequest] | AsyncIterable[AnyRequest],
         *,
         timeout: float | UseDefault | None = USE_DEFAULT,
+        download: str | os.PathLike[str] | None = None,
+        name: str | None = None,
     ) -> AbstractAsyncContextManager[AsyncIterator[RunResult]]:
         """Run many requests, and yield a result for each as it ends.
 
@@ -246,6 +258,9 @@ class Runner:
             requests: Prompts, or mappings of the parameters of `generations.create`: any iterable
                 or async iterable. They are taken one by one, as there is room to submit them.
             timeout: As for `run`, for each.
+            download: A directory for the files of what completes, which `RunResult.paths` names.
+            name: The name of the files, such as `"{key}-{n}"`; by default the key if a request
+                has one, else the id. `LumaClient.download` describes it.
 
         Returns:
             An async context manager that gives an async iterator over the results.
@@ -254,13 +269,18 @@ class Runner:
             ConfigurationError: An argument is unusable.
         """
         batch = self._batch(requests, timeout)
-        return run_each(batch.run, batch.take(requests), limit=None)
+        if download is None:
+            return run_each(batch.run, batch.take(requests), limit=None)
+        fetching = Fetching(self._client, batch, download, name)
+        return _fetched(fetching, batch, requests)
 
     async def run_all(
         self,
         requests: Iterable[AnyRequest] | AsyncIterable[AnyRequest],
         *,
         timeout: float | UseDefault | None = USE_DEFAULT,
+        download: str | os.PathLike[str] | None = None,
+        name: str | None = None,
     ) -> list[RunResult]:
         """Run many requests, and return a result for each, in the order given.
 
@@ -272,15 +292,24 @@ class Runner:
         Args:
             requests: As for `as_completed`.
             timeout: As for `run`, for each.
+            download: As for `as_completed`.
+            name: As for `as_completed`.
 
         Returns:
             The results, in the order of `requests`.
 
         Raises:
             ConfigurationError: An argument is unusable.
+            Exception: What `requests` raises, after the requests before have ended: their results
+                are its attribute `results`, and its notes name the ids.
         """
         batch = self._batch(requests, timeout)
-        results = await run_in_order(batch.run, batch.take(requests), limit=None)
+        run = batch.run
+        if download is not None:
+            fetching = Fetching(self._client, batch, download, name)
+            await fetching.check(requests)
+            run = fetching.run
+        results = await run_in_order(run, batch.take(requests), limit=None, ids=_ids)
         # Taken in another order where the journal had some of them.
         places = sorted(range(len(batch.order)), key=batch.order.__getitem__)
         return [results[place] for place in places] if places else results
@@ -317,7 +346,7 @@ class Runner:
         finally:
             run.take_next()
         run.tell(RunEnded, outcome_of(run.latest, error), error)
-        return RunResult(given, run.latest, error, run.submitted)
+        return RunResult(given, run.latest, error, tuple(run.submitted), run.key)
 
     async def _perform(self, run: Run) -> Generation:
         """Submit and wait, again as often as `max_attempts` allows."""
@@ -425,3 +454,16 @@ class Runner:
             f"Runner(running={self._account.running}, in_flight={self._account.in_flight}, "
             f"waiting={len(self._submitter.queue)})"
         )
+
+
+def _ids(result: RunResult) -> tuple[str, ...]:
+    return result.submitted
+
+
+@asynccontextmanager
+async def _fetched(
+    fetching: Fetching, batch: Batch, requests: object
+) -> AsyncGenerator[AsyncIterator[RunResult]]:
+    await fetching.check(requests)
+    async with run_each(fetching.run, batch.take(requests), limit=None) as results:
+        yield results

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from inspect import signature
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -26,6 +27,7 @@ from luma_poll._api.outcomes import (
 from luma_poll._api.request_body import encoded, uploaded
 from luma_poll._journal.recorder import Recorder
 from luma_poll._logging import fields, logger
+from luma_poll._polling.poller import SupportsGet
 from luma_poll._running.account import Account
 from luma_poll._running.outstanding import Outstanding
 from luma_poll._running.requests import Request
@@ -41,6 +43,25 @@ from luma_poll.events import (
     RunUnreachable,
 )
 from luma_poll.models import Generation
+
+
+class SupportsGetAndCreate(SupportsGet, Protocol):
+    """Generations that can be submitted, and asked for."""
+
+    @property
+    def create(self) -> Callable[..., Awaitable[Any]]:
+        """Submit one: takes the parameters by name, the prompt among them."""
+        ...
+
+
+class SupportsCreate(Protocol):
+    """A client that a `Runner` can use: `LumaClient`, the official `AsyncLuma`, or your own."""
+
+    @property
+    def generations(self) -> SupportsGetAndCreate:
+        """The generations of the API."""
+        ...
+
 
 LONGEST_STAND = 3
 """Refusals, with nothing of ours under way, after which a request lets the others pass."""

@@ -138,7 +138,7 @@ class Session:
     @property
     def outstanding(self) -> dict[str, AnyRequest]:
         """The ids whose end has not been seen, with their requests: `Runner.outstanding`."""
-        return self._portal.read(lambda: self._runner.submitted)
+        return self._portal.read(lambda: self._runner.outstanding)
 
     @property
     def runner(self) -> Runner:

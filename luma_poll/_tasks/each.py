@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -89,19 +96,47 @@ async def run_each(
         raise error_of_the_block
 
 
-async def run_in_order(work: Callable[[T], Awaitable[R]], items: Any, limit: int | None) -> list[R]:
+MAX_IDS = 50
+"""Ids that the note of an exception names."""
+
+
+async def run_in_order(
+    work: Callable[[T], Awaitable[R]],
+    items: Any,
+    limit: int | None,
+    ids: Callable[[R], Sequence[str]],
+) -> list[R]:
     """Run `work(item)` for each item, and return the results in the order of the items.
 
-    The arguments are those of `run_each`.
+    The arguments are those of `run_each`. An exception of the items has the results of those
+    before as its attribute `results`, since they may have cost money, and their `ids` in a note.
     """
+    by_number: dict[int, R] = {}
 
     async def run(numbered: tuple[int, T]) -> tuple[int, R]:
         number, item = numbered
         return number, await work(item)
 
     async with run_each(run, _numbered(items), limit) as results:
-        by_number = {number: result async for number, result in results}
+        try:
+            async for number, result in results:
+                by_number[number] = result
+        except Exception as error:
+            _keep_results(error, [result for _, result in sorted(by_number.items())], ids)
+            raise
     return [by_number[number] for number in range(len(by_number))]
+
+
+def _keep_results(error: Exception, results: list[R], ids: Callable[[R], Sequence[str]]) -> None:
+    with suppress(AttributeError):  # of a class that takes no attribute
+        vars(error)["results"] = results
+    found = [each for result in results for each in ids(result)]
+    named = ", ".join(found[:MAX_IDS]) or "none"
+    more = f" and {len(found) - MAX_IDS} more" if len(found) > MAX_IDS else ""
+    error.add_note(
+        f"It came from what gives the items. The {len(results)} before have ended: their results "
+        f"are the attribute `results` of this exception. Generations: {named}{more}."
+    )
 
 
 async def _numbered(items: Any) -> AsyncGenerator[tuple[int, Any]]:

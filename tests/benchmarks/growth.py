@@ -7,7 +7,10 @@ of the event loop keeps all others waiting, once all waits have begun: with thou
 of a quiet, it is what a deadline may overrun. The ratio is to 100 waits without 429s. The garbage
 collector is off: a full pass of it over 10,000 waits would be the longest stall, whatever they do.
 
+With `--joins` it measures what a wait costs that comes to, or leaves, the many for one generation.
+
     python -m tests.benchmarks.growth
+    python -m tests.benchmarks.growth --joins
     python -m tests.benchmarks.growth --waits 100 1000 --polls 5000
 """
 
@@ -88,12 +91,53 @@ def measure(waits: int, polls: int, throttled_every: int | None) -> tuple[float,
     )
 
 
+async def come_and_go(waits: int, times: int) -> tuple[float, float]:
+    """Microseconds of a wait that comes to so many for one generation, and of one that leaves."""
+    poller = Poller(Client(None, last=0, warm_up=0), wait=wait_fixed(600), timeout=None)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(waits):
+            tasks.start_soon(poller.wait, "same")
+        await anyio.sleep(1)
+        scopes: list[anyio.CancelScope] = []
+
+        async def visit() -> None:
+            with anyio.CancelScope() as scope:
+                scopes.append(scope)
+                await poller.wait("same", timeout=10_000)
+
+        began = time.process_time()
+        for _ in range(times):
+            tasks.start_soon(visit)
+            await anyio.sleep(0.001)
+        came = time.process_time()
+        for scope in reversed(scopes):
+            scope.cancel()
+            await anyio.sleep(0.001)
+        left = time.process_time()
+        tasks.cancel_scope.cancel()
+    return (came - began) / times * 1e6, (left - came) / times * 1e6
+
+
+def measure_joins(counts: list[int]) -> None:
+    print("| waits for one id | one comes | one leaves |\n|---|---|---|")
+    for waits in counts:
+        gc.collect()
+        gc.disable()
+        loop = {"loop_factory": VirtualTimeLoop}
+        came, left = anyio.run(come_and_go, waits, 1000, backend_options=loop)
+        print(f"| {waits:,} | {came:.0f} µs | {left:.0f} µs |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--waits", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--polls", type=int, default=20_000)
     parser.add_argument("--json", action="store_true", help="the rows as JSON")
+    parser.add_argument("--joins", action="store_true", help="what a wait costs that comes or goes")
     arguments = parser.parse_args()
+    if arguments.joins:
+        measure_joins(arguments.waits)
+        return
     first = None
     rows = []
     if not arguments.json:

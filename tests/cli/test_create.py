@@ -176,6 +176,17 @@ def test_one_prompt_becomes_one_file(cli: Cli, tmp_path: Path) -> None:
     assert generation_id not in told.out
 
 
+def test_what_is_paid_for_is_saved_beside_another_file(cli: Cli, tmp_path: Path) -> None:
+    """It replaces no file; and to wait for it again finds it, under the number that it has."""
+    fox = tmp_path / "fox.png"
+    fox.write_bytes(b"mine")
+    code, out, err = cli("create", "a red fox sandbox:duration=0", "-o", str(fox))
+    assert (code, out) == (0, f"{tmp_path / 'fox (2).png'}\n")
+    assert fox.read_bytes() == b"mine"
+    generation_id = err.removeprefix("Submitted ").rstrip(".\n")
+    assert cli("wait", generation_id, "--download", str(fox)).out == out
+
+
 def test_a_file_is_an_input(cli: Cli, sent: Sent, tmp_path: Path) -> None:
     """By --source, --image and @; also an address, and the id of a generation."""
     photo = tmp_path / "photo.png"

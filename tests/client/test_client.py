@@ -981,22 +981,40 @@ async def test_a_view_of_a_view_of_a_client_has_its_own_options() -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
 async def test_a_client_handed_in_is_used_and_never_closed(library: Any) -> None:
-    """It belongs to the caller; its redirects and its credentials are not used."""
+    """It belongs to the caller; its redirects are not used, its own auth is."""
     seen: list[Any] = []
 
     def handler(request: Any) -> Any:
         seen.append(request)
         return library.Response(200, json=QUEUED)
 
+    def signed(request: Any) -> Any:
+        request.headers["X-Gateway"] = "signature"
+        return request
+
     http_client = library.AsyncClient(
-        transport=library.MockTransport(handler), headers={"X-Team": "cats"}, auth=("a", "b")
+        transport=library.MockTransport(handler), headers={"X-Team": "cats"}, auth=signed
     )
     async with LumaClient(TOKEN, http_client=http_client) as client:
         await client.generations.get(ID)
     assert not http_client.is_closed
     assert seen[0].headers["X-Team"] == "cats"
+    assert seen[0].headers["X-Gateway"] == "signature"
     assert seen[0].headers["Authorization"] == f"Bearer {TOKEN}"
     await http_client.aclose()
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
+def test_a_client_whose_auth_would_replace_the_key_is_refused(library: Any) -> None:
+    """At once, with words: the API would answer 401 to each request."""
+
+    def other_key(request: Any) -> Any:
+        request.headers["Authorization"] = "Bearer other"
+        return request
+
+    for auth in (("a", "b"), library.BasicAuth("a", "b"), library.DigestAuth("a", "b"), other_key):
+        with pytest.raises(ConfigurationError, match="replaces the Authorization header"):
+            LumaClient(TOKEN, http_client=library.AsyncClient(auth=auth))
 
 
 @pytest.mark.anyio

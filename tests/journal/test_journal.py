@@ -256,18 +256,21 @@ def test_a_failure_is_given_again(path: Path, run: Run) -> None:
     first, second = run(main), run(main)
     assert str(first.error) == str(second.error)
     assert type(first.error) is type(second.error)
-    assert first.submitted == second.submitted == [api.accepted[0][1]]
+    assert first.submitted == second.submitted == (api.accepted[0][1],)
     assert len(api.accepted) == 1
 
 
-def test_a_completed_generation_without_output_stays_a_failure(path: Path, run: Run) -> None:
-    """It is recorded as the failure that it is, with the code that it is known by."""
+def test_a_completed_generation_without_output_is_never_submitted_again(
+    path: Path, run: Run
+) -> None:
+    """Not in this run, and not in the next one: it is billed."""
     api = api_of()
     api.answers = [{"output": []}]
 
     async def main() -> RunResult:
         with Journal(path) as journal:
-            return (await runner_of(api, journal).run_all(["a fox"]))[0]
+            runner = runner_of(api, journal, max_attempts=3)
+            return (await runner.run_all(["a fox"]))[0]
 
     assert [type(run(main).error) for _ in range(2)] == [OutputNotFoundError] * 2
     assert len(api.accepted) == 1
@@ -285,7 +288,7 @@ def test_what_runs_is_waited_for_by_the_next_process(path: Path, run: Run) -> No
         with Journal(path) as journal:
             runner = runner_of(api, journal, max_running=1)
             generation = await runner.run("a fox", key="k")
-            assert runner.submitted == {}
+            assert runner.outstanding == {}
             assert repr(runner) == "Runner(running=0, in_flight=0, waiting=0)"
             return generation
 

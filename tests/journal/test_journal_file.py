@@ -573,3 +573,16 @@ def test_a_journal_is_of_one_address_of_the_api(path: Path) -> None:
         for bad in ("", "nonsense", "https://u:p@example.com"):
             with pytest.raises(ConfigurationError):
                 journal.move_to(bad)
+
+
+def test_without_locks_of_our_own_there_are_those_of_sqlite(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, which has no fcntl."""
+    monkeypatch.setattr(database, "fcntl", None)
+    monkeypatch.delattr(os, "link")
+    with Journal(path) as journal:
+        assert "in use by another process" in refusal(path)
+        submit(journal, "k")
+    with Journal(path) as journal:
+        assert states(journal) == {"k": "running"}

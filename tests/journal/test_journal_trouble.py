@@ -115,7 +115,7 @@ def test_the_ids_of_all_processes_are_in_the_result(path: Path, run: Run) -> Non
     assert not run(lambda: main(1)).ok
     second = run(lambda: main(2))
     assert second.ok
-    assert second.submitted == [generation_id for _, generation_id, _ in api.accepted]
+    assert second.submitted == tuple(generation_id for _, generation_id, _ in api.accepted)
 
 
 def test_an_unknown_second_attempt_does_not_forget_the_first(path: Path, run: Run) -> None:
@@ -134,7 +134,7 @@ def test_an_unknown_second_attempt_does_not_forget_the_first(path: Path, run: Ru
             journal.resolve("k", resubmit=True)
             (again,) = await runner.run_all([request])
             assert again.ok
-            assert again.submitted == [generation_id for _, generation_id, _ in api.accepted]
+            assert again.submitted == tuple(generation_id for _, generation_id, _ in api.accepted)
 
     run(main)
     assert len(api.accepted) == 2

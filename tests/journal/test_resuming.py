@@ -155,7 +155,7 @@ def test_what_runs_is_outstanding_after_an_interruption_of_the_next_run(
             runner = runner_of(api, journal, max_running=len(OLD))
             with anyio.move_on_after(0.5):
                 await runner.run_all(["new", *OLD])
-            assert set(runner.submitted.values()) == set(OLD)
+            assert set(runner.outstanding.values()) == set(OLD)
 
     run(main)
 

@@ -1,5 +1,7 @@
 """Random days of an API and its users, in virtual time: what must hold whatever happens."""
 
+import operator
+import os
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from luma_poll import (
     ServerError,
 )
 from luma_poll._polling.decisions import Deadline
+from luma_poll._polling.streams import MOST_CUTS
 from tests.fakes import FakeClient, snapshot
 from tests.virtual_time import VirtualTimeLoop
 
@@ -84,7 +87,18 @@ class Outcome:
         return present and not any(a < end and start < b for a, b in self.away)
 
 
-KINDS = ["good"] * 6 + ["503", "429 soon", "429 late", "rubbish", "reset", "404", "hang", "empty"]
+KINDS = ["good"] * 6 + [
+    "gateway",
+    "gateway",
+    "503",
+    "429 soon",
+    "429 late",
+    "rubbish",
+    "reset",
+    "404",
+    "hang",
+    "empty",
+]
 
 visits = st.builds(
     Visit,
@@ -96,6 +110,19 @@ visits = st.builds(
     reads_for=st.sampled_from([0.0, 0.0, 8.0]),
     with_snapshot=st.booleans(),
 )
+leavers = st.lists(
+    st.builds(
+        Visit,
+        generation=st.just(0),
+        begins=st.sampled_from([0.0, 0.2, 0.6, 3.0, 3.3, 10.2, 10.5, 30.1]),
+        timeout=st.sampled_from([60.0, 300.0]),
+        leaves_after=st.sampled_from([0.3, 0.7, 0.9, 1.5]),
+        watches=st.just(False),
+        reads_for=st.just(0.0),
+        with_snapshot=st.just(False),
+    ),
+    max_size=8,
+)
 ends = st.tuples(
     st.sampled_from([0.0, 4.0, 19.5, 59.5, 100.0, 1e9]), st.sampled_from(["completed", "failed"])
 )
@@ -105,7 +132,7 @@ days = st.builds(
     answers=st.lists(
         st.tuples(st.sampled_from(KINDS), st.sampled_from([0.0, 0.1, 0.9, 4.0])), max_size=25
     ),
-    visits=st.lists(visits, min_size=1, max_size=6),
+    visits=st.builds(operator.add, st.lists(visits, min_size=1, max_size=6), st.just([]) | leavers),
     interval=st.sampled_from([0.3, 2.0, 7.0, 45.0]),
     max_in_flight=st.sampled_from([None, 1, 2]),
     max_rate=st.sampled_from([None, 30.0, 1.0]),
@@ -141,6 +168,7 @@ class Api:
             "429 soon": RateLimitError("HTTP 429", status_code=429, retry_after=5.0),
             "429 late": RateLimitError("HTTP 429", status_code=429, retry_after=100.0),
             "404": NotFoundError("HTTP 404", status_code=404),
+            "gateway": NotFoundError("HTTP 404", status_code=404, in_api_words=False),
             "reset": ConnectionResetError("reset"),
             "rubbish": "<html>",
         }
@@ -213,7 +241,11 @@ def live_on_trio(day: Day) -> Any:
 
 
 @pytest.mark.parametrize("live_it", [live_on_asyncio, live_on_trio])
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=int(os.environ.get("RANDOM_DAYS", "300")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(day=days)
 def test_a_day(live_it: Callable[[Day], Any], day: Day) -> None:
     """The invariants of a wait hold under any mix of answers, deadlines and departures."""
@@ -226,6 +258,9 @@ def test_a_day(live_it: Callable[[Day], Any], day: Day) -> None:
     for outcome in outcomes:
         check_liveness(day, api, outcome, outcomes)
     check_nothing_is_wasted(api, outcomes)
+    if day.max_in_flight is None and day.max_rate is None:
+        for outcome in outcomes:
+            check_who_stays_is_served(day, api, outcome)
 
 
 def check_outcome(day: Day, api: Api, outcome: Outcome) -> None:
@@ -294,7 +329,10 @@ def check_requests(day: Day, api: Api, outcomes: list[Outcome]) -> None:
         waits = [outcome for outcome in outcomes if outcome.visit.generation == generation]
         for before, after in pairwise(requests):
             assert before.ends is not None
-            assert before.ends <= after.begins + EPSILON, "one request under way per id"
+            if before.ends > after.begins + EPSILON:
+                cuts = cuts_in_a_row(requests, after.begins)
+                assert len(cuts) >= MOST_CUTS, "one request under way per id"
+                continue
             if after.begins - before.ends >= day.interval - EPSILON:
                 continue
             cut_short = before.answer is None
@@ -312,6 +350,34 @@ def check_requests(day: Day, api: Api, outcomes: list[Outcome]) -> None:
                 if request.ends + EPSILON < other.begins < quiet_until - EPSILON
             ]
             assert not too_early, "Retry-After holds for every wait"
+
+
+def cuts_in_a_row(requests: list[Request], until: float) -> list[Request]:
+    """The requests that were cut short until then, since the last answer."""
+    ended = [r for r in requests if r.ends is not None and r.ends <= until + EPSILON]
+    ended.sort(key=lambda request: (request.ends, request.answer is not None))
+    answered = [number for number, request in enumerate(ended) if request.answer is not None]
+    return ended[answered[-1] + 1 if answered else 0 :]
+
+
+def check_who_stays_is_served(day: Day, api: Api, outcome: Outcome) -> None:
+    """After two requests that others have cut short, there is one that they cannot cut."""
+    requests = [r for r in api.requests if r.generation == outcome.visit.generation]
+    seen = 0
+    for request in sorted(requests, key=lambda each: each.ends or 0.0):
+        assert request.ends is not None
+        if request.answer is not None:
+            seen = 0
+        elif outcome.waits_over(request.begins, request.ends + EPSILON):
+            seen += 1
+            under_way = sum(
+                other.begins < request.ends + EPSILON
+                and other is not request
+                and (other.ends or 0.0) > request.ends - EPSILON
+                for other in requests
+            )
+            quiet = blocked(day, api, request.ends - EPSILON, request.ends + EPSILON)
+            assert seen <= MOST_CUTS or under_way or quiet, "it asks by itself"
 
 
 def check_liveness(day: Day, api: Api, outcome: Outcome, outcomes: list[Outcome]) -> None:
@@ -397,6 +463,9 @@ def check_nothing_is_wasted(api: Api, outcomes: list[Outcome]) -> None:
         waits = [o for o in outcomes if o.visit.generation == request.generation]
         if any(o.left and abs(o.ended - request.ends) < EPSILON for o in waits):
             continue  # nobody can know who will walk away
+        requests = [r for r in api.requests if r.generation == request.generation]
+        if cuts_in_a_row(requests, request.begins):
+            continue  # somebody has left: then the one asks that has been there longest
         stay = [
             o
             for o in waits

@@ -99,7 +99,7 @@ async def test_a_timeout_counts_from_the_accepted_submission() -> None:
     with pytest.raises(PollTimeoutError, match="may still finish"):
         await runner.run("too slow", timeout=20)
     assert 19 < anyio.current_time() - began < 21
-    assert list(runner.submitted) == [api.accepted[-1][1]]
+    assert list(runner.outstanding) == [api.accepted[-1][1]]
 
 
 @pytest.mark.anyio
@@ -348,7 +348,7 @@ async def test_what_may_have_been_accepted_is_not_submitted_again(error: APIErro
     assert isinstance(results[0].error, APIError)
     assert results[0].error.may_have_been_accepted
     assert "before you submit it again" in results[0].error.__notes__[0]
-    assert results[0].submitted == []
+    assert results[0].submitted == ()
     assert len(api.accepted) == 2
 
 
@@ -381,7 +381,7 @@ async def test_a_retryable_failure_is_submitted_again_where_the_user_said_so() -
     api.answers = [FAILED, FAILED]
     (result,) = await Runner(api, max_attempts=3).run_all(["a red fox"])
     assert result.ok
-    assert result.submitted == [generation_id for _, generation_id, _ in api.accepted]
+    assert result.submitted == tuple(generation_id for _, generation_id, _ in api.accepted)
     assert len(result.submitted) == 3
 
 
@@ -461,7 +461,7 @@ async def test_a_refusal_of_the_account_ends_all_submitting(
     assert len(refused) >= 5  # one may have been under way together with the refused one
     assert all(isinstance(result.error, error_class) for result in refused)
     assert len(api.accepted) == 8 - len(refused)
-    assert all(result.submitted == [] for result in refused)
+    assert all(result.submitted == () for result in refused)
 
 
 @pytest.mark.anyio
@@ -524,7 +524,7 @@ async def test_leaving_the_block_stops_submitting_and_tells_what_runs() -> None:
     accepted = len(api.accepted)
     await anyio.sleep(200)
     assert len(api.accepted) == accepted == 3
-    assert runner.submitted == {
+    assert runner.outstanding == {
         generation_id: params["prompt"] for _, generation_id, params in api.accepted
     }
 
@@ -537,7 +537,7 @@ async def test_a_submission_under_way_runs_to_its_end() -> None:
     with anyio.move_on_after(1):
         await runner.run("a red fox")
     assert seen == [generation_id for _, generation_id, _ in api.accepted]
-    assert list(runner.submitted) == seen
+    assert list(runner.outstanding) == seen
 
 
 def test_native_cancellation_does_not_cut_a_submission_short() -> None:
@@ -568,7 +568,7 @@ async def test_submitted_forgets_after_an_hour() -> None:
     for prompt in prompts(3):
         with pytest.raises(PollTimeoutError):
             await runner.run(prompt, timeout=2000)
-    assert list(runner.submitted.values()) == ["prompt 1", "prompt 2"]
+    assert list(runner.outstanding.values()) == ["prompt 1", "prompt 2"]
 
 
 # --- callbacks -----------------------------------------------------------------------------------
@@ -701,3 +701,33 @@ def test_a_runner_outlives_its_event_loop() -> None:
             loop.run(leave())
             assert loop.run(runner.run("a grey owl")).state == "completed"
     assert len(api.accepted) == 4
+
+
+# --- an iterable that raises ---------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_an_iterable_that_raises_takes_no_result_along() -> None:
+    """What was paid is on the exception: the results as an attribute, the ids in its note."""
+    api = FakeAccount(duration=5)
+
+    def rows() -> Iterator[str]:
+        yield "a red fox"
+        yield "a grey owl"
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    with pytest.raises(UnicodeDecodeError) as caught:
+        await Runner(api).run_all(rows())
+    found: list[RunResult] = vars(caught.value)["results"]
+    assert [(result.request, result.ok) for result in found] == [
+        ("a red fox", True),
+        ("a grey owl", True),
+    ]
+    assert all(generation_id in caught.value.__notes__[0] for _, generation_id, _ in api.accepted)
+
+
+@pytest.mark.anyio
+async def test_a_result_has_its_key() -> None:
+    """To be told apart by."""
+    results = await Runner(FakeAccount()).run_all([{"prompt": "a fox", "key": "order-17"}, "owl"])
+    assert [result.key for result in results] == ["order-17", None]

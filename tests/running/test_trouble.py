@@ -124,9 +124,9 @@ def test_a_generation_counts_as_long_as_one_run_waits_for_it(tmp_path: Path, bac
                 with anyio.move_on_after(0.1):
                     await runner.run("a red fox", key="k")
                 assert repr(runner) == "Runner(running=1, in_flight=0, waiting=0)"
-                assert list(runner.submitted) == [api.accepted[0][1]]
+                assert list(runner.outstanding) == [api.accepted[0][1]]
             assert repr(runner) == IDLE
-            assert runner.submitted == {}
+            assert runner.outstanding == {}
 
     anyio.run(main, backend=backend)
 
@@ -192,7 +192,7 @@ async def test_the_id_in_an_answer_that_is_otherwise_unreadable_is_not_lost(
         runner = Runner(client, Poller(client, wait=wait_fixed(0.01)))
         (result,) = await runner.run_all(["a red fox"])
     assert result.ok
-    assert result.submitted == [ID]
+    assert result.submitted == (ID,)
 
 
 @pytest.mark.anyio
@@ -218,7 +218,7 @@ async def test_an_id_that_cannot_be_one_is_an_unreadable_answer(unusable: Any) -
     assert result.error.may_have_been_accepted
     assert len(str(result.error)) < 500
     assert "before you submit it again" in result.error.__notes__[0]
-    assert (result.submitted, repr(runner)) == ([], IDLE)
+    assert (result.submitted, repr(runner)) == ((), IDLE)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

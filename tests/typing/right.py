@@ -166,7 +166,7 @@ def without_an_event_loop(ids: list[str], mixed: list[str | Generation]) -> None
         with poller.watch(poller.create("a fox", type="image")) as snapshots:
             assert_type(next(snapshots), Generation)
         with poller.run_as_completed(prompt for prompt in ids) as results:
-            assert_type([result.submitted for result in results], list[list[str]])
+            assert_type([result.submitted for result in results], list[tuple[str, ...]])
 
 
 async def failing(poller: Poller) -> None:
