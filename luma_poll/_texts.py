@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 MAX_DEPTH = 100
@@ -43,3 +45,42 @@ def cleaned(value: Any, longest: int | None = None, depth: int = MAX_DEPTH) -> A
     if isinstance(value, dict):
         return {clean(key): clean(item) for key, item in value.items()}
     return [clean(item) for item in value]
+
+
+def brief(value: Any) -> Any:
+    """Return a request for people, with bytes and data cut: for the repr of what holds one."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _Shown(f"<{len(value):,} bytes>")
+    if isinstance(value, Mapping):
+        return {
+            name: _Shown(f"<{len(item):,} characters>")
+            if name == "data" and isinstance(item, str)
+            else brief(item)
+            for name, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [brief(item) for item in value]
+    return value
+
+
+class _Shown(str):
+    """Text that stands for itself in a repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def with_brief_request(shown: Any) -> str:
+    """Return the repr of a dataclass that has a request, in which the request is brief."""
+    parts = [
+        f"{each.name}={(brief if each.name == 'request' else _same)(getattr(shown, each.name))!r}"
+        for each in fields(shown)
+        if each.repr
+    ]
+    return f"{type(shown).__name__}({', '.join(parts)})"
+
+
+def _same(value: Any) -> Any:
+    return value

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from luma_poll._texts import with_brief_request
 from luma_poll.errors import APIError, GenerationError
 from luma_poll.models import Generation
 
@@ -86,6 +87,9 @@ class Wait:
     generation_id: str
     timeout: float | None
     observers: tuple[Observer, ...] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return with_brief_request(self)  # inputs in memory may have megabytes
 
 
 @dataclass(frozen=True)

@@ -207,31 +207,6 @@ def _replaced(value: Any, done: Mapping[int, Any]) -> Any:
     return value
 
 
-def brief(value: Any) -> Any:
-    """Return a request for people, with bytes and data cut: for the repr of what holds one."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return _Shown(f"<{len(value):,} bytes>")
-    if isinstance(value, Mapping):
-        return {
-            name: _Shown(f"<{len(item):,} characters>")
-            if name == "data" and isinstance(item, str)
-            else brief(item)
-            for name, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [brief(item) for item in value]
-    return value
-
-
-class _Shown(str):
-    """Text that stands for itself in a repr."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
 def takes_time_to_read(value: Any) -> bool:
     """Return True if there is something in it that takes time to look at."""
     return _holds(value, takes_time, MAX_DEPTH)

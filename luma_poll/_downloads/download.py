@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,22 +146,24 @@ async def stream(
             except Exception as error:
                 failures.append(error)
 
-    async def chunks() -> AsyncIterator[bytes]:
-        async for chunk in outgoing:
-            yield chunk
+    async def chunks() -> AsyncGenerator[bytes]:
+        with outgoing:
+            async for chunk in outgoing:
+                yield chunk
         for error in failures:
             raise error
 
     error_of_the_block: BaseException | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run)
-        reader = chunks()
-        with outgoing:
+        # Closed here, as a reader may leave in the middle.
+        async with aclosing(chunks()) as reader:
             try:
                 yield reader
             except BaseException as error:
                 error_of_the_block = error
         tasks.cancel_scope.cancel()
+    outgoing.close()
     if error_of_the_block is not None:
         raise error_of_the_block
 

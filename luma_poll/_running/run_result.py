@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luma_poll._running.requests import AnyRequest
+from luma_poll._texts import with_brief_request
 from luma_poll.models import Generation, GenerationOutput
 
 
@@ -34,6 +35,9 @@ class RunResult:
     key: str | None = None
     paths: list[Path] = field(default_factory=list)
     download_error: Exception | None = None
+
+    def __repr__(self) -> str:
+        return with_brief_request(self)  # inputs in memory may have megabytes
 
     @property
     def ok(self) -> bool:

@@ -13,9 +13,10 @@ from uuid import UUID
 
 import anyio
 
-from luma_poll._api.parameters import CreateParams, explicit
+from luma_poll._api.parameters import CreateParams, SupportsRead, SupportsSave, explicit
 from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._client.client import LumaClient
+from luma_poll._client.uploads import UploadProgress
 from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
 from luma_poll._journal.journal import Journal
 from luma_poll._logging import fields, logger
@@ -330,6 +331,28 @@ class Session:
         return self._iterate(
             "async with runner.as_completed(...) as results",
             lambda call: self._runner.as_completed(call.pull(requests), timeout=timeout),
+        )
+
+    def upload(
+        self,
+        path_or_file: str | os.PathLike[str] | bytes | SupportsRead | SupportsSave,
+        *,
+        progress: Callable[[UploadProgress], object] | None = None,
+        timeout: float | None = 3600.0,
+    ) -> str:
+        """Upload an image or a video, and wait until it can be used: `client.files.upload`.
+
+        Returns:
+            The `file_id`.
+
+        Raises:
+            ConfigurationError: It cannot be read, is empty, or of no known type.
+            UploadError: It was not taken, or not in time. Uploads cost nothing.
+            APIError: The API refused it, or could not be reached.
+        """
+        return self._call(
+            "await client.files.upload(...)",
+            lambda _: self._client.files.upload(path_or_file, progress=progress, timeout=timeout),
         )
 
     def download(

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luma_poll import ConfigurationError, Generation
-from luma_poll._api.request_body import brief, described, encoded, read_params, uploaded
+from luma_poll import ConfigurationError, Generation, RunResult
+from luma_poll._api.request_body import described, encoded, read_params, uploaded
+from luma_poll._texts import brief
 from tests.api.test_media_reference import PNG, WEBP
 from tests.fakes import ID
 
@@ -130,6 +131,14 @@ def test_a_request_shows_itself_in_short() -> None:
     shown = repr(brief({**FOX, "source": WEBP, "image_ref": [{"data": "aGk=" * 1000}]}))
     assert shown == (
         "{'prompt': 'a fox', 'source': <56 bytes>, 'image_ref': [{'data': <4,000 characters>}]}"
+    )
+
+
+def test_a_result_shows_its_request_in_short() -> None:
+    """A list of results in a notebook is not fifty megabytes of one picture."""
+    result = RunResult({**FOX, "source": bytes(10**6)}, None)
+    assert repr(result).startswith(
+        "RunResult(request={'prompt': 'a fox', 'source': <1,000,000 bytes>}, generation=None, "
     )
 
 
