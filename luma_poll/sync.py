@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
-from uuid import UUID
 
 from luma_poll._api.parameters import CreateParams
-from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
+from luma_poll._downloads.download import Downloadable
+from luma_poll._downloads.output import MAX_BYTES, MAX_READ, DownloadProgress
+from luma_poll._downloads.output import TIMEOUT as DOWNLOAD_TIMEOUT
+from luma_poll._downloads.saving import Overwrite
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import AnyGeneration
@@ -34,12 +36,13 @@ from luma_poll._sync.portal import refuse_in_event_loop
 from luma_poll._sync.session import Session
 from luma_poll.errors import LumaError
 from luma_poll.events import PollEvent, RunSubmitted
-from luma_poll.models import Generation, GenerationLike, GenerationOutput
+from luma_poll.models import Generation, GenerationOutput
 
 __all__ = [
     "Session",
     "SyncIterator",
     "download",
+    "read",
     "run",
     "run_all",
     "wait",
@@ -217,29 +220,31 @@ def run_all(
 
 
 def download(
-    generation: GenerationLike | str | UUID,
-    directory: str | os.PathLike[str],
+    generation: Downloadable,
+    directory_or_file: str | os.PathLike[str],
     *,
     name: str | None = None,
-    timeout: float | None = None,
+    key: str | None = None,
+    overwrite: Overwrite = False,
+    timeout: float | None = DOWNLOAD_TIMEOUT,
     max_bytes: int | None = MAX_BYTES,
-    overwrite: bool = False,
     on_progress: Callable[[DownloadProgress], object] | None = None,
     auth_token: str | None = None,
     base_url: str | None = None,
 ) -> list[Path]:
-    """Fetch the outputs of a completed generation into files.
+    """Fetch the outputs of a completed generation into files: `LumaClient.download`.
 
         paths = sync.download(generation_id, "outputs")
 
     Args:
-        generation: A completed generation, or the id of one.
-        directory: Where to; it is made if it does not exist.
-        name: The name of the files in place of the id: `{name}.png`, `{name}~2.png`. What is unsafe
-            in it is replaced.
+        generation: A completed generation, the id of one, or outputs of it.
+        directory_or_file: A directory, or the path of a file; directories are created.
+        name: The name of the files in place of the id, or a template of `{id}`, `{key}`, `{n}`.
+        key: The value of `{key}`, and the name if none is given.
+        overwrite: What happens to a file of that name that holds something else: False refuses,
+            "number" saves beside it, True replaces it.
         timeout: Seconds for all of it; None for no limit.
         max_bytes: How large one file may be; None for no limit.
-        overwrite: Fetch a file again even if one of the right size exists.
         on_progress: Called with a `DownloadProgress` after each piece, in another thread.
         auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
         base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
@@ -251,20 +256,55 @@ def download(
         ConfigurationError: The generation has not ended, an argument is unusable, or an event loop
             runs in this thread.
         GenerationError: It failed, or completed without output.
-        DownloadError: A file could not be fetched or written, or not in time.
-        APIError: The API refused a GET of the generation, or was out of reach.
+        DownloadError: A file could not be written, or not be fetched in time.
+        APIError: The API says that the generation is gone, or refuses the key.
     """
     refuse_in_event_loop("await client.download(...)")
     with Session(auth_token, base_url=base_url) as session:
         return session.download(
             generation,
-            directory,
+            directory_or_file,
             name=name,
+            key=key,
+            overwrite=overwrite,
             timeout=timeout,
             max_bytes=max_bytes,
-            overwrite=overwrite,
             on_progress=on_progress,
         )
+
+
+def read(
+    generation: Downloadable,
+    *,
+    timeout: float | None = DOWNLOAD_TIMEOUT,
+    max_bytes: int | None = MAX_READ,
+    auth_token: str | None = None,
+    base_url: str | None = None,
+) -> list[bytes]:
+    """Fetch the outputs of a completed generation into memory: `LumaClient.read`.
+
+        (picture,) = sync.read(generation_id)
+
+    Args:
+        generation: A completed generation, the id of one, or outputs of it.
+        timeout: Seconds for all of it; None for no limit.
+        max_bytes: How large one output may be; None for no limit.
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+
+    Returns:
+        The bytes of each output, in the order of the outputs.
+
+    Raises:
+        ConfigurationError: The generation has not ended, an argument is unusable, or an event loop
+            runs in this thread.
+        GenerationError: It failed, or completed without output.
+        DownloadError: An output is too large, or could not be fetched in time.
+        APIError: The API says that the generation is gone, or refuses the key.
+    """
+    refuse_in_event_loop("await client.read(...)")
+    with Session(auth_token, base_url=base_url) as session:
+        return session.read(generation, timeout=timeout, max_bytes=max_bytes)
 
 
 @contextmanager

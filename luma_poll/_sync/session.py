@@ -17,7 +17,9 @@ from luma_poll._api.parameters import CreateParams, SupportsRead, SupportsSave, 
 from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._client.client import LumaClient
 from luma_poll._client.uploads import UploadProgress
-from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
+from luma_poll._downloads.download import Downloadable
+from luma_poll._downloads.output import MAX_BYTES, MAX_READ, TIMEOUT, DownloadProgress
+from luma_poll._downloads.saving import Overwrite
 from luma_poll._journal.journal import Journal
 from luma_poll._logging import fields, logger
 from luma_poll._polling.poll_result import PollResult
@@ -29,7 +31,7 @@ from luma_poll._running.runner import Runner
 from luma_poll._sync.call import Call, SyncIterator
 from luma_poll._sync.portal import Portal, refuse_in_event_loop
 from luma_poll.events import Observer, PollEvent, RunStateChanged, RunSubmitted
-from luma_poll.models import Generation, GenerationLike, GenerationOutput
+from luma_poll.models import Generation, GenerationOutput
 
 T = TypeVar("T")
 
@@ -357,47 +359,56 @@ class Session:
 
     def download(
         self,
-        generation: GenerationLike | str | UUID,
-        directory: str | os.PathLike[str],
+        generation: Downloadable,
+        directory_or_file: str | os.PathLike[str],
         *,
         name: str | None = None,
-        timeout: float | None = None,
+        key: str | None = None,
+        overwrite: Overwrite = False,
+        timeout: float | None = TIMEOUT,
         max_bytes: int | None = MAX_BYTES,
-        overwrite: bool = False,
         on_progress: Callable[[DownloadProgress], object] | None = None,
     ) -> list[Path]:
         """Fetch the outputs of a completed generation into files: `LumaClient.download`.
 
-        Args:
-            generation: A completed generation, or the id of one.
-            directory: Where to; it is made if it does not exist.
-            name: The name of the files in place of the id: `{name}.png`, `{name}~2.png`. What is
-                unsafe in it is replaced.
-            timeout: Seconds for all of it; None for no limit.
-            max_bytes: How large one file may be; None for no limit.
-            overwrite: Fetch a file again even if one of the right size exists.
-            on_progress: Called with a `DownloadProgress` after each piece that arrives.
-
-        Returns:
-            The files, in the order of the outputs.
-
         Raises:
             ConfigurationError: The generation has not ended, or an argument is unusable.
             GenerationError: It failed, or completed without output.
-            DownloadError: A file could not be fetched or written, or not in time.
-            APIError: The API refused a GET of the generation, or was out of reach.
+            DownloadError: A file could not be written, or not be fetched in time.
+            APIError: The API says that the generation is gone, or refuses the key.
         """
         return self._call(
             "await client.download(...)",
             lambda _: self._client.download(
                 generation,
-                directory,
+                directory_or_file,
                 name=name,
+                key=key,
+                overwrite=overwrite,
                 timeout=timeout,
                 max_bytes=max_bytes,
-                overwrite=overwrite,
                 on_progress=on_progress,
             ),
+        )
+
+    def read(
+        self,
+        generation: Downloadable,
+        *,
+        timeout: float | None = TIMEOUT,
+        max_bytes: int | None = MAX_READ,
+    ) -> list[bytes]:
+        """Fetch the outputs of a completed generation into memory: `LumaClient.read`.
+
+        Raises:
+            ConfigurationError: The generation has not ended, or an argument is unusable.
+            GenerationError: It failed, or completed without output.
+            DownloadError: An output is too large, or could not be fetched in time.
+            APIError: The API says that the generation is gone, or refuses the key.
+        """
+        return self._call(
+            "await client.read(...)",
+            lambda _: self._client.read(generation, timeout=timeout, max_bytes=max_bytes),
         )
 
     def _call(self, instead: str, function: Callable[[Call[T]], Awaitable[T]]) -> T:
