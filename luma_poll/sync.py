@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
 
-from luma_poll._api.parameters import CreateParams
+from luma_poll._api.parameters import CreateParams, SupportsRead, SupportsSave
+from luma_poll._client.uploads import UploadProgress
 from luma_poll._downloads.download import Downloadable
 from luma_poll._downloads.output import MAX_BYTES, MAX_READ, DownloadProgress
-from luma_poll._downloads.output import TIMEOUT as DOWNLOAD_TIMEOUT
 from luma_poll._downloads.saving import Overwrite
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.poll_result import PollResult
@@ -45,6 +45,7 @@ __all__ = [
     "read",
     "run",
     "run_all",
+    "upload",
     "wait",
     "wait_all",
 ]
@@ -224,25 +225,22 @@ def download(
     directory_or_file: str | os.PathLike[str],
     *,
     name: str | None = None,
-    key: str | None = None,
     overwrite: Overwrite = False,
-    timeout: float | None = DOWNLOAD_TIMEOUT,
+    timeout: float | None = 600.0,
     max_bytes: int | None = MAX_BYTES,
     on_progress: Callable[[DownloadProgress], object] | None = None,
     auth_token: str | None = None,
     base_url: str | None = None,
 ) -> list[Path]:
-    """Fetch the outputs of a completed generation into files: `LumaClient.download`.
+    """Fetch the outputs of a completed generation into files.
 
-        paths = sync.download(generation_id, "outputs")
+        (path,) = sync.download(sync.run("a red fox"), "fox.png")
 
     Args:
         generation: A completed generation, the id of one, or outputs of it.
-        directory_or_file: A directory, or the path of a file; directories are created.
-        name: The name of the files in place of the id, or a template of `{id}`, `{key}`, `{n}`.
-        key: The value of `{key}`, and the name if none is given.
-        overwrite: What happens to a file of that name that holds something else: False refuses,
-            "number" saves beside it, True replaces it.
+        directory_or_file: As for `LumaClient.download`, and so are the next four.
+        name: The name of the files in place of the id.
+        overwrite: False, True or "number".
         timeout: Seconds for all of it; None for no limit.
         max_bytes: How large one file may be; None for no limit.
         on_progress: Called with a `DownloadProgress` after each piece, in another thread.
@@ -253,11 +251,10 @@ def download(
         The files, in the order of the outputs.
 
     Raises:
-        ConfigurationError: The generation has not ended, an argument is unusable, or an event loop
-            runs in this thread.
+        ConfigurationError: An argument is unusable, or an event loop runs in this thread.
         GenerationError: It failed, or completed without output.
-        DownloadError: A file could not be written, or not be fetched in time.
-        APIError: The API says that the generation is gone, or refuses the key.
+        DownloadError: A file could not be fetched or written, or not in time.
+        APIError: The API refused a GET of the generation for good.
     """
     refuse_in_event_loop("await client.download(...)")
     with Session(auth_token, base_url=base_url) as session:
@@ -265,7 +262,6 @@ def download(
             generation,
             directory_or_file,
             name=name,
-            key=key,
             overwrite=overwrite,
             timeout=timeout,
             max_bytes=max_bytes,
@@ -276,14 +272,14 @@ def download(
 def read(
     generation: Downloadable,
     *,
-    timeout: float | None = DOWNLOAD_TIMEOUT,
+    timeout: float | None = 600.0,
     max_bytes: int | None = MAX_READ,
     auth_token: str | None = None,
     base_url: str | None = None,
 ) -> list[bytes]:
-    """Fetch the outputs of a completed generation into memory: `LumaClient.read`.
+    """Fetch the outputs of a completed generation into memory.
 
-        (picture,) = sync.read(generation_id)
+        (picture,) = sync.read(sync.run("a red fox"))
 
     Args:
         generation: A completed generation, the id of one, or outputs of it.
@@ -293,18 +289,46 @@ def read(
         base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
 
     Returns:
-        The bytes of each output, in the order of the outputs.
+        The bytes, in the order of the outputs.
 
     Raises:
-        ConfigurationError: The generation has not ended, an argument is unusable, or an event loop
-            runs in this thread.
-        GenerationError: It failed, or completed without output.
-        DownloadError: An output is too large, or could not be fetched in time.
-        APIError: The API says that the generation is gone, or refuses the key.
+        ConfigurationError: An argument is unusable, or an event loop runs in this thread.
+        DownloadError: An output could not be fetched, is too large, or late.
     """
     refuse_in_event_loop("await client.read(...)")
     with Session(auth_token, base_url=base_url) as session:
         return session.read(generation, timeout=timeout, max_bytes=max_bytes)
+
+
+def upload(
+    path_or_file: str | os.PathLike[str] | bytes | SupportsRead | SupportsSave,
+    *,
+    progress: Callable[[UploadProgress], object] | None = None,
+    timeout: float | None = 3600.0,
+    auth_token: str | None = None,
+    base_url: str | None = None,
+) -> str:
+    """Upload an image or a video, and wait until it can be used.
+
+        source = {"file_id": sync.upload("holiday.mp4")}
+
+    Args:
+        path_or_file: A path, bytes or a binary file.
+        progress: Called with an `UploadProgress` after each piece, in another thread.
+        timeout: Seconds for all of it; None for no limit.
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+
+    Returns:
+        The `file_id`.
+
+    Raises:
+        ConfigurationError: It is unusable, or an event loop runs in this thread.
+        UploadError: It was not taken, or not in time. Uploads cost nothing.
+    """
+    refuse_in_event_loop("await client.files.upload(...)")
+    with Session(auth_token, base_url=base_url) as session:
+        return session.upload(path_or_file, progress=progress, timeout=timeout)
 
 
 @contextmanager

@@ -883,12 +883,3 @@ def test_files_are_uploaded_and_passed_as_they_are(poller: Session, tmp_path: Pa
     for source in sources:
         prompt = "at night sandbox:duration=0"
         assert poller.create(prompt, type="image_edit", source=source).state == "queued"
-
-
-def test_outputs_without_a_directory(sandbox_url: str) -> None:
-    """As bytes, in one call or of a session."""
-    with sync.Session("luma-api-key", base_url=sandbox_url) as session:
-        made = session.run("a fox sandbox:duration=0")
-        (picture,) = session.read(made)
-    assert picture.startswith(b"\x89PNG")
-    assert sync.read(made.id, base_url=sandbox_url, auth_token="luma-api-key") == [picture]

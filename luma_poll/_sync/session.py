@@ -18,7 +18,7 @@ from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._client.client import LumaClient
 from luma_poll._client.uploads import UploadProgress
 from luma_poll._downloads.download import Downloadable
-from luma_poll._downloads.output import MAX_BYTES, MAX_READ, TIMEOUT, DownloadProgress
+from luma_poll._downloads.output import MAX_BYTES, MAX_READ, DownloadProgress
 from luma_poll._downloads.saving import Overwrite
 from luma_poll._journal.journal import Journal
 from luma_poll._logging import fields, logger
@@ -303,16 +303,22 @@ class Session:
         requests: Iterable[AnyRequest],
         *,
         timeout: float | UseDefault | None = USE_DEFAULT,
+        download: str | os.PathLike[str] | None = None,
+        name: str | None = None,
     ) -> list[RunResult]:
         """Run many requests, and return a result for each, in the order given: `Runner.run_all`.
 
         Raises:
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.
         """
-        self._runner.as_completed(requests, timeout=timeout)  # checks them
+        self._runner.as_completed(
+            requests, timeout=timeout, download=download, name=name
+        )  # checks them
         return self._call(
             "await runner.run_all(...)",
-            lambda call: self._runner.run_all(call.pull(requests), timeout=timeout),
+            lambda call: self._runner.run_all(
+                call.pull(requests), timeout=timeout, download=download, name=name
+            ),
         )
 
     def run_as_completed(
@@ -320,6 +326,8 @@ class Session:
         requests: Iterable[AnyRequest],
         *,
         timeout: float | UseDefault | None = USE_DEFAULT,
+        download: str | os.PathLike[str] | None = None,
+        name: str | None = None,
     ) -> SyncIterator[RunResult]:
         """Run many requests, and yield a result for each as it ends: `Runner.as_completed`.
 
@@ -329,10 +337,14 @@ class Session:
         Raises:
             ConfigurationError: An argument is unusable.
         """
-        self._runner.as_completed(requests, timeout=timeout)  # checks them
+        self._runner.as_completed(
+            requests, timeout=timeout, download=download, name=name
+        )  # checks them
         return self._iterate(
             "async with runner.as_completed(...) as results",
-            lambda call: self._runner.as_completed(call.pull(requests), timeout=timeout),
+            lambda call: self._runner.as_completed(
+                call.pull(requests), timeout=timeout, download=download, name=name
+            ),
         )
 
     def upload(
@@ -365,17 +377,17 @@ class Session:
         name: str | None = None,
         key: str | None = None,
         overwrite: Overwrite = False,
-        timeout: float | None = TIMEOUT,
+        timeout: float | None = 600.0,
         max_bytes: int | None = MAX_BYTES,
         on_progress: Callable[[DownloadProgress], object] | None = None,
     ) -> list[Path]:
         """Fetch the outputs of a completed generation into files: `LumaClient.download`.
 
         Raises:
-            ConfigurationError: The generation has not ended, or an argument is unusable.
+            ConfigurationError: An argument is unusable, or the session was closed meanwhile.
             GenerationError: It failed, or completed without output.
-            DownloadError: A file could not be written, or not be fetched in time.
-            APIError: The API says that the generation is gone, or refuses the key.
+            DownloadError: A file could not be fetched or written, or not in time.
+            APIError: The API refused a GET of the generation for good.
         """
         return self._call(
             "await client.download(...)",
@@ -395,16 +407,14 @@ class Session:
         self,
         generation: Downloadable,
         *,
-        timeout: float | None = TIMEOUT,
+        timeout: float | None = 600.0,
         max_bytes: int | None = MAX_READ,
     ) -> list[bytes]:
         """Fetch the outputs of a completed generation into memory: `LumaClient.read`.
 
         Raises:
-            ConfigurationError: The generation has not ended, or an argument is unusable.
-            GenerationError: It failed, or completed without output.
-            DownloadError: An output is too large, or could not be fetched in time.
-            APIError: The API says that the generation is gone, or refuses the key.
+            DownloadError: An output could not be fetched, is larger than `max_bytes`, or late.
+            ConfigurationError: An argument is unusable, or the session was closed meanwhile.
         """
         return self._call(
             "await client.read(...)",
