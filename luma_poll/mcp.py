@@ -22,7 +22,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -587,7 +587,7 @@ async def serve_stdio(server: MCPServer[Any]) -> None:
 
 
 class _Lines:
-    """The lines of a descriptor; a reader that is cancelled leaves its thread behind."""
+    """The lines of a descriptor, read so that the reader can be cancelled."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -598,8 +598,7 @@ class _Lines:
 
     async def __anext__(self) -> str:
         while b"\n" not in self._rest:
-            read = functools.partial(os.read, self._descriptor, 65536)
-            found = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+            found = await self._read()
             if not found:
                 raise StopAsyncIteration
             self._rest += found
@@ -607,3 +606,12 @@ class _Lines:
                 raise StopAsyncIteration
         line, _, self._rest = self._rest.partition(b"\n")
         return line.decode(errors="replace")
+
+    async def _read(self) -> bytes:
+        if os.name == "posix":
+            # Not in a thread: one that is left behind keeps the process from ending.
+            with suppress(PermissionError):  # a file is always readable, and cannot be waited for
+                await anyio.wait_readable(self._descriptor)
+            return os.read(self._descriptor, 65536)
+        read = functools.partial(os.read, self._descriptor, 65536)
+        return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)

@@ -64,11 +64,11 @@ ABOVE = {
     "_fleet": ["_journal", "_polling", "_running"],
     "dbos": ["_client", "_fleet", "_journal", "_polling", "_running"],
     "fastapi": ["_client", "_fastapi", "_journal", "_polling", "_running", "problems"],
-    "sync": ["_downloads", "_journal", "_polling", "_running", "_sync"],
+    "sync": ["_client", "_downloads", "_journal", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
     "testing": ["_client", "_polling", "_running", "sandbox"],
     "mcp": ["_client", "_journal", "_polling", "_running"],
-    "_cli": ["_client", "_downloads", "_journal", "_polling", "_running", "dbos", "sandbox"],
+    "_cli": ["_client", "_downloads", "_journal", "_polling", "_running", "dbos", "sandbox", "mcp"],
     "__main__": ["_cli"],
 }
 """What each wing and each public door may import besides."""
@@ -185,6 +185,7 @@ WINGS = {
         "health",
         "fleet_command",
         "worker_command",
+        "mcp_command",
         "commands",
     ],
     "sandbox": [

@@ -42,7 +42,7 @@ from luma_poll import (
 from luma_poll.opentelemetry import instrument
 from luma_poll.sandbox import Sandbox
 from luma_poll.sync import Session
-from luma_poll.typing import AnyRequest
+from luma_poll.typing import AnyRequest, Media
 from tests.fakes import ID, OUTPUT
 
 SOON = wait_fixed(0.02)
@@ -872,3 +872,14 @@ else:
 def test_who_forgets_to_close_can_exit(api: Api, forgotten: str) -> None:
     """At once and in silence."""
     assert Child(api, forgotten).end() == ""
+
+
+def test_files_are_uploaded_and_passed_as_they_are(poller: Session, tmp_path: Path) -> None:
+    """An input is a path here, too, or an id that `upload` returned."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    file_id = poller.upload(path)
+    sources: list[Media] = [path, {"file_id": file_id}]
+    for source in sources:
+        prompt = "at night sandbox:duration=0"
+        assert poller.create(prompt, type="image_edit", source=source).state == "queued"

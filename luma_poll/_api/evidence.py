@@ -128,7 +128,7 @@ def _was_sent(error: BaseException | None, seen: set[int]) -> bool | None:
 def _says(error: BaseException, seen: set[int]) -> bool | None:
     """Judge one error by itself."""
     if isinstance(error, BaseExceptionGroup):
-        said = [_was_sent(member, seen) for member in error.exceptions]
+        said = [_was_sent(member, set(seen)) for member in error.exceptions]
         return None if None in said and True not in said else any(said)
     if not isinstance(error, Exception):
         return True  # a cancellation may come at any time

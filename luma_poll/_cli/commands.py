@@ -14,6 +14,7 @@ from luma_poll._cli.exit_codes import HELP
 from luma_poll._cli.fleet_command import fleet
 from luma_poll._cli.get_command import get
 from luma_poll._cli.journal_command import journal
+from luma_poll._cli.mcp_command import mcp
 from luma_poll._cli.process import orderly_exit, run_app
 from luma_poll._cli.run_command import run as run_prompts
 from luma_poll._cli.sandbox_command import sandbox
@@ -40,7 +41,7 @@ app = typer.Typer(
     'Example: luma-poll create "a red fox" -o fox.png',
     epilog=HELP,
 )
-for room in (create, run_prompts, wait, download, watch, get, demo, sandbox, worker):
+for room in (create, run_prompts, wait, download, watch, get, demo, sandbox, mcp, worker):
     app.command()(room)
 app.add_typer(journal, name="journal")
 app.add_typer(fleet, name="fleet")

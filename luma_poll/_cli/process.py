@@ -52,7 +52,8 @@ def run_app(app: typer.Typer) -> None:
         raise
     finally:  # from here on a second Ctrl-C ends the process at once, without a traceback
         for each in (signal.SIGINT, *heeded):
-            signal.signal(each, signal.SIG_DFL)
+            if signal.getsignal(each) != signal.SIG_IGN:  # a second hang-up may still come
+                signal.signal(each, signal.SIG_DFL)
 
 
 def _interrupt(number: int, _: object) -> None:

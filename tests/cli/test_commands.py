@@ -192,7 +192,7 @@ def test_the_documentation_of_the_exit_codes_is_that_of_the_help(code: int) -> N
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
-ELSEWHERE = ("worker", "fleet", "mcp")
+ELSEWHERE = ("worker", "fleet")
 """Commands whose options are described on the pages of fleets and of agents."""
 
 

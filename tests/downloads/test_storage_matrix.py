@@ -14,7 +14,7 @@ import httpx2
 import httpx_aiohttp
 import pytest
 
-from luma_poll import DownloadError, LumaClient
+from luma_poll import DownloadError, Generation, LumaClient
 from luma_poll._downloads import output
 from tests.downloads.test_download import names
 from tests.fakes import ID
@@ -178,3 +178,46 @@ async def test_the_error_says_why(tmp_path: Path, case: str, client: str) -> Non
             await luma.download(ID, tmp_path, timeout=0.3)
     assert "5ec4e7" not in repr(caught.value)
     assert names(tmp_path) == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.filterwarnings("ignore:the API key will be sent")
+async def test_plain_http_is_for_the_host_that_the_user_chose(tmp_path: Path) -> None:
+    """A sandbox in a container is reached by its name; no other host without encryption."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.startswith("/v1"):
+            urls = [{"type": "image", "url": f"http://{host}/out/a"}]
+            return httpx.Response(200, json={"id": ID, "state": "completed", "output": urls})
+        return httpx.Response(200, headers={"Content-Type": "image/png"}, content=PNG)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+        luma = LumaClient("luma-api-key", base_url="http://sandbox:8000/v1", http_client=http)
+        host = "sandbox:8000"
+        assert await luma.download(ID, tmp_path)
+        host = "elsewhere:8000"
+        with pytest.raises(DownloadError, match="the URL on elsewhere is not https"):
+            await luma.download(ID, tmp_path / "b")
+
+
+@pytest.mark.asyncio
+async def test_the_proxy_is_that_of_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked up for its own URL, though the API needs none; its refusal is named."""
+    asked: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0])
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    proxy = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    monkeypatch.setenv("HTTPS_PROXY", url)
+    urls = [{"type": "image", "url": "https://storage.invalid/a?X-Amz-Signature=5ec4e7"}]
+    given = Generation.model_validate({"id": ID, "state": "completed", "output": urls})
+    async with proxy, LumaClient("luma-api-key", base_url="http://127.0.0.1:1/v1") as luma:
+        with pytest.raises(DownloadError, match="the proxy wants a user name and password"):
+            await luma.download(given, tmp_path)
+    assert asked == [b"CONNECT storage.invalid:443 HTTP/1.1"]

@@ -1,0 +1,141 @@
+"""`luma-poll mcp`: tools for agents, over standard input and output or on a local port."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+import typer
+
+from luma_poll._cli.options import open_client, positive
+from luma_poll._cli.process import orderly_exit
+from luma_poll._cli.terminal import say
+from luma_poll.errors import ConfigurationError
+
+HOW_TO_INSTALL = 'luma-poll mcp needs the extra "mcp": pip install "luma-poll[mcp]"'
+
+
+def mcp(
+    download: Annotated[
+        Path, typer.Option(metavar="DIR", help="The only directory in which files are written.")
+    ] = Path("luma"),
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The only directory from which files are read."),
+    ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keeps track; by default luma-poll.db in --download."),
+    ] = None,
+    max_submissions: Annotated[
+        int, typer.Option(min=0, metavar="N", help="New requests that this process may submit.")
+    ] = 20,
+    max_per_day: Annotated[
+        int, typer.Option(min=0, metavar="N", help="The same in any 24 hours, over restarts.")
+    ] = 100,
+    allow_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="Allow this model alone; may be given again."),
+    ] = None,
+    allow_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TYPE", help="Allow this type alone; may be given again."),
+    ] = None,
+    patience: Annotated[
+        float,
+        typer.Option(callback=positive, metavar="SECONDS", help="When a call returns at last."),
+    ] = 50.0,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve HTTP on this port of 127.0.0.1 instead."),
+    ] = None,
+) -> None:
+    """Serve tools that make images and videos, for clients of the Model Context Protocol.
+
+    A call that is repeated is paid once, also after a restart with the same journal.
+
+    Example: luma-poll mcp --download out --max-submissions 10
+    """
+    with orderly_exit():
+        try:
+            import luma_poll.mcp  # noqa: F401
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in ("mcp", "PIL"):
+                raise
+            raise ConfigurationError(HOW_TO_INSTALL) from None
+        anyio.run(
+            _serve,
+            download,
+            inputs,
+            journal or download / "luma-poll.db",
+            max_submissions,
+            max_per_day,
+            allow_model or [],
+            allow_type or [],
+            patience,
+            port,
+        )
+
+
+async def _serve(
+    download: Path,
+    inputs: Path | None,
+    journal: Path,
+    max_submissions: int,
+    max_per_day: int,
+    models: list[str],
+    types: list[str],
+    patience: float,
+    port: int | None,
+) -> None:
+    """Serve until the input ends or a signal comes; both are a clean end."""
+    from luma_poll.mcp import open_server, serve_stdio
+
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP"):
+        signals.append(signal.SIGHUP)
+
+    async def end_at_a_signal(scope: anyio.CancelScope) -> None:
+        with anyio.open_signal_receiver(*signals) as received:
+            async for _ in received:
+                scope.cancel()
+                return
+
+    async with (
+        open_client() as client,
+        open_server(
+            client,
+            journal=journal,
+            download=download,
+            inputs=inputs,
+            patience=patience,
+            max_submissions=max_submissions,
+            max_per_day=max_per_day,
+            models=models,
+            types=types,
+        ) as server,
+        anyio.create_task_group() as tasks,
+    ):
+        if os.name == "posix":  # elsewhere Ctrl-C interrupts the event loop
+            tasks.start_soon(end_at_a_signal, tasks.cancel_scope)
+        if port is None:
+            await serve_stdio(server)
+        else:
+            await _serve_http(server, port)
+        tasks.cancel_scope.cancel()
+
+
+async def _serve_http(server: object, port: int) -> None:
+    """Serve on the loopback address, whose host names alone are answered."""
+    from mcp.server.mcpserver import MCPServer
+
+    from luma_poll.sandbox.server import serve_app
+
+    assert isinstance(server, MCPServer)
+    app = server.streamable_http_app()
+    async with server.session_manager.run(), serve_app(app, "127.0.0.1", port) as origin:
+        say(f"listening at {origin}/mcp; Ctrl-C stops it")
+        await anyio.sleep_forever()
