@@ -14,6 +14,11 @@ from tests.virtual_time import VirtualTimeLoop
 pytest_plugins = ["luma_poll.testing"]
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each core: tests of sockets, processes and databases mostly wait."""
+    return 2 * (os.cpu_count() or 1)
+
+
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name a case by its value, without addresses: the same name in every process."""
     if val is None or isinstance(val, str | int | float | type):
