@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
-from uuid import UUID
 
-from luma_poll._api.parameters import CreateParams
-from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
+from luma_poll._api.parameters import CreateParams, SupportsRead, SupportsSave
+from luma_poll._client.uploads import UploadProgress
+from luma_poll._downloads.download import Downloadable
+from luma_poll._downloads.output import MAX_BYTES, MAX_READ, DownloadProgress
+from luma_poll._downloads.saving import Overwrite
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import AnyGeneration
@@ -34,14 +36,16 @@ from luma_poll._sync.portal import refuse_in_event_loop
 from luma_poll._sync.session import Session
 from luma_poll.errors import LumaError
 from luma_poll.events import PollEvent, RunSubmitted
-from luma_poll.models import Generation, GenerationLike, GenerationOutput
+from luma_poll.models import Generation, GenerationOutput
 
 __all__ = [
     "Session",
     "SyncIterator",
     "download",
+    "read",
     "run",
     "run_all",
+    "upload",
     "wait",
     "wait_all",
 ]
@@ -217,29 +221,28 @@ def run_all(
 
 
 def download(
-    generation: GenerationLike | str | UUID,
-    directory: str | os.PathLike[str],
+    generation: Downloadable,
+    directory_or_file: str | os.PathLike[str],
     *,
     name: str | None = None,
-    timeout: float | None = None,
+    overwrite: Overwrite = False,
+    timeout: float | None = 600.0,
     max_bytes: int | None = MAX_BYTES,
-    overwrite: bool = False,
     on_progress: Callable[[DownloadProgress], object] | None = None,
     auth_token: str | None = None,
     base_url: str | None = None,
 ) -> list[Path]:
     """Fetch the outputs of a completed generation into files.
 
-        paths = sync.download(generation_id, "outputs")
+        (path,) = sync.download(sync.run("a red fox"), "fox.png")
 
     Args:
-        generation: A completed generation, or the id of one.
-        directory: Where to; it is made if it does not exist.
-        name: The name of the files in place of the id: `{name}.png`, `{name}~2.png`. What is unsafe
-            in it is replaced.
+        generation: A completed generation, the id of one, or outputs of it.
+        directory_or_file: As for `LumaClient.download`, and so are the next four.
+        name: The name of the files in place of the id.
+        overwrite: False, True or "number".
         timeout: Seconds for all of it; None for no limit.
         max_bytes: How large one file may be; None for no limit.
-        overwrite: Fetch a file again even if one of the right size exists.
         on_progress: Called with a `DownloadProgress` after each piece, in another thread.
         auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
         base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
@@ -248,23 +251,84 @@ def download(
         The files, in the order of the outputs.
 
     Raises:
-        ConfigurationError: The generation has not ended, an argument is unusable, or an event loop
-            runs in this thread.
+        ConfigurationError: An argument is unusable, or an event loop runs in this thread.
         GenerationError: It failed, or completed without output.
         DownloadError: A file could not be fetched or written, or not in time.
-        APIError: The API refused a GET of the generation, or was out of reach.
+        APIError: The API refused a GET of the generation for good.
     """
     refuse_in_event_loop("await client.download(...)")
     with Session(auth_token, base_url=base_url) as session:
         return session.download(
             generation,
-            directory,
+            directory_or_file,
             name=name,
+            overwrite=overwrite,
             timeout=timeout,
             max_bytes=max_bytes,
-            overwrite=overwrite,
             on_progress=on_progress,
         )
+
+
+def read(
+    generation: Downloadable,
+    *,
+    timeout: float | None = 600.0,
+    max_bytes: int | None = MAX_READ,
+    auth_token: str | None = None,
+    base_url: str | None = None,
+) -> list[bytes]:
+    """Fetch the outputs of a completed generation into memory.
+
+        (picture,) = sync.read(sync.run("a red fox"))
+
+    Args:
+        generation: A completed generation, the id of one, or outputs of it.
+        timeout: Seconds for all of it; None for no limit.
+        max_bytes: How large one output may be; None for no limit.
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+
+    Returns:
+        The bytes, in the order of the outputs.
+
+    Raises:
+        ConfigurationError: An argument is unusable, or an event loop runs in this thread.
+        DownloadError: An output could not be fetched, is too large, or late.
+    """
+    refuse_in_event_loop("await client.read(...)")
+    with Session(auth_token, base_url=base_url) as session:
+        return session.read(generation, timeout=timeout, max_bytes=max_bytes)
+
+
+def upload(
+    path_or_file: str | os.PathLike[str] | bytes | SupportsRead | SupportsSave,
+    *,
+    progress: Callable[[UploadProgress], object] | None = None,
+    timeout: float | None = 3600.0,
+    auth_token: str | None = None,
+    base_url: str | None = None,
+) -> str:
+    """Upload an image or a video, and wait until it can be used.
+
+        source = {"file_id": sync.upload("holiday.mp4")}
+
+    Args:
+        path_or_file: A path, bytes or a binary file.
+        progress: Called with an `UploadProgress` after each piece, in another thread.
+        timeout: Seconds for all of it; None for no limit.
+        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
+        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+
+    Returns:
+        The `file_id`.
+
+    Raises:
+        ConfigurationError: It is unusable, or an event loop runs in this thread.
+        UploadError: It was not taken, or not in time. Uploads cost nothing.
+    """
+    refuse_in_event_loop("await client.files.upload(...)")
+    with Session(auth_token, base_url=base_url) as session:
+        return session.upload(path_or_file, progress=progress, timeout=timeout)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ ABOVE = {
     "_fleet": ["_journal", "_polling", "_running"],
     "dbos": ["_client", "_fleet", "_journal", "_polling", "_running"],
     "fastapi": ["_client", "_fastapi", "_journal", "_polling", "_running", "problems"],
-    "sync": ["_downloads", "_journal", "_polling", "_running", "_sync"],
+    "sync": ["_client", "_downloads", "_journal", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
     "testing": ["_client", "_polling", "_running", "sandbox"],
     "mcp": ["_client", "_journal", "_polling", "_running"],

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final, Literal, TypeAlias, get_args
+from typing import IO, Any, Final, Literal, TypeAlias, cast, get_args
 
 from luma_poll._api.known_parameters import unknown_names
 from luma_poll._api.request_body import LISTS_OF_MEDIA, MEDIA_PLACES
@@ -154,7 +154,7 @@ class RequestFile:
                 f"{self.name}: its name does not say what it is: use one of {ends}, or give the "
                 f"format ({', '.join(known)})"
             )
-        return found  # type: ignore[return-value]
+        return cast(RequestFormat, found)
 
     def _current_state(self) -> tuple[int, int] | None:
         if self._content is not None:

@@ -17,7 +17,9 @@ from luma_poll._api.parameters import CreateParams, SupportsRead, SupportsSave, 
 from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._client.client import LumaClient
 from luma_poll._client.uploads import UploadProgress
-from luma_poll._downloads.output import MAX_BYTES, DownloadProgress
+from luma_poll._downloads.download import Downloadable
+from luma_poll._downloads.output import MAX_BYTES, MAX_READ, DownloadProgress
+from luma_poll._downloads.saving import Overwrite
 from luma_poll._journal.journal import Journal
 from luma_poll._logging import fields, logger
 from luma_poll._polling.poll_result import PollResult
@@ -29,7 +31,7 @@ from luma_poll._running.runner import Runner
 from luma_poll._sync.call import Call, SyncIterator
 from luma_poll._sync.portal import Portal, refuse_in_event_loop
 from luma_poll.events import Observer, PollEvent, RunStateChanged, RunSubmitted
-from luma_poll.models import Generation, GenerationLike, GenerationOutput
+from luma_poll.models import Generation, GenerationOutput
 
 T = TypeVar("T")
 
@@ -301,16 +303,22 @@ class Session:
         requests: Iterable[AnyRequest],
         *,
         timeout: float | UseDefault | None = USE_DEFAULT,
+        download: str | os.PathLike[str] | None = None,
+        name: str | None = None,
     ) -> list[RunResult]:
         """Run many requests, and return a result for each, in the order given: `Runner.run_all`.
 
         Raises:
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.
         """
-        self._runner.as_completed(requests, timeout=timeout)  # checks them
+        self._runner.as_completed(
+            requests, timeout=timeout, download=download, name=name
+        )  # checks them
         return self._call(
             "await runner.run_all(...)",
-            lambda call: self._runner.run_all(call.pull(requests), timeout=timeout),
+            lambda call: self._runner.run_all(
+                call.pull(requests), timeout=timeout, download=download, name=name
+            ),
         )
 
     def run_as_completed(
@@ -318,6 +326,8 @@ class Session:
         requests: Iterable[AnyRequest],
         *,
         timeout: float | UseDefault | None = USE_DEFAULT,
+        download: str | os.PathLike[str] | None = None,
+        name: str | None = None,
     ) -> SyncIterator[RunResult]:
         """Run many requests, and yield a result for each as it ends: `Runner.as_completed`.
 
@@ -327,10 +337,14 @@ class Session:
         Raises:
             ConfigurationError: An argument is unusable.
         """
-        self._runner.as_completed(requests, timeout=timeout)  # checks them
+        self._runner.as_completed(
+            requests, timeout=timeout, download=download, name=name
+        )  # checks them
         return self._iterate(
             "async with runner.as_completed(...) as results",
-            lambda call: self._runner.as_completed(call.pull(requests), timeout=timeout),
+            lambda call: self._runner.as_completed(
+                call.pull(requests), timeout=timeout, download=download, name=name
+            ),
         )
 
     def upload(
@@ -357,47 +371,54 @@ class Session:
 
     def download(
         self,
-        generation: GenerationLike | str | UUID,
-        directory: str | os.PathLike[str],
+        generation: Downloadable,
+        directory_or_file: str | os.PathLike[str],
         *,
         name: str | None = None,
-        timeout: float | None = None,
+        key: str | None = None,
+        overwrite: Overwrite = False,
+        timeout: float | None = 600.0,
         max_bytes: int | None = MAX_BYTES,
-        overwrite: bool = False,
         on_progress: Callable[[DownloadProgress], object] | None = None,
     ) -> list[Path]:
         """Fetch the outputs of a completed generation into files: `LumaClient.download`.
 
-        Args:
-            generation: A completed generation, or the id of one.
-            directory: Where to; it is made if it does not exist.
-            name: The name of the files in place of the id: `{name}.png`, `{name}~2.png`. What is
-                unsafe in it is replaced.
-            timeout: Seconds for all of it; None for no limit.
-            max_bytes: How large one file may be; None for no limit.
-            overwrite: Fetch a file again even if one of the right size exists.
-            on_progress: Called with a `DownloadProgress` after each piece that arrives.
-
-        Returns:
-            The files, in the order of the outputs.
-
         Raises:
-            ConfigurationError: The generation has not ended, or an argument is unusable.
+            ConfigurationError: An argument is unusable, or the session was closed meanwhile.
             GenerationError: It failed, or completed without output.
             DownloadError: A file could not be fetched or written, or not in time.
-            APIError: The API refused a GET of the generation, or was out of reach.
+            APIError: The API refused a GET of the generation for good.
         """
         return self._call(
             "await client.download(...)",
             lambda _: self._client.download(
                 generation,
-                directory,
+                directory_or_file,
                 name=name,
+                key=key,
+                overwrite=overwrite,
                 timeout=timeout,
                 max_bytes=max_bytes,
-                overwrite=overwrite,
                 on_progress=on_progress,
             ),
+        )
+
+    def read(
+        self,
+        generation: Downloadable,
+        *,
+        timeout: float | None = 600.0,
+        max_bytes: int | None = MAX_READ,
+    ) -> list[bytes]:
+        """Fetch the outputs of a completed generation into memory: `LumaClient.read`.
+
+        Raises:
+            DownloadError: An output could not be fetched, is larger than `max_bytes`, or late.
+            ConfigurationError: An argument is unusable, or the session was closed meanwhile.
+        """
+        return self._call(
+            "await client.read(...)",
+            lambda _: self._client.read(generation, timeout=timeout, max_bytes=max_bytes),
         )
 
     def _call(self, instead: str, function: Callable[[Call[T]], Awaitable[T]]) -> T:

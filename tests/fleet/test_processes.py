@@ -50,11 +50,14 @@ async def test_an_operator_resolves_an_unknown(database: str) -> None:
     """With the id that the account shows it is waited for; without one it is submitted again."""
     api = Api(Sandbox(speed=20), answers_after=30)
     async with api.serve() as base_url, Processes(database, base_url) as processes:
-        caller, first = await asyncio.gather(processes.start(worker=False), processes.start())
-        await caller.call("submit_many", count=2, prompt="a fox", prefix="k")
-        await until(lambda: len(api.submissions) >= 2)
-        early = await caller.call("resolve", keys=["k-0"], resubmit=True)
-        await first.kill()
+        caller = await processes.start(worker=False)
+        await caller.call("operate", method="migrate")
+        for number in range(2):
+            worker = await processes.start()
+            await caller.call("submit", key=f"k-{number}", prompt=f"a fox {number}")
+            await until(partial(api.has_had, number + 1))
+            early = await caller.call("resolve", keys=[f"k-{number}"], resubmit=True)
+            await worker.kill()
         api.released.set()
         await processes.start()
         assert tally(await results(caller, "k", 2)) == {"SubmissionUnknownError": 2}

@@ -26,6 +26,8 @@ from luma_poll import (
     PollTimeoutError,
     Runner,
     RunResult,
+    media,
+    requests_from,
     sync,
 )
 from luma_poll.sync import Session
@@ -56,6 +58,13 @@ async def submitting(client: LumaClient, model: str) -> None:
     )
     assert_type(generation, Generation)
     assert_type(generation.raise_for_failure(), Generation)
+    await client.generations.create("at night", type="image_edit", source=Path("photo.webp"))
+    await client.generations.create("at night", type="image_edit", source=generation)
+    with open("photo.webp", "rb") as file:  # noqa: ASYNC230 (never run)
+        await client.generations.create("a fox", image_ref=[file, b"...", media(file)])
+    await client.generations.create(type="layering", source=b"...")
+    assert_type(await client.files.upload(Path("a.mp4"), progress=print), str)
+    assert_type(await Runner(client).run_all(requests_from("a.csv")), list[RunResult])
     params: CreateParams = {"model": model, "web_search": True}
     newer: dict[str, Any] = {"seed": 7}
     await client.generations.create("a fox", **params)
