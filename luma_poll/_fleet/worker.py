@@ -343,7 +343,8 @@ class Worker:
             try:
                 return await self._watch(what, deadline - anyio.current_time())
             except OutputNotFoundError as error:
-                failed = {"state": "failed", "failure_code": error.failure_code}
+                # Not `output_not_found`, which may be submitted again: this one is billed.
+                failed = {"state": "failed", "failure_code": "completed_without_output"}
                 return error.generation.model_copy(update=failed)
             except LumaError as error:
                 if not isinstance(error, APIStatusError) or not _is_of_the_worker(error):

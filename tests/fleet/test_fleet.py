@@ -147,8 +147,10 @@ async def test_a_failure_is_a_result(world: World) -> None:
 
 async def test_no_output_is_a_failure(world: World) -> None:
     """Although the API calls it completed."""
-    end = await (await world.fleet.submit("sandbox:outputs=0", key="no output")).result()
-    assert (end.state, end.failure_code) == ("failed", "output_not_found")
+    handle = await world.fleet.submit("sandbox:outputs=0", key="no output", max_attempts=3)
+    end = await handle.result()
+    assert (end.state, end.failure_code) == ("failed", "completed_without_output")
+    assert len(end.submitted) == 1  # it is billed
 
 
 async def test_a_refusal_is_raised(world: World) -> None:
