@@ -2,8 +2,10 @@
 
 import ast
 import pkgutil
+import re
 from collections import Counter
 from pathlib import Path
+from textwrap import wrap
 
 import pytest
 
@@ -263,6 +265,33 @@ def test_no_file_name_occurs_twice() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
+DRAWING = re.compile(r"(?<=```text\n)luma_poll/\n.*?(?=```)", re.DOTALL)
+PAGE = Path(__file__).parents[1] / "docs/design.md"
+
+
+def drawing() -> str:
+    """The house as text: each wing with its rooms in the order of their imports, then the doors."""
+    lines = ["luma_poll/"]
+    for name in [*BASE, *ABOVE]:
+        rooms = " · ".join(WINGS.get(name, []))
+        if not rooms:
+            rooms = (ast.get_docstring(ast.parse(files_of(name)[0].read_text())) or "").split("\n")[
+                0
+            ]
+        label = f"  {name}{'/' if name in WINGS else '.py'}"
+        lines += wrap(
+            f"{label:<20} {rooms}", 96, subsequent_indent=" " * 21, break_on_hyphens=False
+        )
+    return "\n".join(lines) + "\n"
+
+
+def test_the_drawing_is_the_house() -> None:
+    """`python -m tests.test_exports` draws it again."""
+    found = DRAWING.search(PAGE.read_text())
+    assert found is not None
+    assert found[0] == drawing()
+
+
 def docstrings() -> dict[str, str]:
     """The first word of each docstring of the library, by its place."""
     found = {}
@@ -279,3 +308,7 @@ def test_docstrings_say_what_a_thing_is() -> None:
     words = docstrings()
     assert len(words) > 500
     assert [place for place, word in words.items() if word in ("What", "Whether")] == []
+
+
+if __name__ == "__main__":
+    PAGE.write_text(DRAWING.sub(lambda _: drawing(), PAGE.read_text()))

@@ -202,9 +202,10 @@ def check_directory(folder: Path) -> None:
 
 def _sync(descriptor: int) -> None:
     """Have the bytes on the disk itself: on macOS, `fsync` stops at the disk's own memory."""
-    if hasattr(fcntl, "F_FULLFSYNC"):
+    down_to_the_disk: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+    if fcntl is not None and down_to_the_disk is not None:
         with contextlib.suppress(OSError):  # not of every file system
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            fcntl.fcntl(descriptor, down_to_the_disk)
             return
     os.fsync(descriptor)
 

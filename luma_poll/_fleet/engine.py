@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 import sqlalchemy as sa
 from anyio.lowlevel import RunVar
+from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from luma_poll._fleet.tables import Tables
@@ -81,13 +82,13 @@ class Database:
     def __init__(self, url: str | sa.URL, name: str, schema: str | None) -> None:
         try:
             parts = sa.make_url(url)
-            backend = parts.get_backend_name().replace("postgres", "postgresql", 1)
+            backend = parts.get_backend_name()
         except (ArgumentError, NoSuchModuleError, AttributeError, TypeError):
-            backend = ""
-        backend = "postgresql" if backend.startswith("postgres") else backend
-        if backend not in ("postgresql", "sqlite"):
+            parts, backend = sa.URL.create("none"), ""
+        # "postgres", which hosts write into their variables, is not a name of SQLAlchemy's.
+        self.is_postgresql = backend.startswith("postgres")
+        if not self.is_postgresql and backend != "sqlite":
             raise ConfigurationError("a database is given as postgresql://... or sqlite:///...")
-        self.is_postgresql = backend == "postgresql"
         if self.is_postgresql:
             options: dict[str, Any] = {
                 "connect_args": _POSTGRESQL,
@@ -197,10 +198,10 @@ def _threads() -> anyio.CapacityLimiter:
 def _begin_immediately(engine: sa.Engine) -> None:
     """Let SQLite's transactions begin as writers: one that reads first cannot become one."""
 
-    @sa.event.listens_for(engine, "connect")
+    @event.listens_for(engine, "connect")
     def connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None
 
-    @sa.event.listens_for(engine, "begin")
+    @event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -259,12 +259,17 @@ async def test_the_key_stays_with_the_api(
         status(302, Location="https://other.example.com/?X-Amz-Signature=5ec4e7"), serve()
     )
     headers = {"Authorization": f"Bearer {TOKEN}", "X-Api-Key": TOKEN}
+
+    def sign(request: Any) -> Any:
+        request.headers["X-Signature"] = TOKEN
+        return request
+
     async with opened(
         storage,
         http_class,
         headers=headers,
         cookies={"a": TOKEN},
-        auth=("u", TOKEN),
+        auth=sign,
         params={"k": TOKEN},
     ) as client:
         (path,) = await client.download(generation(), tmp_path)

@@ -155,10 +155,10 @@ async def test_fresh_url() -> None:
             (output,) = (await client.generations.get(created.id)).output or []
             assert output.type == "video"
             urls.append(output.url)
-        pictures = [(await storage.get(url)).raise_for_status().content for url in urls]
+        films = [(await storage.get(url)).raise_for_status().content for url in urls]
     assert urls[0] != urls[1]
-    assert pictures[0] == pictures[1]
-    assert pictures[0].startswith(b"\x89PNG")
+    assert films[0] == films[1]
+    assert films[0][4:8] == b"ftyp"
 
 
 @pytest.mark.asyncio
