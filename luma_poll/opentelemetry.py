@@ -273,15 +273,20 @@ class _Runs:
             self._begin(event)
             return
         run = self._records.get(event.run)
-        if isinstance(event, RunSubmitting) and run is not None:
-            run.is_submitting = True
-        elif run is not None and run.is_submitting:
-            run.is_submitting = False
-            self._note_submission(event, run)
         if isinstance(event, RunEnded):
+            # First, and whatever an SDK raises afterwards: as for a wait.
             self._runs.add(-1, GENERATE)
             self._records.pop(event.run, None)
             if run is not None:
+                context.detach(run.outside)
+        if run is None:
+            return
+        was_submitting, run.is_submitting = run.is_submitting, isinstance(event, RunSubmitting)
+        try:
+            if was_submitting:
+                self._note_submission(event, run)
+        finally:
+            if isinstance(event, RunEnded):
                 self._end(event, run)
 
     def _begin(self, event: RunEvent) -> None:
@@ -308,7 +313,6 @@ class _Runs:
         run.span.add_event("luma_poll.submission", attributes)
 
     def _end(self, event: RunEnded, run: _Run) -> None:
-        context.detach(run.outside)
         attributes = _attributes_of(event.generation, event.error, run.request)
         if event.generation is not None:
             attributes["gen_ai.response.id"] = event.generation.id

@@ -7,7 +7,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -470,3 +470,23 @@ async def test_a_runner_whose_poller_is_instrumented(telemetry: Telemetry) -> No
     undo()
     await runner.run("a fox")
     assert [span.name for span in telemetry.spans][2:] == ["fetch_response"]
+
+
+async def test_an_sdk_that_raises_leaves_no_run_counted(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even while the end of a submission is noted; and the caller's span is the current one."""
+
+    def raise_(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("an SDK's trouble")
+
+    account = FakeAccount()
+    account.answers = [AuthenticationError("HTTP 401", status_code=401)]
+    runner = running(account, telemetry)
+    monkeypatch.setattr(Span, "add_event", raise_)
+    with telemetry.tracer.start_as_current_span("the caller's") as callers:
+        with pytest.raises(AuthenticationError):
+            await runner.run("a fox")
+        assert trace.get_current_span() is callers
+    assert telemetry.points("luma_poll.runs.active") == {frozenset(): 0}
+    assert [span.name for span in telemetry.spans] == ["generate_content", "the caller's"]

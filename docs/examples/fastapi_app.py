@@ -207,7 +207,7 @@ async def events(key: str, poller: PollerDep, request: Request) -> AsyncIterable
     try:
         submissions: Submissions = request.state.submissions
         async for state in streams.until_stopped(submissions.watch(key, poller)):
-            yield ServerSentEvent(event="state", id=state.state, data=state)
+            yield ServerSentEvent(event="state", data=state)
     except LumaError as error:  # the stream has begun: too late for a status
         yield ServerSentEvent(event="problem", data=to_problem(error))
 
