@@ -105,6 +105,7 @@ ANSWERS = {
     "InvalidRequestError": (422, "invalid_request", False),
     "GenerationRateLimitedError": (503, "generation_rate_limited", True),
     "DownloadError": (502, "download_failed", True),
+    "UploadError": (502, "upload_failed", False),
     "JournalError": (503, "unavailable", False),
     "SubmissionLimitError": (503, "unavailable", False),
     "SubmissionUnknownError": (502, "submission_unknown", False),

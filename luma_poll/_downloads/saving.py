@@ -214,19 +214,20 @@ class Saving:
         given = self.extension or ""
         if media_type is None:
             extension = self.extension or extension_of_label(content_type)
-            self._warn("unknown bytes are kept as .%s", extension)
+            self._warn("unknown bytes are kept as", extension)
             return extension
         extension = EXTENSIONS[media_type]
         if SPELLINGS.get(given.lower(), given.lower()) == extension:
             return given
         if given:
-            self._warn("the bytes are those of .%s, whatever the name says", extension)
+            self._warn("whatever the name says, the bytes are those of", extension)
         return extension
 
     def _warn(self, message: str, extension: str) -> None:
         logger.warning(
-            f"generation %s: download: {message}",
+            "generation %s: download: %s .%s",
             self.owner.generation_id,
+            message,
             extension,
             extra=fields(self.owner.generation_id),
         )

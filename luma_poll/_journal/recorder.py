@@ -148,6 +148,7 @@ class Recorder:
             "submitted, and billed. If it is meant to continue, look for a parameter that has "
             "changed, such as the model",
             store.path,
+            extra=fields(),
         )
 
     async def begin(

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 from luma_poll._journal import transitions
 from luma_poll._journal.database import Database, translated
 from luma_poll._journal.entry import EntryState, JournalEntry, read_entry
-from luma_poll._logging import logger
+from luma_poll._logging import fields, logger
 from luma_poll.errors import ConfigurationError, JournalError
 
 T = TypeVar("T")
@@ -95,7 +95,8 @@ class Store:
                     self._write_kept(cursor)
             except sqlite3.Error as error:
                 for words, _ in self._unwritten:
-                    logger.error("%s: %s", translated(self._path, error, JournalError), words)
+                    why = translated(self._path, error, JournalError)
+                    logger.error("%s: %s", why, words, extra=fields(error=error))
             self._database.close()
 
     def claim(self, base_url: str) -> None:
@@ -243,6 +244,7 @@ class Store:
                 "journal %s was moved while it is in use, and is written where it is now: another "
                 "process that opens the old path begins a new journal, and submits again",
                 self._path,
+                extra=fields(),
             )
 
     def _fact(self, name: str) -> str | None:
