@@ -322,7 +322,10 @@ class RequestFile:
         header = next(lines, "")
         # Excel writes semicolons where the comma is part of numbers.
         delimiter = next((each for each in delimiters if each in header), delimiters[0])
-        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+        try:
+            names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+        except csv.Error as error:
+            raise _ProblemError(1, f"it is no row of a table ({error})", ends=True) from None
         if twice := [name for name, times in Counter(names).items() if name and times > 1]:
             raise _ProblemError(1, f"two columns are called {twice[0]!r}", ends=True)
         if "prompt" not in names and "prompt" not in self._defaults and "type" not in names:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from luma_poll import ConfigurationError, requests_from
@@ -236,6 +236,8 @@ def test_what_would_be_submitted_can_be_seen(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200), st.sampled_from(["text", "jsonl", "json", "csv", "tsv"]))
+@example(b"\r\x01", "csv")
+@example(b"\r\x01", "tsv")
 def test_no_bytes_crash_it(content: bytes, form: Any) -> None:
     """They are requests, or a `ConfigurationError`."""
     try:
