@@ -175,6 +175,8 @@ def run_all(
     requests: Iterable[AnyRequest],
     *,
     timeout: float | None = 600.0,
+    download: str | os.PathLike[str] | None = None,
+    name: str | None = None,
     max_running: int | None = None,
     max_attempts: int = 1,
     max_submissions: int | None = None,
@@ -190,6 +192,8 @@ def run_all(
     Args:
         requests: Prompts, or mappings of the parameters of `create`: any iterable.
         timeout: Seconds for each, from its first accepted submission; None for no limit.
+        download: A directory in which the outputs are saved; see `RunResult.paths`.
+        name: The name of the files, as for `Runner.run_all`.
         max_running: Generations under way at once; None for as many as the account allows.
         max_attempts: How often each may be submitted in all.
         max_submissions: Submissions in all; None for no limit.
@@ -217,7 +221,7 @@ def run_all(
         ) as session,
         _noting_what_runs(session),
     ):
-        return session.run_all(requests, timeout=timeout)
+        return session.run_all(requests, timeout=timeout, download=download, name=name)
 
 
 def download(
@@ -225,6 +229,7 @@ def download(
     directory_or_file: str | os.PathLike[str],
     *,
     name: str | None = None,
+    key: str | None = None,
     overwrite: Overwrite = False,
     timeout: float | None = 600.0,
     max_bytes: int | None = MAX_BYTES,
@@ -238,8 +243,9 @@ def download(
 
     Args:
         generation: A completed generation, the id of one, or outputs of it.
-        directory_or_file: As for `LumaClient.download`, and so are the next four.
+        directory_or_file: As for `LumaClient.download`, and so are the next five.
         name: The name of the files in place of the id.
+        key: The value of `{key}` in it.
         overwrite: False, True or "number".
         timeout: Seconds for all of it; None for no limit.
         max_bytes: How large one file may be; None for no limit.
@@ -262,6 +268,7 @@ def download(
             generation,
             directory_or_file,
             name=name,
+            key=key,
             overwrite=overwrite,
             timeout=timeout,
             max_bytes=max_bytes,

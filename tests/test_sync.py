@@ -560,6 +560,19 @@ def test_threads_share_what_the_account_allows(full_url: str) -> None:
         assert runner.outstanding == {}
 
 
+@pytest.mark.usefixtures("_soon")
+def test_runs_and_their_files(sandbox_url: str, tmp_path: Path) -> None:
+    """`run_all` saves what it makes, under names of the caller's."""
+    prompts = ["a fox sandbox:duration=1", "a hen sandbox:duration=1"]
+    results = sync.run_all(
+        [{"prompt": prompt, "key": prompt[2:5]} for prompt in prompts],
+        download=tmp_path,
+        name="{key}",
+        base_url=sandbox_url,
+    )
+    assert [path.name for result in results for path in result.paths] == ["fox.png", "hen.png"]
+
+
 def test_waits_and_runs_share_a_session(sandbox_url: str) -> None:
     """One thread, one client and one set of limits for both; its end is that of both."""
     with Session(base_url=sandbox_url, wait=SOON, timeout=10, max_running=2) as session:

@@ -13,7 +13,7 @@ MEANINGS = {
     TIMED_OUT: "timed out; it may still finish: wait again",
     TROUBLE: "trouble with the API, the connection or the output",
     INTERRUPTED: "interrupted by Ctrl-C, SIGTERM, SIGHUP or SIGQUIT",
-    OUTPUT_CLOSED: "standard output was closed, as head does",
+    OUTPUT_CLOSED: "standard output was closed early, for example by head",
 }
 
 HELP = "\n\n".join(

@@ -17,8 +17,6 @@ import httpx
 
 SHORTEST_PATIENCE = 3.0
 """Seconds without an answer after which a used connection counts as dead; the API needs one."""
-SURELY_ALIVE = 0.1
-"""Seconds without use for which a connection is not yet suspected."""
 LONGEST_PATIENCE = 7.0
 """The same, where answers have become slow."""
 
@@ -65,10 +63,8 @@ class PooledTransport(httpx.AsyncBaseTransport):
         if self._idle:
             used = self._idle.pop()
             if request.method == "GET":
-                # To watch a request costs a task: a quarter of all that a `get` costs.
-                is_warm = anyio.current_time() - used.since < SURELY_ALIVE
-                send = self._send_on_used if is_warm else self._send_watched
-                response = await send(request, used.transport)
+                # However short ago it was used: one that died in silence a moment ago would hang.
+                response = await self._send_watched(request, used.transport)
                 if response is not None:
                     return response
             else:
