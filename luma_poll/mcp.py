@@ -21,8 +21,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -48,6 +48,7 @@ from luma_poll._polling.poller import Poller
 from luma_poll._running.runner import Runner
 from luma_poll._version import __version__
 from luma_poll.errors import ConfigurationError, LumaError
+from luma_poll.events import Event, RunEvent
 from luma_poll.models import Generation
 
 __all__ = ["GenerationReport", "JournalReport", "open_server", "serve_stdio"]
@@ -232,6 +233,7 @@ class _Tools:
         self._poller = poller or Poller(client, wait=AdaptiveWait())
         self._runner = Runner(client, self._poller, journal=journal)
         self._under_way: dict[str, _Request] = {}
+        self._runner.observe(self._follow)
         self.background = anyio.create_task_group()
 
     async def generate(
@@ -365,14 +367,19 @@ class _Tools:
 
     async def _run(self, request: _Request, prompt: str, params: Mapping[str, Any]) -> None:
         async with self._settling(request):
-            observe = getattr(self._runner, "observe", lambda _: lambda: None)
-            stop = observe(functools.partial(_note, request))
-            try:
-                generation = await self._runner.run(prompt, key=request.key, **params)
-            finally:
-                stop()
+            generation = await self._runner.run(prompt, key=request.key, **params)
             request.submissions = max(request.submissions, 1)
             await self._save(request, generation)
+
+    def _follow(self, event: Event) -> None:
+        """Follow the requests under way in the events of the runner: one observer for them all."""
+        if not isinstance(event, RunEvent):
+            return
+        request = self._under_way.get(event.run.key or "")
+        if request is None:
+            return
+        request.latest = event.generation or request.latest
+        request.submissions = max(request.submissions, event.attempt)
 
     async def _wait(self, request: _Request, generation_id: str) -> None:
         async with self._settling(request):
@@ -417,17 +424,6 @@ class _Tools:
     async def _entries(self) -> list[JournalEntry]:
         with _tool_errors():
             return await anyio.to_thread.run_sync(self._journal.entries)
-
-
-def _note(request: _Request, event: object) -> None:
-    """Follow the run of a request in the events of its runner."""
-    run = getattr(event, "run", None)
-    if getattr(run, "key", None) != request.key:
-        return
-    latest = getattr(event, "generation", None)
-    if isinstance(latest, Generation):
-        request.latest = latest
-    request.submissions = max(request.submissions, getattr(event, "attempt", 0))
 
 
 def _state(request: _Request) -> str:
@@ -481,15 +477,13 @@ def _preview(files: Sequence[Path]) -> bytes | None:
     return None
 
 
-class _tool_errors:  # noqa: N801  (used as a function)
+@contextmanager
+def _tool_errors() -> Iterator[None]:
     """Turn our errors into tool errors, which the model reads."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, LumaError):
-            raise _tool_error(error) from None
+    try:
+        yield
+    except LumaError as error:
+        raise _tool_error(error) from None
 
 
 def _tool_error(error: Exception, request: _Request | None = None) -> Exception:
