@@ -105,7 +105,7 @@ class NormalsControl(TypedDict, total=False):
 
 
 class FaceControl(TypedDict, total=False):
-    """Whether an edit keeps the faces of its source."""
+    """The choice to keep the faces of the source of an edit."""
 
     enabled: bool | None
 
