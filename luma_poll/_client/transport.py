@@ -9,7 +9,7 @@ request is cancelled between connecting and sending (encode/httpcore 1099).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import anyio
@@ -17,8 +17,6 @@ import httpx
 
 SHORTEST_PATIENCE = 3.0
 """Seconds without an answer after which a used connection counts as dead; the API needs one."""
-LONGEST_PATIENCE = 7.0
-"""The same, where answers have become slow."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,9 @@ class PooledTransport(httpx.AsyncBaseTransport):
 
     A GET takes the one that was used last if it is free. A server may close that at the same
     moment, so a GET that it breaks under is sent once more, on a new one. A NAT, a VPN or a sleep
-    may have ended it without a word, so a GET without an answer for some seconds is sent a second
-    time, on a new one, and the first answer counts. Anything else has a new connection from the
-    start: there would be no way to know if it may be sent again.
+    may have ended it without a word, so a GET without an answer for some seconds leaves it for a
+    new one, which has all the time there is. Anything else has a new connection from the start:
+    there would be no way to know if it may be sent again.
 
     The caller limits the number of connections: one for each response that is not closed.
 
@@ -64,7 +62,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
             used = self._idle.pop()
             if request.method == "GET":
                 # However short ago it was used: one that died in silence a moment ago would hang.
-                response = await self._send_watched(request, used.transport)
+                response = await self._send_on_used(request, used.transport)
                 if response is not None:
                     return response
             else:
@@ -74,69 +72,27 @@ class PooledTransport(httpx.AsyncBaseTransport):
     async def _send_on_used(
         self, request: httpx.Request, used: httpx.AsyncHTTPTransport
     ) -> httpx.Response | None:
-        """Send a GET on a connection that may be closed by now; None if it is."""
-        try:
-            return await self._send(request, used)
-        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
-            if _is_answer(error):
-                raise
-            return None
-
-    async def _send_watched(
-        self, request: httpx.Request, used: httpx.AsyncHTTPTransport
-    ) -> httpx.Response | None:
-        """The same, and send it a second time on a new connection if the first one is silent."""
+        """Send a GET on a connection that may be dead by now; None if it is."""
         began = anyio.current_time()
-        answers: list[httpx.Response] = []
-        errors: list[Exception] = []
-        is_silent = False
-
-        async def attempt() -> None:
-            response = await self._send_on_used(request, used)
-            answers.extend([] if response is None else [response])
-
-        async def attempt_again() -> None:
-            nonlocal is_silent
-            await anyio.sleep(self._patience)
-            is_silent = True
-            # What has ended this connection has probably ended those that were idle with it: else
-            # each of the next requests would find out by itself.
-            await self._close_idle(until=began)
-            answers.append(await self._send(request, self._connectable()))
-
-        async def keep(sending: Callable[[], Awaitable[None]], other: anyio.CancelScope) -> None:
+        with anyio.CancelScope(deadline=began + self._patience):
             try:
-                await sending()
-            except Exception as error:  # raised below: not in a group
-                errors.append(error)
-            if answers or not is_silent:
-                other.cancel()
-
-        try:
-            async with anyio.create_task_group() as tasks:
-                with anyio.CancelScope() as first:
-                    tasks.start_soon(keep, attempt_again, first)
-                    await keep(attempt, tasks.cancel_scope)
-        except BaseException:
-            for answer in answers:  # cancelled at the moment at which it came
-                await answer.aclose()
-            raise
-        for late in answers[1:]:  # both at the same moment
-            await late.aclose()
-        if answers:
-            self._usual = max(anyio.current_time() - began, 0.9 * self._usual)
-            return answers[0]
-        if errors:
-            raise errors[0]
+                return await self._send(request, used)
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+                if _is_answer(error):
+                    raise
+                return None
+        # What has ended this connection has probably ended those that were idle with it: else each
+        # of the next requests would find out by itself.
+        await self._close_idle(until=began)
         return None
 
     @property
     def _patience(self) -> float:
-        """Seconds without an answer after which a GET is sent once more.
+        """Seconds without an answer after which a used connection counts as dead.
 
         Well above what answers take, so that a service that has become slow is not asked twice.
         """
-        return min(max(SHORTEST_PATIENCE, 2 * self._usual), LONGEST_PATIENCE)
+        return max(SHORTEST_PATIENCE, 2 * self._usual)
 
     async def aclose(self) -> None:
         """Close the unused connections at once, the others when their response is closed."""
@@ -158,11 +114,14 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self, request: httpx.Request, transport: httpx.AsyncHTTPTransport
     ) -> httpx.Response:
         idle = self._idle  # of this event loop
+        began = anyio.current_time()
         try:
             response = await transport.handle_async_request(request)
         except BaseException:
             await _close(transport)
             raise
+        if request.method == "GET":
+            self._usual = max(anyio.current_time() - began, 0.9 * self._usual)
         assert isinstance(response.stream, httpx.AsyncByteStream)
         response.stream = _Body(response.stream, transport, self, idle)
         return response
