@@ -60,8 +60,6 @@ from luma_poll.models import Generation
 
 MOST_CUTS = 2
 """Requests cut short by others after which a wait asks by itself."""
-MOST_AT_ONCE = 4
-"""Requests under way for one generation; more than one only after so many were cut short."""
 
 
 class Waiter(Alarm):
@@ -169,7 +167,9 @@ class Stream:
     A deadline does not tell who will be cancelled before. So when a waiter has left in the middle
     of its request, the one that has been there longest asks until there is an answer: it has shown
     that it stays, and those that come and go cannot take its place. A waiter that has seen two
-    requests cut short does not depend on others any more, and asks by itself.
+    requests cut short does not depend on others any more, and asks by itself: four do so at once,
+    and one more for each that leaves in the middle. So thousands do not all ask, and however many
+    leave together, the next ones are twice as many.
 
     Attributes:
         progress: What is known of the generation.
@@ -199,9 +199,14 @@ class Stream:
 
     def is_asked_by(self, waiter: Waiter) -> bool:
         """True if this waiter asks, for all or, if need be, by itself."""
-        if self._has_lost_patience(waiter) and len(self.turns) < MOST_AT_ONCE:
+        if self._has_lost_patience(waiter) and len(self.turns) < self._most_at_once:
             return True
         return not self.asking and self._first() is waiter
+
+    @property
+    def _most_at_once(self) -> int:
+        """Requests that may be under way, where some were cut short."""
+        return self._cuts - self._cuts_before_answer + MOST_CUTS
 
     def _has_lost_patience(self, waiter: Waiter) -> bool:
         return self._cuts - max(waiter.cuts, self._cuts_before_answer) >= MOST_CUTS
@@ -245,7 +250,7 @@ class Stream:
 
     def _wake_impatient(self) -> None:
         """Wake those that ask by themselves now; they have been here longest."""
-        for waiter in islice(self._places, MOST_AT_ONCE):
+        for waiter in islice(self._places, self._most_at_once):
             if not self._has_lost_patience(waiter):
                 return
             waiter.wake()
