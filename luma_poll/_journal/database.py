@@ -245,7 +245,7 @@ class Database:
         header = os.read(self._lock_file, PAGE)
         if len(header) < HEADER:
             raise JournalError(
-                f"journal {self.path} is cut off ({len(header)} bytes), for a journal is never so "
+                f"journal {self.path} is cut off ({len(header)} bytes): a journal is never so "
                 "short. Restore a copy of it, or delete it to begin a new one; what was in it is "
                 "then submitted, and billed, again"
             )

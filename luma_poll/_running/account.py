@@ -56,7 +56,7 @@ def is_full(error: APIStatusError) -> bool:
 
 
 class Account:
-    """What is known of the account's capacity, and how much of it is in use.
+    """The account's capacity, as far as we know it, and how much of it is in use.
 
     Weights are in the API's units: a generation weighs 1 unless an answer reported otherwise. The
     account allows at least what it was seen to run. More is tried like TCP's slow start: one
