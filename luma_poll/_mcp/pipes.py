@@ -31,7 +31,10 @@ def standard_pipes() -> Iterator[tuple[Lines, Writer]]:
     """
     if sys.stdin is None or sys.stdout is None:
         raise ConfigurationError("standard input and output must be open: they are the wire")
-    output = sys.stdout.fileno()
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # something that is not a file stands in its place
+        output = 1
     reads, writes = os.dup(sys.stdin.fileno()), os.dup(output)
     try:
         _divert(output)
