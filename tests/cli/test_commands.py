@@ -251,7 +251,7 @@ def test_a_help_is_readable_on_a_narrow_terminal() -> None:
         (None, 0),
         (GenerationFailedError(snapshot("failed")), 1),
         (ConfigurationError("no API key"), 2),
-        (PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1), 3),
+        (PollTimeoutError(generation_id=ID, last_generation=None, elapsed=1, attempts=1), 3),
         (ServerError("HTTP 500", status_code=500), 4),
         (DownloadError("full", generation_id=ID, path=Path("a"), retryable=False), 4),
     ],
@@ -335,4 +335,4 @@ def test_python_m() -> None:
     told = subprocess.run(
         [*COMMAND, "--version"], capture_output=True, text=True, check=True, timeout=20
     )
-    assert (told.stdout, told.stderr) == (f"{__version__}\n", "")
+    assert (told.stdout, told.stderr) == (f"luma-poll {__version__}\n", "")
