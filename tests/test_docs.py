@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenacity import wait_fixed
 
 import luma_poll
+from luma_poll._cli import commands
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.films import make_mp4
 from luma_poll.sandbox.pictures import make_png
@@ -221,6 +222,16 @@ def test_no_figure_of_the_benchmarks_is_typed_by_hand() -> None:
     """Their page is what its command writes from the figures that were measured."""
     figures = json.loads(benchmarks.FIGURES.read_text())
     assert benchmarks.PAGE.read_text() == benchmarks.page(figures)
+
+
+def test_there_is_one_tagline() -> None:
+    """The package, its index entry, the site, the README and the help say the same of it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    site = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
+    tagline = (luma_poll.__doc__ or "").strip()
+    assert project["description"] == site["site_description"] == tagline
+    assert f"**{tagline}**" in (ROOT / "README.md").read_text()
+    assert (commands.app.info.help or "").startswith(tagline)
 
 
 def test_pictures_load_nothing() -> None:

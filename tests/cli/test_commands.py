@@ -160,7 +160,7 @@ def test_an_unencrypted_address_is_a_warning_in_one_line(
 
 def test_the_version(cli: Cli) -> None:
     """Alone on stdout."""
-    assert cli("--version") == (0, f"{__version__}\n", "")
+    assert cli("--version") == (0, f"luma-poll {__version__}\n", "")
 
 
 def test_the_package_runs_as_a_module(
