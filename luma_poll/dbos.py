@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from dbos import DBOS
 
 from luma_poll._api.media_reference import LocalMedia
-from luma_poll._api.parameters import CreateParams
+from luma_poll._api.parameters import CreateParams, explicit
 from luma_poll._api.request_body import local_media, read_params_async, uploaded
 from luma_poll._arguments import check_count, check_generation_id, check_positive
 from luma_poll._client.client import LumaClient
@@ -271,6 +271,7 @@ class Fleet:
         self._worker: Worker | None = None
         self._working: asyncio.Task[None] | None = None
 
+    @explicit
     async def submit(
         self,
         prompt: str,

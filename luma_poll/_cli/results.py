@@ -185,7 +185,8 @@ def put_entry(entry: Any, *, as_json: bool) -> None:
 def to_json(result: Result) -> str:
     """A result as one line of JSON, with the paths of its files if they were downloaded."""
     error = result.error
-    generation = error.generation if isinstance(error, GenerationError) else result.generation
+    generation = error.generation if isinstance(error, GenerationError) else None
+    generation = generation or result.generation
     line: dict[str, object] = {
         "id": result.generation_id or None,
         "ok": error is None,

@@ -26,7 +26,7 @@ from luma_poll.models import Generation
 
 Schedule: TypeAlias = WaitBaseT
 
-# Chosen by measurement: see docs/schedules.md and tests/benchmarks/default_wait.py.
+# Chosen by measurement: see docs/adaptive-wait.md and tests/benchmarks/default_wait.py.
 FIRST_DELAY = 4.5
 FACTOR = 1.02
 LONGEST_DELAY = 8.0
