@@ -14,7 +14,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
 import anyio
@@ -23,7 +22,7 @@ import sqlalchemy as sa
 from dbos import DBOS
 
 from luma_poll._api.media_reference import LocalMedia
-from luma_poll._api.parameters import CreateParams
+from luma_poll._api.parameters import CreateParams, explicit
 from luma_poll._api.request_body import local_media, read_params_async, uploaded
 from luma_poll._arguments import check_count, check_generation_id, check_positive
 from luma_poll._client.client import LumaClient
@@ -272,6 +271,7 @@ class Fleet:
         self._worker: Worker | None = None
         self._working: asyncio.Task[None] | None = None
 
+    @explicit
     async def submit(
         self,
         prompt: str,
@@ -657,12 +657,7 @@ class Fleet:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Finish the submissions under way, and leave the waits to the other workers."""
         await self._stop()
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
 
-from luma_poll._api.parameters import CreateParams, SupportsRead, SupportsSave
+from luma_poll._api.parameters import CreateParams, SupportsRead, SupportsSave, explicit
 from luma_poll._client.uploads import UploadProgress
 from luma_poll._downloads.download import Downloadable
 from luma_poll._downloads.output import MAX_BYTES, MAX_READ, DownloadProgress
@@ -121,6 +121,7 @@ def wait_all(
         return session.wait_all(generations, timeout=timeout, limit=limit)
 
 
+@explicit
 def run(
     prompt: str,
     *,

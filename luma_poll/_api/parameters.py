@@ -237,9 +237,10 @@ def explicit(function: F) -> F:
     editors know them from the annotation.
     """
     shown = signature(function)
+    # A TypedDict keeps ForwardRefs of its annotations; functions, and `help()`, show their texts.
     known = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in CreateParams.__annotations__.items()
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kept.__forward_arg__)
+        for name, kept in CreateParams.__annotations__.items()
     ]
     last = list(shown.parameters.values())[-1]
     newer = last.replace(annotation=Parameter.empty)

@@ -222,7 +222,7 @@ class Progress:
         self.born = self.due = self.started
 
     def begin_poll(self, now: float) -> None:
-        """Note that a request is sent. One that is cut short leaves the poll as due as it was."""
+        """Note that a request is sent. One that is cut short leaves the poll due."""
         self.polls += 1
         self.unanswered = now
 
@@ -236,16 +236,24 @@ class Progress:
         is_news = self.latest is None or _is_end(snapshot)
         return is_news and self._record(snapshot, now, asked=now)
 
-    def record(self, answer: Generation | APIError, now: float) -> bool:
-        """Take the answer to the last request, which may be the end.
+    def record(
+        self, answer: Generation | APIError, now: float, *, asked: float | None = None
+    ) -> bool:
+        """Take the answer to a request, which may be the end.
 
         `consult` says when to ask again.
+
+        Args:
+            answer: The answer.
+            now: The time.
+            asked: When the request was sent; by default the last one.
 
         Returns:
             True if it is recorded: an answer after the end changes nothing.
         """
         if self.unanswered is not None:
-            self.last_poll, self.unanswered = self.unanswered, None
+            self.last_poll = self.unanswered if asked is None else asked
+            self.unanswered = None
         return self._record(answer, now, asked=self.last_poll)
 
     def _record(self, answer: Generation | APIError, now: float, asked: float) -> bool:
@@ -318,8 +326,9 @@ class Progress:
     def poll_at(self, deadlines: Deadlines, quiet: Quiet, now: float) -> float:
         """Since when a poll is due for waits with these deadlines; inf if there will be none.
 
-        It is the time at which the schedule, or a deadline, wants it. A quiet only delays it: the
-        one that has been overdue for longer goes first when the quiet ends.
+        It is the time at which the schedule, or a deadline, wants it; or that of the last request
+        if that was cut short, so that those who were due by then go first. A quiet only delays it:
+        the one that has been overdue for longer goes first when the quiet ends.
         """
         at = max(self.due, self._not_before)
         if max(at, quiet.until) >= deadlines.end:
@@ -327,6 +336,8 @@ class Progress:
         # Where the schedule polls only after a deadline, there is one more poll just before it.
         last = deadlines.last_poll_at(self.last_poll, self._not_before, now)
         at = min(at, last)
+        if self.unanswered is not None:
+            at = max(at, self.unanswered)
         return at if max(at, quiet.until) < deadlines.end else math.inf
 
     def next_poll(self, deadlines: Deadlines, quiet: Quiet, now: float) -> float | None:
@@ -406,11 +417,11 @@ def _timed_out(
         cause = quiet.error
         why = f" (the API asks for {quiet.until - now:.0f} s of quiet, past the deadline)"
     error = PollTimeoutError(
-        progress.generation_id,
+        why,
+        generation_id=progress.generation_id,
         last_generation=progress.latest,
         elapsed=now - deadline.started,
         attempts=attempts,
-        why=why,
     )
     error.__cause__ = cause
     return error

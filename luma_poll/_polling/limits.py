@@ -59,6 +59,8 @@ class RequestLimits:
             await anyio.lowlevel.checkpoint()
             while (turn := self._turn_of(ticket)) > anyio.current_time():
                 await ticket.sleep(turn)
+            # Whoever leaves, or is called back, at the tick of its turn takes nobody's start.
+            await anyio.lowlevel.checkpoint_if_cancelled()
             on_time = max(self._next_start, self.quiet.until, asked)
             now = anyio.current_time()
             self._next_start = max(on_time, now - _LATENESS) + self._interval

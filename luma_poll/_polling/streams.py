@@ -377,22 +377,20 @@ class Streams:
             waiter.stream.turns[waiter] = None
             try:
                 queued = await limits.acquire(due)
+                began = anyio.current_time()
                 try:
-                    if waiter.turn.cancel_called:  # at the moment at which the turn came
-                        return
-                    answer = await self._ask(waiter, queued)
+                    answer = await self._ask(waiter, began, queued)
                 finally:
                     limits.release()
-                self._take(waiter, answer)
+                self._take(waiter, answer, began)
             finally:
                 waiter.turn = None
                 waiter.stream.turns.pop(waiter, None)
         waiter.look_at_the_clock(waiter.deadline.at)
 
-    async def _ask(self, waiter: Waiter, queued: float) -> Generation | APIError:
+    async def _ask(self, waiter: Waiter, began: float, queued: float) -> Generation | APIError:
         stream, progress, answer = waiter.stream, waiter.stream.progress, None
         stream.asking.add(waiter)
-        began = anyio.current_time()
         progress.begin_poll(began)
         if waiter.wait is not None:
             tell(PollBegan(waiter.wait, progress.polls, queued))
@@ -424,11 +422,11 @@ class Streams:
             # It is an answer now: without tracebacks it keeps no frames alive.
             return translated.with_traceback(None)
 
-    def _take(self, waiter: Waiter, answer: Generation | APIError) -> None:
+    def _take(self, waiter: Waiter, answer: Generation | APIError, began: float) -> None:
         stream, progress, now = waiter.stream, waiter.stream.progress, anyio.current_time()
         quiet = self._keep_quiet(answer, now)
         state = progress.latest and progress.latest.state
-        is_news, next_poll = progress.record(answer, now), None
+        is_news, next_poll = progress.record(answer, now, asked=began), None
         stream.note_answer()
         stream.turns.pop(waiter, None)
         stream.call_back(stream.turns)  # they ask for what is known now
@@ -447,7 +445,6 @@ class Streams:
                 next_poll = progress.next_poll(stream.deadlines, self.quiet, now)
         finally:  # also if the schedule raises: each poll that began has an end
             if waiter.wait is not None:
-                began = progress.last_poll
                 _tell_poll(
                     waiter, waiter.wait, answer, now, quiet=quiet, next_poll=next_poll, began=began
                 )

@@ -23,12 +23,12 @@ class Outstanding:
     The account counts each of these once, however many runs wait for it.
 
     Args:
-        account: Hears of each that stops counting.
+        account: The account, which is told when a generation stops counting.
     """
 
     def __init__(self, account: Account) -> None:
         self._account = account
-        # Ordered, as those of a plain dict would be slow to take from its front.
+        # An OrderedDict: taking the oldest from the front of a plain dict is slow.
         self._unfinished = OrderedDict[str, tuple[float, AnyRequest]]()
         self._awaited: dict[str, _Awaited] = {}
 
@@ -38,13 +38,13 @@ class Outstanding:
         return {generation_id: request for generation_id, (_, request) in self._unfinished.items()}
 
     def begin_loop(self, now: float) -> None:
-        """Wait for nothing that ran in another event loop, whose clock may have been another."""
+        """Drop the waits of another event loop, whose clock may have differed; keep the ids."""
         self._awaited.clear()
         for generation_id, request in self.requests.items():
             self._unfinished[generation_id] = now, request
 
     def add(self, generation_id: str, given: AnyRequest, kind: Kind, now: float) -> bool:
-        """Note that a run waits for it. False if another one does already."""
+        """Note that a run waits for it; return False if another run already does."""
         awaited = self._awaited.setdefault(generation_id, _Awaited(kind))
         awaited.runs += 1
         if awaited.runs > 1:
@@ -56,7 +56,7 @@ class Outstanding:
         return True
 
     def leave(self, generation_id: str, *, ended: bool) -> None:
-        """Note that it has ended, or that a run waits for it no longer."""
+        """Note that it has ended, or that a run stops waiting for it."""
         if ended:
             self._unfinished.pop(generation_id, None)
         awaited = self._awaited.get(generation_id)

@@ -1,4 +1,4 @@
-"""Requests from a file: a prompt on each line, JSON, or a table; checked as a whole."""
+"""Requests from a file: a prompt per line, JSON, or a table; checked as a whole."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMATS: Final[Mapping[str, RequestFormat]] = {
     ".csv": "csv",
     ".tsv": "tsv",
 }
-"""The format of a file by the end of its name."""
+"""The format for each ending of a file's name."""
 TEXT_COLUMNS: Final = (
     "prompt",
     "key",
@@ -40,7 +40,7 @@ TEXT_COLUMNS: Final = (
     "style",
     "user_id",
 )
-"""Columns whose cells are text, whatever they look like: a key may be 17."""
+"""Columns whose cells are always text, even if they look like a number: a key may be 17."""
 MOST_PROBLEMS: Final = 50
 """Problems that one error lists."""
 _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -48,7 +48,7 @@ _Numbered: TypeAlias = Iterator[tuple[int, Any]]
 
 
 class _ProblemError(Exception):
-    """A problem with one line; `ends` if nothing behind it can be read."""
+    """A problem with one line; `ends` if nothing after it can be read."""
 
     def __init__(self, line: int, why: str, *, ends: bool = False) -> None:
         super().__init__(why)
@@ -64,40 +64,40 @@ def requests_from(
 ) -> RequestFile:
     """Read the requests in a file, for `run_all` and `as_completed`.
 
-    The whole file is checked now, before anything is submitted; all its problems are in one error,
-    with their lines. The requests themselves are read as they are taken.
+    The whole file is checked now, before anything is submitted. One error lists all problems with
+    their lines. The requests themselves are read as they are taken.
 
         results = await runner.run_all(luma_poll.requests_from("products.csv"))
 
-    - `.txt`: a prompt on each line. Lines that are blank, or begin with `#`, are skipped.
-    - `.jsonl`, `.ndjson`: a prompt, or an object of parameters, on each line.
+    - `.txt`: a prompt per line. Blank lines, and lines that begin with `#`, are skipped.
+    - `.jsonl`, `.ndjson`: a prompt, or an object of parameters, per line.
     - `.json`: an array of these.
-    - `.csv`, `.tsv`: the first row has the names of the parameters, with dots for nested ones
-      (`video.duration`, `image_ref.0`). An empty cell is not given.
+    - `.csv`, `.tsv`: the first row names the parameters, with dots for nested ones
+      (`video.duration`, `image_ref.0`). An empty cell means "not given".
 
-    `prompt` and `key` are names like the others. A reference to an image or a video may be a path,
-    which is relative to the file, or an address.
+    `prompt` and `key` are names like the others. A reference to an image or a video may be a URL,
+    or a path relative to the file.
 
     Args:
-        path: The file, or one that is open for reading bytes.
-        format: What it is, where its name does not say that.
-        defaults: Parameters of all requests that do not have their own.
-        extra_parameters: Names to accept besides the known ones: what the API has learned since.
+        path: The path of the file, or a file that is open for reading bytes.
+        format: The format of the file, if its name does not tell.
+        defaults: Parameters for every request that does not have its own.
+        extra_parameters: Names to accept besides the known ones, such as new parameters of the API.
 
     Returns:
         An iterable of mappings, with a length.
 
     Raises:
-        ConfigurationError: It cannot be read, has no request, or has problems.
+        ConfigurationError: The file cannot be read, has no request, or has problems.
     """
     return RequestFile(path, format, defaults or {}, extra_parameters)
 
 
 class RequestFile:
-    """The requests in a file, which has been checked: made by `requests_from`.
+    """The requests in a file that has been checked, as `requests_from` returns them.
 
     Attributes:
-        name: The name of the file, for people.
+        name: The name of the file, for messages.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class RequestFile:
         return (request for _, request in self.numbered())
 
     def numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield each request, and the number of the line where it begins.
+        """Yield each request with the number of the line on which it begins.
 
         Raises:
             ConfigurationError: The file has changed since it was checked.
@@ -151,7 +151,7 @@ class RequestFile:
         if found is None:
             ends = ", ".join(FORMATS)
             raise ConfigurationError(
-                f"{self.name}: its name does not say what it is: use one of {ends}, or give the "
+                f"{self.name}: the name does not tell the format: use one of {ends}, or give the "
                 f"format ({', '.join(known)})"
             )
         return cast(RequestFormat, found)
@@ -163,7 +163,7 @@ class RequestFile:
             status = self._path.stat()
         except (OSError, ValueError) as error:
             raise self._unreadable(error) from None
-        if not self._path.is_file():  # a pipe or a device: it can be read once
+        if not self._path.is_file():  # a pipe or a device can only be read once
             self._content = _whole(self._path)
         return status.st_size, status.st_mtime_ns
 
@@ -171,7 +171,7 @@ class RequestFile:
         return ConfigurationError(f"cannot read {self.name}: {_reason(error)}")
 
     def _check(self) -> int:
-        """Read all of it; returns the number of requests."""
+        """Check the whole file; return the number of requests."""
         problems: list[str] = []
         lines: dict[str, int] = {}
         count = 0
@@ -217,7 +217,7 @@ class RequestFile:
             raise _ProblemError(line, f"there is no parameter {name!r}{hint}")
         read = read_request(request)
         if read.key is not None and lines.setdefault(read.key, line) != line:
-            raise _ProblemError(line, f"the key {read.key!r} is that of line {lines[read.key]} too")
+            raise _ProblemError(line, f"the key {read.key!r} is also on line {lines[read.key]}")
 
     def _request(self, given: Any) -> dict[str, Any]:
         if isinstance(given, str):
@@ -228,12 +228,12 @@ class RequestFile:
         return request
 
     def _with_paths(self, place: str, value: Any) -> Any:
-        """Return parameters in which text where a reference belongs is an address or a path."""
+        """Return parameters in which each text in place of a reference is a URL or a path."""
         if isinstance(value, dict):
             dot = f"{place}." if place else ""
             return {name: self._with_paths(f"{dot}{name}", item) for name, item in value.items()}
         if place in LISTS_OF_MEDIA and isinstance(value, str):
-            value = [value]  # one reference, in the cell of a table
+            value = [value]  # a cell of a table holds one reference
         if isinstance(value, list):
             return [self._with_paths(f"{place}[{n}]", item) for n, item in enumerate(value)]
         if isinstance(value, str) and MEDIA_PLACES.fullmatch(place):
@@ -243,7 +243,7 @@ class RequestFile:
         return value
 
     def _given(self) -> _Numbered:
-        """Yield the line of each request, and what stands there, or a `_ProblemError`."""
+        """Yield the line of each request with its content, or with a `_ProblemError`."""
         with self._open() as file:
             text = self._decoded(file)
             read: Callable[[Iterable[str]], _Numbered] = getattr(self, f"_read_{self._format}")
@@ -258,7 +258,7 @@ class RequestFile:
             raise self._unreadable(error) from None
 
     def _decoded(self, file: IO[bytes]) -> Iterator[str]:
-        """Yield the lines, with their ends."""
+        """Yield the lines with their line ends."""
         start = file.read(4)
         mark, encoding = next(
             (each for each in _MARKS if start.startswith(each[0])), (b"", "utf-8")
@@ -267,7 +267,7 @@ class RequestFile:
         if encoding == "utf-8":
             yield from _utf8_lines(file)
             return
-        # newline="": the csv module finds the ends of rows by itself.
+        # newline="": the csv module finds the ends of rows itself.
         with io.TextIOWrapper(file, encoding, newline="") as text:
             number = 1
             try:
@@ -320,12 +320,12 @@ class RequestFile:
     def _read_table(self, text: Iterable[str], delimiters: str) -> _Numbered:
         lines = iter(text)
         header = next(lines, "")
-        # Excel writes semicolons where the comma is part of numbers.
+        # Excel writes semicolons in locales in which the comma is part of a number.
         delimiter = next((each for each in delimiters if each in header), delimiters[0])
         try:
             names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
         except csv.Error as error:
-            raise _ProblemError(1, f"it is no row of a table ({error})", ends=True) from None
+            raise _ProblemError(1, f"it is not a row of a table ({error})", ends=True) from None
         if twice := [name for name, times in Counter(names).items() if name and times > 1]:
             raise _ProblemError(1, f"two columns are called {twice[0]!r}", ends=True)
         if "prompt" not in names and "prompt" not in self._defaults and "type" not in names:
@@ -338,7 +338,7 @@ class RequestFile:
                 return
             except csv.Error as error:
                 raise _ProblemError(
-                    begin, f"it is no row of a table ({error})", ends=True
+                    begin, f"it is not a row of a table ({error})", ends=True
                 ) from None
             if any(cell.strip() for cell in row):
                 try:
@@ -350,14 +350,15 @@ class RequestFile:
 
 @dataclass
 class Overview:
-    """All that would be submitted.
+    """A summary of what would be submitted.
 
     Attributes:
-        count: Requests.
-        models: How many ask for each model; an empty name stands for the API's default.
-        types: The same for the types.
-        keys: The key of each, given or made from its parameters, in order.
-        media: The files, bytes and images of all, by name: bytes of each, and how often it occurs.
+        count: The number of requests.
+        models: The number of requests for each model; an empty name is the API's default.
+        types: The number of requests for each type, likewise.
+        keys: The key of each request, given or made from its parameters, in order.
+        media: The files, bytes and images of all requests, by name: the size of each in bytes, and
+            how often it occurs.
     """
 
     count: int = 0
@@ -371,7 +372,7 @@ def overview(requests: Iterable[Any]) -> Overview:
     """Look at requests without submitting any; this reads the files that they refer to.
 
     Raises:
-        ConfigurationError: One is unusable.
+        ConfigurationError: A request is unusable.
     """
     found, keys = Overview(), Keys()
     for given in requests:
@@ -409,7 +410,7 @@ def _utf8_lines(file: IO[bytes]) -> Iterator[str]:
 
 
 def _looks_structured(line: str, is_first: bool) -> str | None:
-    """Return what a line of a text looks like, if it is no prompt."""
+    """Return what a line of text looks like, if it does not look like a prompt."""
     try:
         value = json.loads(line.rstrip(","))
     except (ValueError, RecursionError):
@@ -425,7 +426,7 @@ def _looks_structured(line: str, is_first: bool) -> str | None:
 
 
 class _NoJSONError(ConfigurationError):
-    """Text is no JSON; `line` says where."""
+    """The error for text that is not JSON; `line` says where."""
 
     line = 1
 
@@ -451,7 +452,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _lines_of_items(content: str, count: int) -> Iterator[int]:
-    """Yield the line where each item of a valid array begins."""
+    """Yield the line on which each item of a valid array begins."""
     decoder = json.JSONDecoder()
     place, line, seen = content.index("[") + 1, 1, 0
     for _ in range(count):
@@ -472,7 +473,7 @@ def _request_of(names: list[str], row: list[str]) -> dict[str, Any]:
         if not cell.strip():
             continue
         if not name:
-            raise ConfigurationError(f"the column of {cell[:50]!r} has no name")
+            raise ConfigurationError(f"the column with {cell[:50]!r} has no name")
         _put(request, name, _value(name, cell))
     return {name: _as_lists(value) for name, value in request.items()}
 
@@ -481,7 +482,7 @@ def _value(name: str, cell: str) -> Any:
     text = cell.strip()
     if name in TEXT_COLUMNS:
         if text.lower() == "nan":
-            raise ConfigurationError(f"{name} is {text}: an empty cell of pandas?")
+            raise ConfigurationError(f"{name} is {text}: is it an empty cell from pandas?")
         return text
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -494,7 +495,7 @@ def _value(name: str, cell: str) -> Any:
 
 
 def _put(request: dict[str, Any], name: str, value: Any) -> None:
-    """Put the value of a cell where the dots in the name of its column say."""
+    """Put the value of a cell into the place that the dots in its column's name give."""
     *path, last = name.split(".")
     for step in path:
         request = request.setdefault(step, {})
@@ -506,7 +507,7 @@ def _put(request: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _as_lists(value: Any) -> Any:
-    """Return nested columns, in which those whose names are numbers are lists."""
+    """Return nested columns, with those whose names are numbers made into lists."""
     if not isinstance(value, dict):
         return value
     items = {name: _as_lists(item) for name, item in value.items()}

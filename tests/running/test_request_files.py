@@ -115,8 +115,8 @@ def test_defaults_hold_where_a_row_says_nothing(tmp_path: Path) -> None:
         ("a.csv", "prompt,prompt\na,b\n", "line 1: two columns are called 'prompt'"),
         ("a.csv", "prompt,promp\na,b\n", "line 2: there is no parameter 'promp'"),
         ("a.csv", 'prompt\n"a\nb"\nc,d\n', "line 4: it has 2 cells, the header has 1"),
-        ("a.csv", 'prompt\n"a fox\n', "line 2: it is no row of a table"),
-        ("a.csv", "prompt,\na,b\n", "line 2: the column of 'b' has no name"),
+        ("a.csv", 'prompt\n"a fox\n', "line 2: it is not a row of a table"),
+        ("a.csv", "prompt,\na,b\n", "line 2: the column with 'b' has no name"),
         ("a.csv", "prompt\na\nnan\n", "line 3: prompt is nan"),
         ("a.csv", "prompt,video.seed\na,NaN\n", "line 2: "),
         ("a.csv", "prompt,source,source.url\na,b,c\n", "line 2: the columns for 'source.url'"),
@@ -131,8 +131,8 @@ def test_defaults_hold_where_a_row_says_nothing(tmp_path: Path) -> None:
         ("a.txt", b"a fox\n\xff\n", "line 2: it is not UTF-8"),
         ("a.txt", b"\xff\xfea\0 \0f", "line 1: it is not UTF-16"),
         ("a.txt", "\n# nothing\n", "there is no prompt in "),
-        ("a.yaml", "prompts:\n", "its name does not say what it is"),
-        ("prompts", "a fox\n", "its name does not say what it is"),
+        ("a.yaml", "prompts:\n", "the name does not tell the format"),
+        ("prompts", "a fox\n", "the name does not tell the format"),
     ],
 )
 def test_what_is_unusable_is_refused(
