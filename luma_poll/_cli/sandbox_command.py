@@ -66,8 +66,7 @@ async def serve(sandbox: Sandbox, host: str, port: int) -> None:
             raise ConfigurationError(
                 f"cannot listen on {host}, port {port}: {_reason(error)}"
             ) from None
-        say(f"The sandbox is listening at {base_url}; Ctrl-C stops it.")
-        say("Paste this into the terminal of its clients:")
+        say(f"The sandbox listens at {base_url} until Ctrl-C. Paste where its clients run:")
         # An address that stands for all interfaces is not one to connect to.
         own = base_url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
         for line in settings(own):
