@@ -133,7 +133,9 @@ def make(name: str, *, generation_id: str | None = ID) -> LumaError:
     elif error_class is SubmissionUnknownError:
         error = SubmissionUnknownError(SAID, key="k", request={})
     elif error_class is PollTimeoutError:
-        error = PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1, why=SAID)
+        error = PollTimeoutError(
+            SAID, generation_id=ID, last_generation=None, elapsed=1, attempts=1
+        )
     else:
         error = error_class(SAID)
     return error
@@ -215,7 +217,7 @@ def test_the_caller_is_told_when_to_come_back() -> None:
     """`Retry-After` is passed on in whole seconds, also where a wait timed out because of it."""
     limited = RateLimitError("busy", status_code=429, retry_after=7.2)
     assert answer_to(limited).headers["Retry-After"] == "8"
-    timed_out = PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1)
+    timed_out = PollTimeoutError(generation_id=ID, last_generation=None, elapsed=1, attempts=1)
     assert "Retry-After" not in answer_to(timed_out).headers
     timed_out.__cause__ = limited
     assert answer_to(timed_out).headers["Retry-After"] == "8"

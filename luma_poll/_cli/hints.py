@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from luma_poll._polling.poller import TIMEOUT
+
 FEW = 10
 """Up to so many ids fit into a command to copy, and so many results need no summary."""
 
@@ -36,6 +38,13 @@ def options_given(ctx: typer.Context, *only: str, **changed: Any) -> list[str]:
             for each in value if isinstance(value, (list, tuple)) else [value]:
                 words += [option, _text(each)]
     return words
+
+
+def longer_timeout(ctx: typer.Context, was_too_short: bool) -> dict[str, float]:
+    """A longer `--timeout` in place of one that was given, for a command that goes on waiting."""
+    if not was_too_short or not options_given(ctx, "timeout"):
+        return {}
+    return {"timeout": max(TIMEOUT, 2 * ctx.params["timeout"])}
 
 
 def command(name: str, *words: str) -> str:

@@ -345,18 +345,19 @@ class Worker:
             except OutputNotFoundError as error:
                 # Not `output_not_found`, which may be submitted again: this one is billed.
                 failed = {"state": "failed", "failure_code": "completed_without_output"}
-                return error.generation.model_copy(update=failed)
+                generation = error.generation or Generation(id=wait.generation_id, state="failed")
+                return generation.model_copy(update=failed)
             except LumaError as error:
                 if not isinstance(error, APIStatusError) or not _is_of_the_worker(error):
                     return error
                 self._sender.note_refusal(error)
                 if anyio.current_time() + pause >= deadline:
                     return PollTimeoutError(
-                        wait.generation_id,
+                        f"; the last of them was refused ({error.status_code})",
+                        generation_id=wait.generation_id,
                         last_generation=None,
                         elapsed=wait.age + anyio.current_time() - began,
                         attempts=1,
-                        why=f"; the last of them was refused ({error.status_code})",
                     )
             what = wait.generation_id
             await anyio.sleep(pause * random.uniform(0.75, 1.0))

@@ -19,8 +19,13 @@ from luma_poll._journal.fingerprint import fingerprint, older_fingerprint, reada
 from luma_poll._journal.steps import Step, Submit, next_step
 from luma_poll._journal.store import Store
 from luma_poll._logging import fields, logger
-from luma_poll.errors import ConfigurationError, GenerationError, JournalError, LumaError
-from luma_poll.models import Generation
+from luma_poll.errors import (
+    ConfigurationError,
+    GenerationError,
+    JournalError,
+    LumaError,
+    OutputNotFoundError,
+)
 
 T = TypeVar("T")
 
@@ -183,15 +188,16 @@ class Recorder:
                 await self._keep("lose", record, attempt)
 
     async def finish(
-        self, record: Record | None, generation: Generation, error: GenerationError | None
+        self, record: Record | None, generation_id: str, error: GenerationError | None
     ) -> None:
         """Record the end of a generation. If that fails, the next process waits for it again."""
         # Completed without outputs is an error, but it is billed: no reason to submit again.
-        if error is None or generation.state == "completed":
-            await self._keep("end", record, generation.id, "completed", None, None)
+        is_billed = isinstance(error, OutputNotFoundError) and not error.retryable
+        if error is None or is_billed:
+            await self._keep("end", record, generation_id, "completed", None, None)
         else:
             why = error.failure_code, error.failure_reason
-            await self._keep("end", record, generation.id, "failed", *why)
+            await self._keep("end", record, generation_id, "failed", *why)
 
     async def miss(self, record: Record | None, generation_id: str) -> None:
         """Record that the API does not know the id."""

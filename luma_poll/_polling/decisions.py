@@ -417,11 +417,11 @@ def _timed_out(
         cause = quiet.error
         why = f" (the API asks for {quiet.until - now:.0f} s of quiet, past the deadline)"
     error = PollTimeoutError(
-        progress.generation_id,
+        why,
+        generation_id=progress.generation_id,
         last_generation=progress.latest,
         elapsed=now - deadline.started,
         attempts=attempts,
-        why=why,
     )
     error.__cause__ = cause
     return error

@@ -339,7 +339,7 @@ class Runner:
             run.latest = await self._perform(run)
         except Exception as raised:
             error = raised
-            if isinstance(error, GenerationError):
+            if isinstance(error, GenerationError) and error.generation is not None:
                 run.see(error.generation)
         except BaseException:
             run.tell(RunEnded, "cancelled", None)
@@ -392,7 +392,7 @@ class Runner:
         run.take_next()
         if isinstance(step, Raise):
             raise step.error
-        if run.failure is not None and run.failure.generation.id == step.generation_id:
+        if run.failure is not None and run.failure.generation_id == step.generation_id:
             # The journal does not have this end as a failure (it completed without outputs, or
             # could not be written), so it names no next attempt: waiting again would never end.
             raise run.failure
@@ -413,14 +413,14 @@ class Runner:
             latest = await self._recorder.writing_beside(self._fetch(run, generation))
         except GenerationError as error:
             self._leave(generation_id, ended=True)
-            run.latest = error.generation
-            await self._recorder.finish(run.record, run.latest, error)
+            run.latest = error.generation or run.latest
+            await self._recorder.finish(run.record, generation_id, error)
             raise
         except BaseException:
             self._leave(generation_id, ended=False)
             raise
         self._leave(generation_id, ended=True)
-        await self._recorder.finish(run.record, latest, None)
+        await self._recorder.finish(run.record, generation_id, None)
         return latest
 
     async def _fetch(self, run: Run, generation: Generation | str) -> Generation:

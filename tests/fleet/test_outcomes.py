@@ -9,7 +9,7 @@ from luma_poll._fleet.ends import from_json, to_json
 
 ERRORS = [
     RateLimitError("HTTP 429", status_code=429, detail="too many", retry_after=3.0),
-    PollTimeoutError("id-1", last_generation=None, elapsed=3.0, attempts=2),
+    PollTimeoutError(generation_id="id-1", last_generation=None, elapsed=3.0, attempts=2),
     SubmissionUnknownError(
         "who knows", key="k", request={"prompt": "a fox", "n": [1, {"a": None}]}
     ),

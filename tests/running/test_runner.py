@@ -84,7 +84,7 @@ async def test_a_failure_is_raised_and_not_submitted_again() -> None:
     api.answers = [FAILED]
     with pytest.raises(GenerationFailedError) as caught:
         await Runner(api).run("a red fox")
-    assert caught.value.generation.id == api.accepted[0][1]
+    assert caught.value.generation_id == api.accepted[0][1]
     assert len(api.accepted) == 1
 
 
@@ -392,7 +392,7 @@ async def test_no_more_attempts_than_allowed() -> None:
     api.answers = [FAILED] * 3
     (result,) = await Runner(api, max_attempts=2).run_all(["a red fox"])
     assert isinstance(result.error, GenerationFailedError)
-    assert result.error.generation.id == result.submitted[-1]
+    assert result.error.generation_id == result.submitted[-1]
     assert len(api.accepted) == 2
 
 
