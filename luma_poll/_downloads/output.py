@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import anyio
 
@@ -29,12 +29,6 @@ from luma_poll._downloads.storage import (
 from luma_poll._logging import fields, logger
 from luma_poll.errors import APIError, APIStatusError, DownloadError
 
-MAX_BYTES: Final = 2 * 1024**3
-"""Bytes of one file, unless the caller says otherwise."""
-MAX_READ: Final = 256 * 1024**2
-"""Bytes of one output in memory, unless the caller says otherwise."""
-TIMEOUT: Final = 600.0
-"""Seconds for all outputs of a generation, unless the caller says otherwise."""
 MAX_PAUSE = 8.0
 """Seconds between two requests, before jitter; `Retry-After` may ask for more."""
 

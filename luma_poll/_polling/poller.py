@@ -52,11 +52,6 @@ AnyGeneration: TypeAlias = str | UUID | GenerationLike | Mapping[str, Any]
 A mapping is a snapshot as JSON, such as a line of the command line's `--json`.
 """
 
-TIMEOUT = 600.0
-"""Seconds that a generation is waited for, unless the user says otherwise."""
-MAX_RATE = 30.0
-"""Requests per second, unless the user says otherwise."""
-
 
 class SupportsGet(Protocol):
     """`client.generations`: fetches one snapshot."""
@@ -101,9 +96,9 @@ class Poller:
         client: SupportsGenerations,
         *,
         wait: Schedule | None = None,
-        timeout: float | None = TIMEOUT,
+        timeout: float | None = 600.0,
         max_in_flight: int | None = 64,
-        max_rate: float | None = MAX_RATE,
+        max_rate: float | None = 30.0,
         on_poll: Callable[[PollEvent], None] | None = None,
     ) -> None:
         if not callable(getattr(getattr(client, "generations", None), "get", None)):
