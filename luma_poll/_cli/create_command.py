@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import anyio
 import typer
 
-from luma_poll._cli.hints import command, options_given
+from luma_poll._cli.hints import command, longer_timeout, options_given
 from luma_poll._cli.options import (
     AspectRatioOption,
     ImageOption,
@@ -109,7 +109,8 @@ def create(
     def hints() -> Iterator[str]:
         yield from submission.problems()
         if submission.generation is not None and not submission.is_told:
-            again = options_given(ctx, "timeout", "download", "as_json")
+            longer = longer_timeout(ctx, batch.timed_out)
+            again = options_given(ctx, "timeout", "download", "as_json", **longer)
             yield f"Generation {submission.generation.id} was submitted. To wait for it:"
             yield command("wait", submission.generation.id, *again)
 

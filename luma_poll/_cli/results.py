@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,15 @@ def put_urls(generation: Generation, *before: str) -> None:
     """Print the URL of each output after these fields."""
     for output in generation.output:
         put_line(*before, output.url)
+
+
+def put_entry(entry: Any, *, as_json: bool) -> None:
+    """Print an entry of a journal, or of a fleet."""
+    if as_json:
+        put_line(json.dumps(asdict(entry) | {"updated_at": entry.updated_at.isoformat()}))
+        return
+    prompt = str(entry.request.get("prompt", ""))
+    put_line(entry.state, entry.key, entry.generation_id or "", entry.failure_code or "", prompt)
 
 
 def to_json(result: Result) -> str:

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar, Unpack
 from uuid import UUID
 
@@ -122,12 +121,7 @@ class Session:
         self._portal.check()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
