@@ -69,7 +69,8 @@ ABOVE = {
     "sync": ["_client", "_downloads", "_journal", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
     "testing": ["_client", "_polling", "_running", "sandbox"],
-    "mcp": ["_client", "_journal", "_polling", "_running"],
+    "_mcp": [],
+    "mcp": ["_client", "_journal", "_mcp", "_polling", "_running"],
     "_cli": ["_client", "_downloads", "_journal", "_polling", "_running", "dbos", "sandbox", "mcp"],
     "__main__": ["_cli"],
 }
@@ -164,6 +165,7 @@ WINGS = {
         "sender",
         "worker",
     ],
+    "_mcp": ["references", "pipes"],
     "_cli": [
         "exit_codes",
         "terminal",

@@ -100,15 +100,18 @@ async def _serve(port: int | None, **options: Any) -> None:
     async with (
         open_client() as client,
         open_server(client, **options) as server,
-        anyio.create_task_group() as tasks,
     ):
-        if os.name == "posix":  # elsewhere Ctrl-C interrupts the event loop
-            tasks.start_soon(end_at_a_signal, tasks.cancel_scope)
-        if port is None:
-            await serve_stdio(server)
-        else:
-            await _serve_http(server, port)
-        tasks.cancel_scope.cancel()
+        failure: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            if os.name == "posix":  # elsewhere Ctrl-C interrupts the event loop
+                tasks.start_soon(end_at_a_signal, tasks.cancel_scope)
+            try:
+                await (serve_stdio(server) if port is None else _serve_http(server, port))
+            except Exception as error:  # raised below: the task group would wrap it
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
 
 async def _serve_http(server: object, port: int) -> None:
