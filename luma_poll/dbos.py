@@ -30,13 +30,14 @@ from luma_poll._fleet.ends import from_json, to_json, unknown
 from luma_poll._fleet.engine import Database, FleetDatabaseError
 from luma_poll._fleet.ledger import STATES, FleetState, Ledger, Limits
 from luma_poll._fleet.lookups import Results
-from luma_poll._fleet.settings import SCHEMA, database_of_dbos, fleet_config, is_in_workflow
+from luma_poll._fleet.settings import database_of_dbos, fleet_config, is_in_workflow
 from luma_poll._fleet.tables import check_name
-from luma_poll._fleet.worker import Client, Settings, Worker
+from luma_poll._fleet.worker import Settings, Worker
 from luma_poll._journal.fingerprint import fingerprint
 from luma_poll._polling.poller import Poller
 from luma_poll._polling.schedules import Schedule
 from luma_poll._running.requests import Request, check_key
+from luma_poll._running.submitter import SupportsCreate
 from luma_poll.errors import ConfigurationError, LumaError
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "FleetDatabaseError",
     "FleetEntry",
     "FleetHandle",
+    "FleetState",
     "FleetStatus",
     "GenerationEnd",
     "SubmissionCancelledError",
@@ -224,11 +226,11 @@ class Fleet:
 
     def __init__(
         self,
-        open_client: Callable[[], AbstractAsyncContextManager[Client]] = LumaClient,
+        open_client: Callable[[], AbstractAsyncContextManager[SupportsCreate]] = LumaClient,
         *,
         queue: str = "luma",
         database: str | None = None,
-        schema: str = SCHEMA,
+        schema: str = "dbos",
         max_running: int | None = None,
         submissions_per_minute: int | None = None,
         max_rate: float | None = None,

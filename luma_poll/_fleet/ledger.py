@@ -28,7 +28,6 @@ from luma_poll._fleet.capacity import account_of, facts_of
 from luma_poll._fleet.ends import event_of, message_id, to_json, unknown
 from luma_poll._fleet.engine import Database, FleetDatabaseError
 from luma_poll._fleet.tables import SCHEMA
-from luma_poll._polling.poller import MAX_RATE
 from luma_poll._running.account import Kind
 from luma_poll.errors import ConfigurationError
 
@@ -213,7 +212,7 @@ class Ledger:
                 first = {
                     "id": 1,
                     "version": SCHEMA,
-                    "max_rate": MAX_RATE,
+                    "max_rate": 30.0,
                     "mode": "running",
                     "account": "{}",
                     "refusals": 0,
