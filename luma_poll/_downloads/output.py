@@ -30,12 +30,6 @@ from luma_poll._downloads.storage import (
 from luma_poll._logging import fields, logger
 from luma_poll.errors import APIError, APIStatusError, DownloadError
 
-MAX_BYTES: Final = 2 * 1024**3
-"""The most bytes of one file, by default."""
-MAX_READ: Final = 256 * 1024**2
-"""The most bytes of one output in memory, by default."""
-TIMEOUT: Final = 600.0
-"""Seconds for all outputs of a generation, by default."""
 NOWHERE: Final = Path("memory")
 """The path, in messages, of an output that is not in a file."""
 MAX_PAUSE = 8.0
