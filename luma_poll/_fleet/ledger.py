@@ -469,7 +469,7 @@ class Ledger:
             self._end(connection, now, self._of(turn, "submitting"), "unknown")
 
     def _of(self, turn: Turn, *states: FleetState) -> Conditions:
-        """The row of a turn, in one of these states."""
+        """Return the conditions for the row of a turn, in one of these states."""
         rows = self._rows.c
         return rows.key == turn.key, rows.permit == turn.permit, rows.state.in_(states)
 
