@@ -1,4 +1,4 @@
-"""Wait for Luma generations, done right."""
+"""From prompt to file with Luma: never pays twice, never hangs, as fast as your account allows."""
 
 from luma_poll._api.media_reference import media
 from luma_poll._client.client import LumaClient

@@ -30,9 +30,9 @@ class UseDefault(Enum):
 
 
 USE_DEFAULT: Final = UseDefault.USE_DEFAULT
-"""The value of a `timeout` that is not given: that of the poller or of the client applies.
+"""The default of every `timeout`: the poller's or the client's own timeout applies.
 
-None is taken, it means "no limit". Pass this from a function of your own that has a timeout:
+None already means "no limit". Pass this on from your own function that has a timeout:
 
     async def first_url(id: str, timeout: float | UseDefault | None = USE_DEFAULT) -> str:
         return (await poller.wait(id, timeout=timeout))[0].url
@@ -51,7 +51,8 @@ def check_generation_id(generation_id: object) -> str:
     """Return the id as a string.
 
     Raises:
-        ConfigurationError: It is neither a string nor a UUID, is blank, or is no path segment.
+        ConfigurationError: The id is neither a string nor a UUID, is blank, or cannot be part of
+            a URL's path.
     """
     if isinstance(generation_id, UUID):
         return str(generation_id)
@@ -73,11 +74,11 @@ def check_prompt(prompt: object, *, optional: bool = False) -> str:
     """Return the prompt.
 
     Args:
-        prompt: A string; only where it is `optional` may it be blank.
-        optional: True for the types of generation that need none.
+        prompt: A string; it may be blank only if it is `optional`.
+        optional: True for the types of generation that need no prompt.
 
     Raises:
-        ConfigurationError: It is not a string, or is blank.
+        ConfigurationError: The prompt is not a string, or is blank.
     """
     if not isinstance(prompt, str) or not (optional or prompt.strip()):
         raise ConfigurationError(f"prompt must be a string that is not blank, not {shown(prompt)}")
@@ -88,7 +89,7 @@ def check_positive(name: str, value: object) -> float | None:
     """Return the argument called `name` as a float, or None for no limit.
 
     Raises:
-        ConfigurationError: It is not a number above zero.
+        ConfigurationError: It is not a number above 0.
     """
     if value is None:
         return None
@@ -103,10 +104,10 @@ def check_positive(name: str, value: object) -> float | None:
 
 
 def check_timeout(timeout: float | UseDefault | None, default: float | None) -> float | None:
-    """The timeout that was given, else the default.
+    """Return the timeout that was given, else the default, in seconds.
 
     Raises:
-        ConfigurationError: It is not a number above zero.
+        ConfigurationError: It is not a number above 0.
     """
     return default if timeout is USE_DEFAULT else check_positive("timeout", timeout)
 
@@ -127,10 +128,10 @@ def check_count(name: str, value: object) -> int | None:
 
 
 def check_token(token: object) -> str:
-    """Return the API key: the argument, else that of the environment.
+    """Return the API key: the argument, else the environment variable.
 
     Raises:
-        ConfigurationError: It is unusable.
+        ConfigurationError: There is no key, or it cannot be one.
     """
     if token is None:
         token = os.environ.get("LUMA_AGENTS_API_KEY", "")
@@ -154,7 +155,7 @@ def check_base_url(base_url: str | httpx.URL | None) -> str:
     """Return the base URL without a trailing slash: the argument, the environment's, the default.
 
     Raises:
-        ConfigurationError: It is unusable.
+        ConfigurationError: It is not an http(s) URL, or has a user, a query or a fragment.
     """
     name = "base_url" if base_url else "LUMA_BASE_URL"
     url = str(base_url or os.environ.get("LUMA_BASE_URL") or DEFAULT_BASE_URL).strip()
@@ -180,7 +181,7 @@ def check_base_url(base_url: str | httpx.URL | None) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """True if the host is this machine."""
+    """Return True if the host is this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -191,7 +192,7 @@ def check_retries(max_retries: object) -> int:
     """Return the number of retries.
 
     Raises:
-        ConfigurationError: It is unusable.
+        ConfigurationError: It is not a whole number of at least 0.
     """
     if not isinstance(max_retries, int) or isinstance(max_retries, bool) or max_retries < 0:
         raise ConfigurationError(

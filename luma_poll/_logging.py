@@ -17,20 +17,20 @@ def fields(
     attempt: int | None = None,
     error: BaseException | None = None,
 ) -> dict[str, object]:
-    """The `extra` of a record. All fields are always present, so that a formatter may name them.
+    """Return the `extra` of a record: all fields, always, so that a formatter can name them.
 
     Args:
-        generation_id: The generation; by default that of the snapshot or of the error.
-        generation: A snapshot of it; by default that of the error, if it has one.
+        generation_id: The id of the generation; by default from the snapshot or the error.
+        generation: A snapshot of it; by default from the error, if it has one.
         attempt: How many requests have been sent for it, from 1.
-        error: The trouble.
+        error: The error that the record is about.
     """
     if generation is None and isinstance(error, GenerationError):
         generation = error.generation
     if generation_id is None and generation is not None:
         generation_id = generation.id
     elif generation_id is None and isinstance(error, LumaError):
-        generation_id = getattr(error, "generation_id", None)
+        generation_id = getattr(error, "generation_id", None) or None
     return {
         "generation_id": generation_id,
         "state": None if generation is None else generation.state,

@@ -1,4 +1,4 @@
-"""Removes secrets from text that may be shown: messages, logs and reprs."""
+"""The removal of secrets from text that may be shown: messages, logs and reprs."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,9 +13,9 @@ _SECRETS = re.compile(
     """
 )
 MIN_SECRET_LENGTH = 8
-"""Characters; anything shorter may be a part of ordinary words."""
+"""Characters; anything shorter may be part of an ordinary word."""
 LONGEST_SECRET = 200
-"""Characters of a key or a signature."""
+"""Characters of the longest key or signature that is expected."""
 MAX_DEPTH = 20
 """Levels of nested containers; deeper ones are left out."""
 
@@ -30,9 +30,9 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def excerpt(text: str, length: int, secrets: Iterable[str] = ()) -> str:
-    """`redact` the begin of a foreign text, at a cost that does not grow with the text."""
+    """`redact` the beginning of a foreign text, at a cost that does not grow with the text."""
     if len(text) > 4 * length:
-        # The last word may be a part of a secret, which as a part would not be recognised.
+        # The cut may leave half of a secret at the end, which nothing would recognise.
         text = (
             text[: 4 * length - LONGEST_SECRET]
             + text[4 * length - LONGEST_SECRET : 4 * length].rpartition(" ")[0]

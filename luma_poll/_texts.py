@@ -1,4 +1,4 @@
-"""Texts from outside, made harmless: for UTF-8, for one line of a log, for a limited memory."""
+"""Texts from outside, made harmless: encodable, on one line, of limited length."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 def encodable(text: str) -> str:
     """Replace what no encoding can write: halves of surrogate pairs.
 
-    JSON has them wherever something like JavaScript's `slice` has cut an emoji, and Python's own
-    parser reads them. Two halves side by side are the character that they make.
+    JSON contains them if something like JavaScript's `slice` has cut an emoji, and Python's own
+    parser reads them. Two halves side by side become the character that they make.
     """
     if text.isascii() or not _SURROGATES.search(text):
         return text
@@ -48,7 +48,7 @@ def cleaned(value: Any, longest: int | None = None, depth: int = MAX_DEPTH) -> A
 
 
 def brief(value: Any) -> Any:
-    """Return a request for people, with bytes and data cut: for the repr of what holds one."""
+    """Return a request for a repr, with its bytes and data left out."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _Shown(f"<{len(value):,} bytes>")
     if isinstance(value, Mapping):
@@ -64,7 +64,7 @@ def brief(value: Any) -> Any:
 
 
 class _Shown(str):
-    """Text that stands for itself in a repr."""
+    """Text that a repr shows without quotes."""
 
     __slots__ = ()
 
@@ -73,7 +73,7 @@ class _Shown(str):
 
 
 def with_brief_request(shown: Any) -> str:
-    """Return the repr of a dataclass that has a request, in which the request is brief."""
+    """Return the repr of a dataclass, with its field `request` made `brief`."""
     parts = [
         f"{each.name}={(brief if each.name == 'request' else _same)(getattr(shown, each.name))!r}"
         for each in fields(shown)

@@ -7,6 +7,8 @@ import json
 import logging
 import pkgutil
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenacity import wait_fixed
 
 import luma_poll
+from luma_poll._cli import commands
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.films import make_mp4
 from luma_poll.sandbox.pictures import make_png
@@ -61,7 +64,7 @@ def snippets(page: Path, language: str = "python") -> list[str]:
 
 def is_blocking(code: str, page: Path) -> bool:
     """True for what must not run in the event loop of the test."""
-    return page.name == "synchronous.md" or "import sync" in code
+    return page.name == "without-async.md" or "import sync" in code
 
 
 def in_real_time(code: str, page: Path) -> bool:
@@ -155,6 +158,26 @@ async def test_snippets_in_real_time_run(
                 await run(code, names, page)
 
 
+def test_the_tests_on_the_page_of_testing_pass(tmp_path: Path) -> None:
+    """In a project of their own; to define them, as above, is not to run them."""
+    code = snippets(ROOT / "docs/testing.md")
+    in_virtual_time = code.index(next(each for each in code if "MockClock" in each))
+    defining = [each for each in code if not re.search(r"^async with", each, re.MULTILINE)]
+    (tmp_path / "conftest.py").write_text("import pytest\n" + code[in_virtual_time])
+    (tmp_path / "test_page.py").write_text(
+        "\n".join(each for each in defining if "MockClock" not in each)
+    )
+    told = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--strict-markers"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert told.returncode == 0, told.stdout
+    assert "7 passed" in told.stdout
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     """No link between the pages is broken."""
@@ -223,6 +246,16 @@ def test_no_figure_of_the_benchmarks_is_typed_by_hand() -> None:
     assert benchmarks.PAGE.read_text() == benchmarks.page(figures)
 
 
+def test_there_is_one_tagline() -> None:
+    """The package, its index entry, the site, the README and the help say the same of it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    site = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
+    tagline = (luma_poll.__doc__ or "").strip()
+    assert project["description"] == site["site_description"] == tagline
+    assert f"**{tagline}**" in (ROOT / "README.md").read_text()
+    assert (commands.app.info.help or "").startswith(tagline)
+
+
 def test_pictures_load_nothing() -> None:
     """No font, script or style from elsewhere: the reader's browser asks nobody else."""
     drawings = [path.read_text() for path in ROOT.glob("docs/*.svg")]
@@ -245,7 +278,7 @@ def test_the_changelog_tells_of_this_version() -> None:
 
 def test_the_table_of_errors_is_complete() -> None:
     """Every public error stands in it."""
-    table = (ROOT / "docs/errors.md").read_text()
+    table = (ROOT / "docs/waiting.md").read_text()
     public = [name for name in luma_poll.__all__ if name.endswith("Error")]
     grouping = {"APIError", "APIStatusError"}
     assert [name for name in public if f"`{name}`" not in table and name not in grouping] == []

@@ -1,4 +1,4 @@
-"""The examples of docs/synchronous.md, in the frameworks that they are for."""
+"""The examples of docs/without-async.md, in the frameworks that they are for."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from tenacity import wait_fixed
 
 from luma_poll.sandbox import Sandbox
 
-PAGE = Path(__file__).parent.parent / "docs" / "synchronous.md"
+PAGE = Path(__file__).parent.parent / "docs" / "without-async.md"
 WITH_FILES = """
 app.conf.update(
     broker_url="filesystem://",

@@ -1,4 +1,4 @@
-"""Answers of the API, read as generations; and what their headers say, attached to them."""
+"""Answers of the API, read as generations with the headers that matter attached."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def note_answer(
         generation: The snapshot.
         date: The `Date` of the answer, for `Generation.age`.
         retry_after: Seconds of its `Retry-After`, for `snapshot_retry_after`.
-        rate_limit: Of its `X-RateLimit-` headers, for `snapshot_rate_limit`.
+        rate_limit: The account's rate limit from its headers, for `snapshot_rate_limit`.
         request_id: Its `X-Request-Id`, for `snapshot_request_id`.
 
     Returns:
@@ -46,19 +46,19 @@ def note_answer(
 
 
 def snapshot_retry_after(generation: Generation) -> float | None:
-    """The seconds of the `Retry-After` of the answer with this snapshot, or None."""
+    """Return the `Retry-After` of the answer with this snapshot, in seconds, or None."""
     seconds: float | None = _header_of(generation, "_retry_after")
     return seconds
 
 
 def snapshot_rate_limit(generation: Generation) -> RateLimit | None:
-    """The account's rate limit as the answer with this snapshot reported it, or None."""
+    """Return the account's rate limit as the answer with this snapshot reported it, or None."""
     rate_limit: RateLimit | None = _header_of(generation, "_rate_limit")
     return rate_limit
 
 
 def snapshot_request_id(generation: Generation) -> str | None:
-    """The `X-Request-Id` of the answer with this snapshot, or None."""
+    """Return the `X-Request-Id` of the answer with this snapshot, or None."""
     request_id: str | None = _header_of(generation, "_request_id")
     return request_id
 
@@ -66,7 +66,7 @@ def snapshot_request_id(generation: Generation) -> str | None:
 def _header_of(generation: Generation, name: str) -> Any:
     try:
         return object.__getattribute__(generation, name)
-    except AttributeError:  # from another client, or a copy
+    except AttributeError:  # it is from another client, or a copy
         return None
 
 
@@ -74,8 +74,8 @@ def as_generation(value: object, generation_id: str | None = None) -> Generation
     """Convert any object that looks like a generation.
 
     Raises:
-        InvalidResponseError: It has no `id` and `state`, or not the id that is expected. An id that
-            could be read is its `generation_id`.
+        InvalidResponseError: It lacks `id` or `state`, or has another id than expected. The error's
+            `generation_id` is the id, if one could be read.
     """
     if isinstance(value, Generation):
         return _checked_id(value, generation_id)
@@ -94,8 +94,8 @@ def read_generation(content: bytes, generation_id: str | None = None) -> Generat
     """Parse the JSON of an answer.
 
     Raises:
-        InvalidResponseError: It is not a generation, or not the one with the id that is expected.
-            An id that could be read is its `generation_id`.
+        InvalidResponseError: It is not a generation, or has another id than expected. The error's
+            `generation_id` is the id, if one could be read.
     """
     return _validated(partial(_parsed, content), generation_id, content)
 
@@ -107,8 +107,8 @@ def _parsed(content: bytes) -> Generation:
         if error.errors(include_url=False, include_input=False)[0]["type"] != "json_invalid":
             raise
         try:
-            # It reads more, and at a higher price: half of a surrogate pair in any field, a byte
-            # order mark, UTF-16. None of that may lose a generation that has been paid for.
+            # The standard library's parser is slower but reads more: half of a surrogate pair, a
+            # byte order mark, UTF-16. None of these may lose a generation that has been paid for.
             fields = json.loads(content)
         except (ValueError, RecursionError):
             raise error from None
@@ -134,7 +134,7 @@ def _validated(
 
 
 def _id_in(answer: object) -> str | None:
-    """The id in an answer that is otherwise unreadable: that of a submission must not be lost."""
+    """Return the id in an otherwise unreadable answer: a submission's id must not be lost."""
     try:
         found = field_of(json.loads(answer) if isinstance(answer, bytes) else answer, "id")
     except Exception:  # an object of another library may raise anything
@@ -151,7 +151,7 @@ def _checked_id(generation: Generation, generation_id: str | None) -> Generation
 
 
 def _is_same_id(one: str, other: str) -> bool:
-    """Compare ids; a UUID has several spellings."""
+    """Return True if both are the same id: a UUID has several spellings."""
     try:
         return one == other or UUID(one) == UUID(other)
     except ValueError:

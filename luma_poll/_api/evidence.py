@@ -1,7 +1,7 @@
-"""How far did a request come? Read in the exceptions of the libraries that were to send it.
+"""How far a request came, judged by the exception of the library that was to send it.
 
-Of a submission that failed, only this tells if it may be made again. What says nothing counts as
-sent: a second submission could be billed as well.
+Whether a failed submission may be made again depends on this alone. An exception that gives no
+evidence counts as sent, because a second submission could be billed as well.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ _OF_A_REQUEST = (
 )
 _CLOSED = re.compile(r"\b(?:client|session|connector) (?:has been|is|was) closed\b", re.IGNORECASE)
 
-# An exception that has passed through one of these was raised while the request was made or its
-# connection was: also one whose class says nothing, such as a reset, or a proxy that hangs up.
+# An exception that passed through one of these was raised while the request was being built or the
+# connection was being opened. This catches errors whose class says nothing, such as a reset, or a
+# proxy that hangs up.
 _MAKES_A_CONNECTION = {
     ("httpcore._async.connection", "_connect"),
     ("httpcore._async.socks_proxy", "_init_socks5_connection"),
@@ -58,21 +59,22 @@ _TUNNEL_OF_AIOHTTP = ("aiohttp.connector", "_create_proxy_connection")
 
 
 def nothing_was_sent(error: BaseException) -> bool:
-    """True if no byte of the request can have reached the API.
+    """Return True if no byte of the request can have reached the API.
 
     Args:
-        error: Of any library. Its whole chain counts: causes, contexts, and the members of groups.
+        error: An exception from any library. Its whole chain counts: causes, contexts, and the
+            members of groups.
     """
     return _was_sent(error, set()) is False
 
 
 def is_closed_client(error: BaseException) -> bool:
-    """True for what clients say that have been closed."""
+    """Return True for what a client raises after it has been closed."""
     return isinstance(error, RuntimeError) and _CLOSED.search(str(error)) is not None
 
 
 def at_the_proxy(error: BaseException) -> bool:
-    """True if a proxy was to connect, and did not."""
+    """Return True if a proxy was asked to connect, and did not."""
     return any(
         isinstance(found, proxy_classes()) or any(map(_is_unfinished_tunnel, _frames(found)))
         for found in chain(error)
@@ -80,18 +82,18 @@ def at_the_proxy(error: BaseException) -> bool:
 
 
 def proxy_classes() -> tuple[type[Any], ...]:
-    """The exceptions for a proxy that refuses."""
+    """Return the exceptions for a proxy that refuses."""
     return classes_in(_HTTP, "ProxyError", "ClientHttpProxyError", "ClientProxyConnectionError")
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error with its causes, contexts and members, except errors of ours."""
+    """Yield an error with its causes, contexts and members, except our own errors."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:
         found = left.pop()
         if isinstance(found, LumaError):
-            continue  # it belongs to an earlier request, while handling which this one was sent
+            continue  # it is from an earlier request: this one was sent while handling it
         if found is not None and id(found) not in seen:  # chains can be circular
             seen.add(id(found))
             left += [found.__context__, found.__cause__]
@@ -101,7 +103,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def classes_in(modules: tuple[str, ...], *names: str) -> tuple[type[Any], ...]:
-    """The classes with these names in these modules, as far as the user has imported them."""
+    """Return the classes with these names in these modules, if the user has imported them."""
     imported = [sys.modules[name] for name in modules if name in sys.modules]
     return tuple(
         vars(module)[name] for module in imported for name in names if name in vars(module)
@@ -109,14 +111,14 @@ def classes_in(modules: tuple[str, ...], *names: str) -> tuple[type[Any], ...]:
 
 
 def _was_sent(error: BaseException | None, seen: set[int]) -> bool | None:
-    """True if it may have been, False if it was not, None if this error says nothing of it."""
+    """Return True if it may have been, False if not, None if this error does not tell."""
     if error is None or id(error) in seen:
         return None
     seen.add(id(error))
     if isinstance(error, APIError):
         return error.may_have_been_accepted
     # A cause is more precise than its wrapper: httpx-aiohttp calls any lost connection a
-    # ConnectTimeout. A context may be of an earlier request, so it comes last.
+    # ConnectTimeout. A context may belong to an earlier request, so it comes last.
     found = _was_sent(error.__cause__, seen)
     if found is None:
         found = _says(error, seen)
@@ -138,7 +140,8 @@ def _says(error: BaseException, seen: set[int]) -> bool | None:
         return False
     if is_closed_client(error) or any(map(_is_before_sending, _frames(error))):
         return False
-    # A plain TimeoutError may be that of a scope around another request than its context's.
+    # A plain TimeoutError counts as sent, whatever its context says: the context may belong to
+    # another request than the one that timed out.
     if isinstance(error, (TimeoutError, *classes_in(_HTTP, *_OF_A_REQUEST))):
         return True
     return None
@@ -158,7 +161,7 @@ def _is_before_sending(frame: FrameType) -> bool:
 
 
 def _is_unfinished_tunnel(frame: FrameType) -> bool:
-    """True inside a connection through a proxy that is not made yet."""
+    """Return True for a frame in a connection through a proxy that is not complete yet."""
     module, function = _module(frame), frame.f_code.co_name
     if module not in _TUNNELS or function != "handle_async_request":
         return (module, function) == _TUNNEL_OF_AIOHTTP

@@ -1,4 +1,4 @@
-"""The headers of answers: what they say of time, of the account, and of the body."""
+"""The headers of answers: what they say about time, the account, and the body."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 submission_id: ContextVar[str | None] = ContextVar("submission_id", default=None)
-"""The `X-Request-Id` of the submission that is being made: a handle of one that is lost."""
+"""The `X-Request-Id` of the submission that is being made, by which Luma can find a lost one."""
 
 MAX_RETRY_AFTER = 120.0
 """Seconds; a longer `Retry-After` counts as this. The API itself sends 60 s at most."""
@@ -21,21 +21,21 @@ MAX_VALUES = 10
 """Values of one header that are looked at."""
 _CODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz")
 MAX_DIGITS = 9
-"""Digits that are read of a number of units."""
+"""Digits of a number of units that are read."""
 
 
 class RateLimit(NamedTuple):
-    """The units that an account may submit a minute, and what is left of them."""
+    """The units that an account may submit per minute, and how many are left."""
 
     limit: int
     remaining: int
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds of a `Retry-After`, at most `MAX_RETRY_AFTER`; None if absent or invalid.
+    """Return the seconds of `Retry-After`, at most `MAX_RETRY_AFTER`; None if absent or invalid.
 
-    Of several the longest counts: a proxy may have added its own. As in the official SDK, a
-    `retry-after-ms` goes before them.
+    If there are several, the longest counts: a proxy may have added its own. As in the official
+    SDK, `retry-after-ms` takes precedence.
     """
     said = _seconds(headers.get("retry-after-ms", ""), None) / 1000
     if not 0 <= said < math.inf:
@@ -51,22 +51,22 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """The `X-Request-Id`, which Luma's support asks for; None if there is none."""
+    """Return the `X-Request-Id`, which Luma's support asks for, or None."""
     return headers.get("X-Request-Id", "")[:MAX_REQUEST_ID] or None
 
 
 def content_encoding(headers: Mapping[str, str]) -> str:
-    """How a body is encoded, in lower case; empty if it is not.
+    """Return how a body is encoded, in lower case; empty if it is not.
 
-    Several codings are separated by commas. Names that are none (`identity`, or a charset that
-    has strayed into the header) change nothing about the bytes.
+    Several codings are separated by commas. Other names (`identity`, or a charset that strayed
+    into the header) are left out: they do not change the bytes.
     """
     names = headers.get("Content-Encoding", "").lower().split(",")
     return ", ".join(name for each in names if (name := each.strip()) in _CODINGS)
 
 
 def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
-    """`X-RateLimit-Limit` and `-Remaining`; None where they are absent or make no sense."""
+    """Return `X-RateLimit-Limit` and `-Remaining`; None if they are absent or make no sense."""
     limit, remaining = headers.get("X-RateLimit-Limit"), headers.get("X-RateLimit-Remaining")
     if limit is None or remaining is None:
         return None
@@ -78,13 +78,13 @@ def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
 
 
 def _values(headers: Mapping[str, str], name: str) -> list[str]:
-    """All values of a header: httpx joins them with commas, and so may a proxy."""
+    """Return all values of a header: httpx joins them with commas, and so may a proxy."""
     value = headers.get(name, "")
     return [value, *value.split(",")[:MAX_VALUES]]  # the whole one first: a date has a comma
 
 
 def _seconds(value: str, now: str | None) -> float:
-    """Seconds from a number or a date; NaN if it is neither."""
+    """Return the seconds that a number or a date stands for; NaN if it is neither."""
     try:
         return float(value)
     except ValueError:
@@ -92,7 +92,7 @@ def _seconds(value: str, now: str | None) -> float:
 
 
 def _seconds_until(date: str, now: str | None) -> float:
-    """Seconds from the server's own `Date`, as clocks differ; NaN if `date` is not a date."""
+    """Return the seconds from the server's `Date` (clocks differ); NaN if `date` is no date."""
     try:
         until = parsedate_to_datetime(date)
     except (ValueError, OverflowError):

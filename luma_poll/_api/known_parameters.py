@@ -1,4 +1,4 @@
-"""The names of all parameters that are known, and the nearest one to a name that is not."""
+"""The names of all known parameters, and the nearest one to an unknown name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from luma_poll._api.parameters import CreateParams
 def unknown_names(
     params: Mapping[str, Any], extra: Collection[str] = ()
 ) -> Iterator[tuple[str, str | None]]:
-    """Yield each name that the API is not known to have, and the nearest one.
+    """Yield each unknown name with the nearest known one, or None.
 
     Args:
         params: Parameters of a submission; `prompt` and `key` count as known.
-        extra: Further names that are known, at the top.
+        extra: Further names that count as known, at the top level.
     """
     yield from _unknown("", params, CreateParams, ("prompt", "key", *extra))
 
@@ -42,7 +42,7 @@ def _unknown(
 
 @cache
 def _fields_of(kind: type) -> Mapping[str, type | None]:
-    """Return the names of a TypedDict, each with the TypedDict that its value is one of, if any."""
+    """Return the keys of a TypedDict, each with the TypedDict that its value is, or None."""
     return {name: _typed_dict_in(hint) for name, hint in get_type_hints(kind).items()}
 
 

@@ -1,4 +1,4 @@
-"""Images and videos that are here and not at the API: files, bytes and images in memory."""
+"""Local images and videos as input: files, bytes and images in memory."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MAX_DATA = 50_000_000
-"""Bytes that a request may carry itself: the API's "50 MB", in the narrower sense of it."""
+"""Bytes that a request may carry itself: the API's "50 MB", read as the smaller of its meanings."""
 MAX_UPLOAD = 5 * 1024**3
-"""Bytes of an upload: what the storage takes in one piece."""
+"""Bytes of the largest upload that the storage takes in one piece."""
 PIECE = 1024 * 1024
-"""Bytes that are read at a time, where a file is not needed as a whole."""
+"""Bytes that are read at a time from a file that is not needed as a whole."""
 MAX_NAME = 100
 """Characters of a file's name in messages."""
 
 
 @dataclass(frozen=True, repr=False)
 class LocalMedia:
-    """An image or a video that is here: it becomes data or an upload when it is sent.
+    """A local image or video, which becomes data or an upload when it is sent.
 
     Attributes:
-        name: The name of its file, for people; empty if it has none.
-        media_type: By its first bytes.
-        size: Bytes.
-        content: Its path, its bytes, or the open file that it is the rest of.
-        state: Of the file when it was looked at: what is sent is what was checked.
+        name: The name of its file, for messages; empty if it has none.
+        media_type: The type that its first bytes show.
+        size: Its size in bytes.
+        content: Its path, its bytes, or an open file, read from its present position.
+        state: The size and time of the file, or the position in it, when it was checked: only what
+            was checked is sent.
     """
 
     name: str
@@ -56,10 +57,10 @@ class LocalMedia:
         return f"<{self.name or 'bytes'}: {self.media_type}, {self.size:,} bytes>"
 
     def open(self) -> AbstractContextManager[BinaryIO]:
-        """Open it for reading, from its first byte; a file that was handed in is not closed.
+        """Open it for reading, from its first byte; a file that the user opened is not closed.
 
         Raises:
-            ConfigurationError: The file is no longer what it was, or cannot be read.
+            ConfigurationError: The file has changed, or cannot be read.
         """
         if isinstance(self.content, bytes):
             return io.BytesIO(self.content)
@@ -80,7 +81,7 @@ class LocalMedia:
         """Yield its bytes, piece by piece.
 
         Raises:
-            ConfigurationError: They cannot be read, or there are fewer than when it was checked.
+            ConfigurationError: They cannot be read, or are fewer than when the file was checked.
         """
         left, called = self.size, self.name or "the file"
         with self.open() as file:
@@ -103,14 +104,14 @@ class LocalMedia:
         return found.hexdigest()
 
     def as_data(self) -> MediaRef:
-        """Return it as the API takes it in a request; reads all of it."""
+        """Return it in the form that a request may carry; reads all of it."""
         content = self.content if isinstance(self.content, bytes) else b"".join(self.pieces())
         data = _Data(data=b64encode(content).decode("ascii"), media_type=self.media_type)
         return cast(MediaRef, data)
 
 
 class _Data(dict[str, Any]):
-    """A reference whose data does not fill a screen when it is shown."""
+    """A media reference whose repr leaves out the data, which would fill the screen."""
 
     def __repr__(self) -> str:
         return (
@@ -119,25 +120,25 @@ class _Data(dict[str, Any]):
 
 
 def media(source: Media | str, *, media_type: str | None = None) -> MediaRef:
-    """Return the media reference for something that is here, or was made before.
+    """Return the media reference for a local file or an earlier generation.
 
-    `create`, `run` and the others take a path, bytes, a file or a generation as they are. This is
-    the same for those who want to see it, or who call the official SDK. It reads the file now.
+    You seldom need this: `create`, `run` and the others take a path, bytes, a file or a generation
+    as it is. Use it to look at the reference, or with the official SDK. It reads the file now.
 
         reference = luma_poll.media(Path("photo.webp"))
         await client.generations.create("at night", type="image_edit", source=reference)
 
     Args:
-        source: A `Path`, bytes, a binary file, an image of Pillow, a generation, a reference, or
-            the address of something that is on the web.
-        media_type: For example `image/webp`; by default it follows from the first bytes.
+        source: A `Path`, bytes, a binary file, a Pillow image, a generation, a reference, or the
+            URL of a public image or video.
+        media_type: The media type, such as `image/webp`; by default the first bytes decide.
 
     Returns:
-        A mapping as the API takes it.
+        A mapping that the API accepts.
 
     Raises:
-        ConfigurationError: It cannot be read, is empty, is of no known type, or has more than
-            50 MB: `await client.files.upload(path)` is for those.
+        ConfigurationError: `source` cannot be read, is empty, is of no known type, or has more than
+            50 MB. Upload larger files with `await client.files.upload(path)`.
     """
     if isinstance(source, str):
         if not source.lower().startswith(("https://", "http://")):
@@ -154,7 +155,7 @@ def media(source: Media | str, *, media_type: str | None = None) -> MediaRef:
 
 
 def too_large(found: LocalMedia) -> str:
-    """Return the reason why it cannot be part of a request."""
+    """Return why it cannot be part of a request, and what to do instead."""
     return (
         f"{found.name or 'it'} has {found.size:,} bytes, more than the 50 MB that a request takes: "
         "upload it (client.files.upload) and give {'file_id': …}"
@@ -162,7 +163,7 @@ def too_large(found: LocalMedia) -> str:
 
 
 def string_given(place: str, value: str) -> str:
-    """Return the reason why text is no media reference, and how to write one."""
+    """Return why text is not a media reference, and how to write one."""
     if value.lower().startswith(("https://", "http://")):
         hint = "write {'url': …} for an address"
     else:
@@ -171,7 +172,7 @@ def string_given(place: str, value: str) -> str:
 
 
 def takes_time(value: object) -> bool:
-    """Return True for what `read_local` may read a lot of, or must convert."""
+    """Return True if `read_local` may have much to read, or must convert."""
     return callable(getattr(value, "save", None)) or (
         callable(getattr(value, "read", None)) and not isinstance(value, io.BytesIO)
     )
@@ -186,9 +187,9 @@ def is_local(value: object) -> bool:
 
 
 async def in_thread(takes_time: bool, function: Callable[[T], R], argument: T) -> R:
-    """Call a function, in a thread if it takes time: a few bytes are read faster than one begins.
+    """Call a function, in a thread if it takes time: a few bytes are read before a thread starts.
 
-    That is also what lets tests in virtual time have inputs: a thread has no part in it.
+    Without a thread, inputs also work under a virtual clock, which does not wait for threads.
     """
     if takes_time:
         return await anyio.to_thread.run_sync(function, argument, limiter=own_threads())
@@ -196,18 +197,18 @@ async def in_thread(takes_time: bool, function: Callable[[T], R], argument: T) -
 
 
 def read_local(place: str, value: object, media_type: str | None = None) -> Any:
-    """Read what is needed to know an image or a video; files of any size are left on the disk.
+    """Read as much of an image or video as its check needs; files stay on the disk.
 
     Args:
         place: The name of the parameter, for messages.
-        value: A path, bytes, a binary file, an image of Pillow, or a generation.
-        media_type: The type; by default it follows from the first bytes.
+        value: A path, bytes, a binary file, a Pillow image, or a generation.
+        media_type: The media type; by default the first bytes decide.
 
     Returns:
         A `LocalMedia`, or the reference to a generation.
 
     Raises:
-        ConfigurationError: It is none of these, or unusable.
+        ConfigurationError: `value` is something else, or is unusable.
     """
     if isinstance(value, LocalMedia):
         return value
@@ -241,7 +242,7 @@ def _of_path(place: str, path: Path, media_type: str | None) -> LocalMedia:
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         head = file.read(HEAD_SIZE)
-        if not path.is_file():  # a pipe has no size, and can be read once
+        if not path.is_file():  # a pipe has no size, and can be read only once
             content = head + file.read(MAX_DATA + 1)
             if len(content) > MAX_DATA:
                 raise ConfigurationError(f"{place}: {name} is too large to be sent from a pipe")
@@ -259,7 +260,7 @@ def _of_file(place: str, file: BinaryIO, media_type: str | None) -> LocalMedia:
     start = file.tell() if _is_seekable(file) else None
     content = file.read(MAX_DATA + 1)
     if start is not None:
-        file.seek(start)  # so that it may be the input of another request, too
+        file.seek(start)  # so that another request can use the same file
     if not isinstance(content, bytes):
         raise ConfigurationError(f"{place}: {name or 'the file'} is open as text: use mode 'rb'")
     if len(content) <= MAX_DATA:
@@ -291,7 +292,7 @@ def _known(
     if not size:
         raise ConfigurationError(f"{place}: {called} is empty")
     if size > MAX_UPLOAD:
-        raise ConfigurationError(f"{place}: {called} has {size:,} bytes; 5 GiB are the limit")
+        raise ConfigurationError(f"{place}: {called} has {size:,} bytes; the limit is 5 GiB")
     found = media_type or media_type_of(head, name)
     if found is None or not found.startswith(("image/", "video/")):
         what = "is not an image or a video" if found else "is of no known type of image or video"
@@ -300,7 +301,7 @@ def _known(
 
 
 def _as_png(place: str, image: Any) -> bytes:
-    """Return an image of Pillow, or of anything with its `save`, as a PNG: nothing is lost."""
+    """Return a Pillow image, or anything with such a `save`, as PNG, which is lossless."""
     buffer = io.BytesIO()
     try:
         image.save(buffer, format="PNG")

@@ -1,4 +1,4 @@
-"""Media types: of files by their first bytes, which decide, and of the labels that they carry."""
+"""Media types: told by a file's first bytes, and only then by the label that it carries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXTENSIONS: Final = {
     "video/x-matroska": "mkv",
     "application/zip": "zip",
 }
-"""The extension of each type that is recognised by its first bytes."""
+"""The extension for each media type that the first bytes can tell."""
 SPELLINGS: Final = {"jpeg": "jpg", "tif": "tiff", "qt": "mov", "m4v": "mp4"}
 """Other ways to write an extension."""
 UNKNOWN: Final = "bin"
@@ -67,11 +67,11 @@ def media_type_of(head: bytes, label: str = "") -> str | None:
 
     Args:
         head: The first `HEAD_SIZE` bytes, or all of a smaller file.
-        label: A type or name that the file carries; it decides between MP4 and QuickTime where
-            the bytes do not.
+        label: A type or name that the file carries; it decides between MP4 and QuickTime if the
+            bytes do not.
 
     Returns:
-        A key of `EXTENSIONS`; None for bytes that are not known.
+        A key of `EXTENSIONS`; None for unknown bytes.
     """
     if (box := head[4:8]) == b"ftyp":
         return _type_of_brands(head)
@@ -110,14 +110,14 @@ def looks_like_text(head: bytes) -> bool:
     except UnicodeDecodeError as error:
         if error.end < len(text):
             return False
-        shown = text[: error.start].decode()  # cut in the middle of a character
+        shown = text[: error.start].decode()  # the head may end in the middle of a character
     return bool(shown) and all(
         character.isprintable() or character.isspace() for character in shown
     )
 
 
 def extension_of_label(content_type: str) -> str:
-    """Return the extension that a content type asks for, without a dot; `bin` if there is none."""
+    """Return the extension for a content type, without a dot; `bin` if it has none."""
     plain = content_type.partition(";")[0].strip().lower()
     if plain in EXTENSIONS:
         return EXTENSIONS[plain]

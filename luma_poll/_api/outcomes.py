@@ -1,4 +1,4 @@
-"""The three ends of a submission: accepted, not accepted, or nobody knows. Decided here alone."""
+"""The three outcomes of a submission: accepted, not accepted, unknown. Only decided here."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _ADVICE = (
     "It is not known whether the generation was accepted: it may be running and be billed. "
     "Look at the usage of the account before you submit it again."
 )
-_OF_SOMEBODY_ELSE = (301, 302, 303, 307, 308, 401, 402, 403, 404, 405, 511)
+_OF_A_PAGE = (301, 302, 303, 307, 308, 401, 402, 403, 404, 405, 511)
 _OF_THE_ACCOUNT = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError)
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """It was accepted: it runs, and is billed.
+    """A submission that was accepted: its generation runs, and is billed.
 
     Attributes:
-        generation: The first snapshot; of an answer of which only the id was readable, a bare one.
-        rate_limit: The account's, as the answer reported it, or None.
-        request_id: `X-Request-Id` of the answer, or None.
+        generation: The first snapshot; only `id` and `state` if no more of the answer was readable.
+        rate_limit: The account's rate limit as the answer reported it, or None.
+        request_id: The `X-Request-Id` of the answer, or None.
     """
 
     generation: Generation
@@ -51,17 +51,17 @@ class Accepted:
 
 @dataclass(frozen=True)
 class NotAccepted:
-    """It was certainly not accepted: refused, or never sent.
+    """A submission that was certainly not accepted: refused, or never sent.
 
     Attributes:
-        error: Why.
+        error: The reason.
     """
 
     error: Exception
 
     @property
     def is_refusal(self) -> bool:
-        """True for a 429: it waits its turn again, for as long as it takes."""
+        """True for a 429: the submission waits for its turn again, for as long as it takes."""
         return isinstance(self.error, RateLimitError)
 
     @property
@@ -72,10 +72,10 @@ class NotAccepted:
 
 @dataclass(frozen=True)
 class Unknown:
-    """It may have been accepted, or not: it may be running, and be billed.
+    """A submission that may have been accepted: its generation may be running, and be billed.
 
     Attributes:
-        error: Why that is not known.
+        error: The reason why this is not known.
     """
 
     error: Exception
@@ -84,15 +84,15 @@ class Unknown:
 Outcome: TypeAlias = Accepted | NotAccepted | Unknown
 
 NOT_SENT = NotAccepted(LumaError("It was cancelled before it was submitted: nothing was sent."))
-"""Of a submission that ended before it was begun."""
+"""The outcome of a submission that was cancelled before it began."""
 CUT_OFF = Unknown(LumaError("The submission was cut off before the answer came."))
-"""Of one that was ended by force while it was under way."""
+"""The outcome of a submission that was cut off while it was under way."""
 
 
 def ends_all(error: object) -> TypeGuard[APIError]:
-    """True for the refusal of a submission that the next one would meet, too: 401, 402 or 403.
+    """Return True for a refusal that every other submission would get, too: 401, 402 or 403.
 
-    Only in the words of the API: a gateway, or a Wi-Fi's login page, has such statuses as well.
+    It must be in the API's words: a gateway or a Wi-Fi's login page has such statuses as well.
     """
     if not isinstance(error, _OF_THE_ACCOUNT):
         return False
@@ -100,10 +100,10 @@ def ends_all(error: object) -> TypeGuard[APIError]:
 
 
 def _is_page(error: APIError) -> bool:
-    """True for a page that somebody between us and the API gave in its place: it may go away."""
+    """Return True for a page that something between us and the API answered: it may go away."""
     if not isinstance(error, APIStatusError) or error.in_api_words:
         return False
-    return error.status_code in _OF_SOMEBODY_ELSE
+    return error.status_code in _OF_A_PAGE
 
 
 def new_submission_id() -> str:
@@ -114,15 +114,15 @@ def new_submission_id() -> str:
 async def submit_once(
     create: Callable[[], Awaitable[object]], handle: str | None = None
 ) -> Outcome:
-    """Submit, and say what became of it.
+    """Submit once, and return the outcome.
 
     Args:
         create: Sends one submission, once; returns what looks like a generation.
-        handle: The `X-Request-Id` that it carries; by default a new one.
+        handle: The `X-Request-Id` of the submission; by default a new one.
 
     Returns:
-        The outcome. A failure is part of it; only what is no `Exception`, such as a cancellation,
-        is raised.
+        The outcome, which includes any `Exception`. A cancellation, and whatever else is not an
+        `Exception`, is raised.
     """
     handle = handle or submission_id.get() or new_submission_id()
     before = submission_id.set(handle)
@@ -147,10 +147,10 @@ async def submit_once(
 
 
 def outcome_of(error: Exception) -> Outcome:
-    """Tell what became of a submission that raised this.
+    """Return the outcome of a submission that raised this.
 
     Args:
-        error: Of any client.
+        error: An exception from any client.
     """
     found = translate_error(error)
     if found is None:
@@ -173,7 +173,7 @@ def _unknown(error: APIError) -> Unknown:
 
 
 def _accepted(generation: Generation) -> Outcome:
-    """Accepted, if its id is one that can be waited for."""
+    """Return Accepted, or Unknown if the id is not one that can be waited for."""
     try:
         check_generation_id(generation.id)
     except ConfigurationError as error:

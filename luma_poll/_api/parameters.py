@@ -1,7 +1,7 @@
 """The parameters of `generations.create`, for type checkers and editors.
 
-Names and values are those of the API, which checks them; the types here are not enforced. Where it
-adds values from time to time, any string is accepted besides the known ones.
+Names and values are the API's own, and the API checks them; the types here are not enforced. Any
+string is accepted for a parameter to which the API may add values.
 https://docs.agents.lumalabs.ai/api/resources/generations/methods/create
 """
 
@@ -35,8 +35,8 @@ class MediaRef(TypedDict, total=False):
     Attributes:
         url: A public address.
         data: The bytes in Base64; needs `media_type`.
-        generation_id: An earlier generation of the same account.
-        file_id: An uploaded file that is ready.
+        generation_id: The id of an earlier generation of the same account.
+        file_id: The id of an uploaded file that is ready.
         media_type: For example `image/jpeg` or `video/mp4`.
     """
 
@@ -54,7 +54,7 @@ class SupportsRead(Protocol):
 
 
 class SupportsSave(Protocol):
-    """An image in memory, as Pillow has them."""
+    """An image in memory, such as Pillow's `Image`."""
 
     def save(self, fp: Any, format: str | None = ...) -> object: ...  # noqa: A002 (its name)
 
@@ -62,14 +62,14 @@ class SupportsSave(Protocol):
 Media: TypeAlias = (
     MediaRef | os.PathLike[str] | bytes | SupportsRead | SupportsSave | GenerationLike
 )
-"""An image or a video as input: a reference, or what one can be made of."""
+"""An image or a video as input: a reference, or anything that can be turned into one."""
 
 
 class Layering(TypedDict, total=False):
     """Options of the type `layering`.
 
     Attributes:
-        resolution: Of each layer; `2k` costs more.
+        resolution: The resolution of each layer; `2k` costs more.
     """
 
     resolution: Literal["1k", "2k"] | str
@@ -105,7 +105,7 @@ class NormalsControl(TypedDict, total=False):
 
 
 class FaceControl(TypedDict, total=False):
-    """If an edit keeps the faces of its source."""
+    """The choice to keep the faces of the source of an edit."""
 
     enabled: bool | None
 
@@ -122,7 +122,7 @@ class TrajectoryControl(TypedDict, total=False):
 
 
 class VideoControls(TypedDict, total=False):
-    """The controls of a video edit; those left out have the defaults of the model."""
+    """The controls of a video edit; the model has defaults for those left out."""
 
     pose: PoseControl | None
     depth: DepthControl | None
@@ -136,9 +136,9 @@ class VideoEdit(TypedDict, total=False):
 
     Attributes:
         strength: How much is kept: from `adhere_1` over `flex_1` to `reimagine_3`.
-        auto_controls: Let the model choose the controls.
-        controls: Choose them by hand.
-        keyframes: Images to meet on the way; not together with `VideoOptions.start_frame`.
+        auto_controls: True to let the model choose the controls.
+        controls: The controls, chosen by hand.
+        keyframes: Images to pass through; not together with `VideoOptions.start_frame`.
         keyframe_indexes: The frame of the source for each of `keyframes`.
     """
 
@@ -176,15 +176,15 @@ class VideoOptions(TypedDict, total=False):
     Attributes:
         duration: `5s` or `10s`.
         resolution: `360p` is for drafts.
-        loop: End where it begins; not with `10s` or `hdr`.
-        hdr: High dynamic range; needs access.
-        exr_export: Also an EXR file; needs `hdr`.
-        start_frame: The first frame; with a `generation_id` it continues that video.
+        loop: True to end on the first frame; not with `10s` or `hdr`.
+        hdr: True for high dynamic range; your account needs access.
+        exr_export: True to get an EXR file as well; needs `hdr`.
+        start_frame: The first frame; a `generation_id` continues that video.
         end_frame: The last frame.
-        keyframes: Images to meet on the way, in place of `start_frame` and `end_frame`.
+        keyframes: Images to pass through, instead of `start_frame` and `end_frame`.
         keyframe_indexes: The frame (24 a second) for each of `keyframes`.
-        edit: For the type `video_edit`.
-        source_position: For the type `video_reframe`; by default centred.
+        edit: The options of the type `video_edit`.
+        source_position: The place of the source, for the type `video_reframe`; by default centred.
     """
 
     duration: Literal["5s", "10s"] | str | None
@@ -204,16 +204,16 @@ class CreateParams(TypedDict, total=False):
     """The parameters of `generations.create` besides the prompt; None means "not given".
 
     Attributes:
-        model: By default `uni-1`.
-        type: By default `image`.
+        model: The model; by default `uni-1`.
+        type: The kind of generation; by default `image`.
         aspect_ratio: Width to height.
         image_ref: Images for style and content: up to 9 for `image`, 8 for `image_edit`.
         source: The image or video to edit, reframe or decompose.
-        output_format: Of an image.
+        output_format: The file format of images.
         style: A preset.
-        web_search: Let the model search the web for references first.
-        layering: For the type `layering`.
-        video: For the types `video`, `video_edit` and `video_reframe`.
+        web_search: True to let the model search the web for references first.
+        layering: Options of the type `layering`.
+        video: Options of the types `video`, `video_edit` and `video_reframe`.
         user_id: A stable and opaque id of your user, for usage and trust-and-safety reports.
     """
 
@@ -231,15 +231,16 @@ class CreateParams(TypedDict, total=False):
 
 
 def explicit(function: F) -> F:
-    """Show the parameters of `create` in the signature of a function that takes them as a whole.
+    """Show the parameters of `create` in the signature of a function that takes `**params`.
 
-    `help()`, IPython and other tools that look at the signature list them; type checkers and
+    They are for `help()`, IPython and other tools that read the signature; type checkers and
     editors know them from the annotation.
     """
     shown = signature(function)
+    # A TypedDict keeps ForwardRefs of its annotations; functions, and `help()`, show their texts.
     known = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in CreateParams.__annotations__.items()
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kept.__forward_arg__)
+        for name, kept in CreateParams.__annotations__.items()
     ]
     last = list(shown.parameters.values())[-1]
     newer = last.replace(annotation=Parameter.empty)

@@ -1,7 +1,6 @@
-"""The parameters of a submission on their way: as given, checked, described, and sent.
+"""The parameters of a submission on their way: given, checked, described, sent.
 
-All that submits passes here, so all take the same inputs: `create`, the Runner, the fleet, the
-command line.
+`create`, the Runner, the fleet and the command line all use this, so all accept the same inputs.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from luma_poll._arguments import check_prompt, shown
 from luma_poll.errors import ConfigurationError
 
 Upload: TypeAlias = Callable[[LocalMedia], Awaitable[str]]
-"""Uploads a file, and returns its id."""
+"""A function that uploads a file and returns its id."""
 
 MAX_DEPTH = 50
 """Levels of nesting; the API's own parameters have six."""
@@ -40,15 +39,15 @@ LISTS_OF_MEDIA = ("image_ref", "video.keyframes", "video.edit.keyframes")
 
 
 def read_params(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the parameters of a submission; what is in them changes no more.
+    """Check the parameters of a submission, and copy them, so that they cannot change later.
 
-    Files are looked at, not read: reading a few bytes of each is all that this blocks for.
+    This blocks only to read the first few bytes of each file.
 
     Returns:
-        A copy without those that are None. What is here and not at the API is a `LocalMedia`.
+        A copy without those that are None. Each local image or video is a `LocalMedia` in it.
 
     Raises:
-        ConfigurationError: They are unusable; the message names the parameter.
+        ConfigurationError: One of them is unusable; the message names it.
     """
     params: dict[str, Any] = {}
     for name, value in given.items():
@@ -62,7 +61,7 @@ def read_params(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def read_params_async(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the parameters of a submission; in a thread if there are files to look at."""
+    """Check the parameters of a submission, in a thread if there are files to look at."""
     return await in_thread(takes_time_to_read(given), read_params, given)
 
 
@@ -113,7 +112,7 @@ def _checked_mapping(place: str, value: Mapping[Any, Any], depth: int) -> dict[s
 
 
 def local_media(value: Any) -> list[LocalMedia]:
-    """Return what is here and not at the API, in the order of the parameters."""
+    """Return the local images and videos, in the order of the parameters."""
     if isinstance(value, LocalMedia):
         return [value]
     items = value.values() if isinstance(value, Mapping) else value
@@ -123,10 +122,10 @@ def local_media(value: Any) -> list[LocalMedia]:
 
 
 def described(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return checked parameters as JSON that is small: a digest stands for each image and video.
+    """Return checked parameters as short JSON, with a digest in place of each image and video.
 
-    It reads all files that it has not read before. The same bytes have the same digest, in a file
-    as in Base64.
+    It reads every file that has not been read before. The same bytes have the same digest, whether
+    in a file or in Base64.
     """
     return {name: _described(value) for name, value in params.items()}
 
@@ -146,7 +145,7 @@ def _described(value: Any) -> Any:
 def _digest_of(data: object) -> dict[str, Any] | None:
     try:
         content = b64decode(data, validate=True) if isinstance(data, str) else b""
-    except ValueError:  # the API refuses it
+    except ValueError:  # not Base64: left as it is, for the API to refuse
         return None
     return {"sha256": sha256(content).hexdigest(), "bytes": len(content)} if content else None
 
@@ -158,11 +157,11 @@ async def uploaded(
 
     Args:
         params: Checked parameters.
-        upload: Uploads a file; None: this client cannot.
-        larger_than: Bytes; 0 uploads all that is here.
+        upload: Uploads a file; None if the client cannot.
+        larger_than: The size in bytes above which a file is uploaded; 0 uploads every local file.
 
     Raises:
-        ConfigurationError: There is something to upload, and no way to.
+        ConfigurationError: There is something to upload, but the client cannot upload.
         LumaError: An upload failed.
     """
 
@@ -177,10 +176,10 @@ async def uploaded(
 
 
 async def encoded(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what is left here into the parameters, as the API takes it.
+    """Read the remaining local files into the parameters, in the form that the API accepts.
 
     Raises:
-        ConfigurationError: A file cannot be read, or is not what it was when it was checked.
+        ConfigurationError: A file cannot be read, or has changed since it was checked.
     """
 
     async def convert(found: LocalMedia) -> Any:
@@ -192,7 +191,7 @@ async def encoded(params: Mapping[str, Any]) -> dict[str, Any]:
 async def _converted(
     params: Mapping[str, Any], convert: Callable[[LocalMedia], Awaitable[Any]]
 ) -> dict[str, Any]:
-    """Return a copy in which each medium that occurs is converted once."""
+    """Return a copy with all local media converted, each once, however often it occurs."""
     done = {id(found): await convert(found) for found in local_media(params)}
     return {name: _replaced(value, done) for name, value in params.items()} if done else {**params}
 
@@ -208,12 +207,12 @@ def _replaced(value: Any, done: Mapping[int, Any]) -> Any:
 
 
 def takes_time_to_read(value: Any) -> bool:
-    """Return True if there is something in it that takes time to look at."""
+    """Return True if it contains something that takes time to look at."""
     return _holds(value, takes_time, MAX_DEPTH)
 
 
 def holds_media(value: Any) -> bool:
-    """Return True if there is something in it that is here and not at the API."""
+    """Return True if it contains a local image or video."""
     return _holds(value, is_local, MAX_DEPTH)
 
 

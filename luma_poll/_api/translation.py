@@ -1,4 +1,4 @@
-"""Translates other libraries' exceptions, and the API's error responses, into our errors."""
+"""The translation of other libraries' exceptions, and of the API's error responses, into ours."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from luma_poll.errors import (
 MAX_DETAIL = 1000
 """Characters of the API's description that are kept."""
 MAX_FOREIGN_TEXT = 200
-"""Characters that are quoted of an answer that is not in the API's words."""
+"""Characters that are quoted from an answer that is not in the API's words."""
 _MAX_PAGE = 4000
 _GATEWAY_HINT = "Check the base URL (LUMA_BASE_URL), and the proxy or gateway if there is one."
 _TITLE = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
@@ -59,7 +59,7 @@ def translate_error(
     Args:
         error: The exception.
         generation_id: The generation that was asked for.
-        secret: The API key; keys of requests that `error` holds are found besides.
+        secret: The API key; the keys in requests that `error` holds are found without it.
 
     Returns:
         Our error, or None for any other exception.
@@ -91,7 +91,7 @@ def _connection_error(
     sent = not nothing_was_sent(error)
     where: Any = {"generation_id": generation_id, "request_sent": sent}
     said = redact(_said(error), secrets)
-    # Once it was sent, such a one in the chain is of an earlier request.
+    # If the request was sent, an error of this kind in the chain belongs to an earlier request.
     for cause in () if sent else chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _certificate_error(cause, generation_id)
@@ -110,7 +110,7 @@ def _connection_error(
 
 
 def _said(error: BaseException) -> str:
-    """The words of an error, or of its cause: those of the official SDK are always the same."""
+    """Return the text of an error, or of its cause: the official SDK's own text never varies."""
     is_of_sdk = type(error).__module__.partition(".")[0] == "luma_agents"
     if is_of_sdk and isinstance(error.__cause__, Exception):
         return _said(error.__cause__)
@@ -118,7 +118,7 @@ def _said(error: BaseException) -> str:
 
 
 def _proxy_error(error: BaseException, said: str, generation_id: str | None) -> APIConnectionError:
-    """Make the error for a proxy that refuses: for now (its 503), or until it is set up (407)."""
+    """Make the error for a proxy that refuses: retryable (its 503) or to be configured (407)."""
     found = re.match(r"\s*(\d{3})\b", str(error))
     status = getattr(error, "status", None) or (int(found[1]) if found else 0)
     passes = not 400 <= status < 500 or status in (408, 425, 429)
@@ -146,7 +146,7 @@ def _certificate_error(
 
 
 def _is_broken_connection(cause: BaseException | None) -> bool:
-    """True for errors of aiohttp that httpx-aiohttp calls a ConnectTimeout at any stage."""
+    """Return True for the aiohttp errors that httpx-aiohttp calls ConnectTimeout at any stage."""
     broken = isinstance(cause, classes("ClientConnectionError"))
     return broken and not isinstance(cause, (TimeoutError, *classes("ClientConnectorError")))
 
@@ -164,7 +164,7 @@ def status_error(
     seems to have answered.
 
     Args:
-        response: Of httpx, or one that looks like it.
+        response: A response of httpx, or an object that looks like one.
         generation_id: The generation that was asked for.
         secrets: Texts to remove from the API's description.
         base_url: The base URL of the request, for advice on it.
@@ -216,12 +216,12 @@ def _hint(status: int, generation_id: str | None, base_url: str, *, in_api_words
 
 
 def classes(*names: str) -> tuple[type[BaseException], ...]:
-    """The exceptions with these names of httpx, httpx2, the official SDK and aiohttp."""
+    """Return the exceptions with these names of httpx, httpx2, the official SDK and aiohttp."""
     return classes_named(*names)
 
 
 def classes_named(*names: str) -> tuple[type[Any], ...]:
-    """The classes with these names in httpx, httpx2, the official SDK and aiohttp, if imported."""
+    """Return the classes with these names in httpx, httpx2, the SDK and aiohttp, if imported."""
     return classes_in(("httpx", "httpx2", "luma_agents", "aiohttp"), *names)
 
 
@@ -242,7 +242,7 @@ def _forget_secrets(error: BaseException, secret: str) -> list[str]:
 
 
 def _request_headers(error: BaseException) -> list[MutableMapping[str, str]]:
-    """The headers of the requests that an error of httpx or of the official SDK holds."""
+    """Return the headers of the requests that an error of httpx or of the official SDK holds."""
     kept = vars(error)
     requests = (
         kept.get("_request"),
@@ -254,7 +254,7 @@ def _request_headers(error: BaseException) -> list[MutableMapping[str, str]]:
 
 
 def _detail(response: Any, secrets: Sequence[str]) -> str | None:
-    """The text of `{"detail": text}`; None for any other body, such as a proxy's page."""
+    """Return the text of `{"detail": text}`; None for any other body, such as a proxy's page."""
     try:
         detail = json.loads(response.content)["detail"]
         text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)

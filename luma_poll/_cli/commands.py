@@ -35,8 +35,8 @@ app = typer.Typer(
     },
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if COLUMNS >= NARROW else None,
-    help="Generate pictures and videos with Luma: submitted once, waited for, brought home. "
-    "Without an API key, try luma-poll demo.\n\n"
+    help="From prompt to file with Luma: never pays twice, never hangs, as fast as your account "
+    "allows. Without an API key, try luma-poll demo.\n\n"
     "The key is read from LUMA_AGENTS_API_KEY, and the API's address from LUMA_BASE_URL if set.\n\n"
     'Example: luma-poll create "a red fox" -o fox.png',
     epilog=HELP,
@@ -59,5 +59,5 @@ def options(
     """Take the options of the command itself."""
     if version:
         with orderly_exit():
-            put_line(__version__)
+            put_line(f"luma-poll {__version__}")
         raise typer.Exit

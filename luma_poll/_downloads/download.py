@@ -15,9 +15,10 @@ import anyio
 from luma_poll._api.answers import as_generation
 from luma_poll._arguments import check_count, check_generation_id, check_positive, shown
 from luma_poll._downloads.files import check_directory, on_disk
-from luma_poll._downloads.memory import NOWHERE, Channel, Memory
+from luma_poll._downloads.memory import Channel, Memory
 from luma_poll._downloads.names import Naming, naming_of, tells_generations_apart
 from luma_poll._downloads.output import (
+    NOWHERE,
     Deadline,
     DownloadProgress,
     OutOfTimeError,

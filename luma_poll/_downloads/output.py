@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 import anyio
+import httpx
 
 from luma_poll._api.media_types import HEAD_SIZE, looks_like_text, media_type_of
 from luma_poll._downloads.storage import (
     InterruptedTry,
     RefusedError,
-    Response,
     Storage,
     Version,
     body,
@@ -29,12 +30,8 @@ from luma_poll._downloads.storage import (
 from luma_poll._logging import fields, logger
 from luma_poll.errors import APIError, APIStatusError, DownloadError
 
-MAX_BYTES: Final = 2 * 1024**3
-"""Bytes of one file, unless the caller says otherwise."""
-MAX_READ: Final = 256 * 1024**2
-"""Bytes of one output in memory, unless the caller says otherwise."""
-TIMEOUT: Final = 600.0
-"""Seconds for all outputs of a generation, unless the caller says otherwise."""
+NOWHERE: Final = Path("memory")
+"""The path, in messages, of an output that is in no file."""
 MAX_PAUSE = 8.0
 """Seconds between two requests, before jitter; `Retry-After` may ask for more."""
 
@@ -42,7 +39,6 @@ FreshURL = Callable[[], Awaitable[str]]
 """Asks the API for a URL that was signed just now."""
 
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -108,53 +104,48 @@ class Deadline:
             raise OutOfTimeError
 
 
-class Sink(Protocol[R_co]):
-    """The place that the bytes of one output go to."""
+class Sink(ABC, Generic[R]):
+    """The place that the bytes of one output go to; by default one without a past."""
 
     @property
     def path(self) -> Path:
         """The path for messages."""
-        ...
+        return NOWHERE
 
-    async def existing(self) -> R_co | None:
+    async def existing(self) -> R | None:
         """The result of an earlier download, if it is there."""
-        ...
+        return None
 
     async def expect(self, version: Version) -> None:
         """Refuse a version before its bytes are sent."""
-        ...
 
+    @abstractmethod
     async def received(self, version: Version) -> int:
         """The number of bytes of a version that are there, from its beginning."""
-        ...
 
-    async def open(self, version: Version, start: int) -> int:
-        """Prepare for the bytes from `start` on, and return the offset of the next byte."""
-        ...
+    @abstractmethod
+    async def open(self, version: Version, start: int) -> None:
+        """Prepare for the bytes from `start` on."""
 
+    @abstractmethod
     def put(self, chunk: bytes) -> bool:
         """Take bytes without delay; True if `flush` is due."""
-        ...
 
     async def flush(self) -> None:
         """Pass on what was put."""
-        ...
 
     async def close(self) -> None:
         """Pass on what was put, and keep it for another try."""
-        ...
 
     def abandon(self) -> None:
         """Close at once, for a task that cannot wait."""
-        ...
 
-    async def finish(self, version: Version) -> R_co:
+    @abstractmethod
+    async def finish(self, version: Version) -> R:
         """Make the result of a version whose bytes are all there."""
-        ...
 
     async def tidy_up(self, keep: Version | None) -> None:
         """Remove what is unfinished, except of a version that can be resumed."""
-        ...
 
 
 @dataclass
@@ -291,7 +282,7 @@ class Transfer(Generic[R]):
             raise self._error(f"the file is larger than max_bytes ({self.max_bytes:,} bytes)")
 
     async def _receive(
-        self, response: Response, version: Version, start: int, stop: int | None
+        self, response: httpx.Response, version: Version, start: int, stop: int | None
     ) -> None:
         """Take the body, the bytes from `start` to `stop`; keep what arrives in any case."""
         head: bytearray | None = bytearray() if start == 0 else None
@@ -315,7 +306,7 @@ class Transfer(Generic[R]):
             return full
 
         try:
-            position = await self.sink.open(version, start)
+            await self.sink.open(version, start)
             self._report(position, version)
             async with body(response, version.decoder) as chunks:
                 more = True

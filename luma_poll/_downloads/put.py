@@ -11,15 +11,15 @@ from luma_poll._api.media_reference import PIECE, in_thread
 from luma_poll._arguments import is_loopback
 from luma_poll._downloads.storage import (
     LONGEST_RETRY_AFTER,
-    STALL,
     InterruptedTry,
     _network,
     _untraced,
     close,
+    request_of,
 )
 
 CHUNK = 64 * 1024
-"""Bytes that are sent at a time: each must be taken within `STALL`, also on a slow line."""
+"""Bytes that are sent at a time: each within the `STALL` of the storage, also on a slow line."""
 
 
 class Pieces:
@@ -72,13 +72,9 @@ async def put(http: Any, url: str, headers: dict[str, str], pieces: Pieces) -> i
     parts = urlsplit(url)
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
         raise InterruptedTry("the URL to upload to is not https")
-    example = http.build_request("GET", "https://localhost")
-    seconds = dict.fromkeys(("connect", "read", "write", "pool"), STALL)
-    kind = next(each for each in type(example.stream).__mro__ if each.__name__ == "AsyncByteStream")
-    stream: Any = type("_Stream", (_Delegate, kind), {})()
-    stream.pieces = pieces
-    request = type(example)("PUT", url, headers=headers, extensions={"timeout": seconds})
-    request.stream = stream
+    request = request_of(http, "PUT", url, headers)
+    kind = next(each for each in type(request.stream).__mro__ if each.__name__ == "AsyncByteStream")
+    request.stream = type("_Stream", (_Delegate, kind), {"pieces": pieces})()
     with _network(), _untraced():
         response = await http._transport_for_url(request.url).handle_async_request(request)
     status: int = response.status_code

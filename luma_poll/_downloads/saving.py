@@ -30,7 +30,7 @@ from luma_poll._downloads.files import (
     size_of,
 )
 from luma_poll._downloads.names import clean
-from luma_poll._downloads.output import check_head
+from luma_poll._downloads.output import Sink, check_head
 from luma_poll._downloads.ownership import Claim, Owner, claim_of, mark
 from luma_poll._downloads.storage import InterruptedTry, Version
 from luma_poll._logging import fields, logger
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Saving:
+class Saving(Sink[Path]):
     """One output on its way into one file.
 
     Attributes:
@@ -97,12 +97,11 @@ class Saving:
         size = await self._disk(size_of, self._part(version)) or 0
         return size if size <= (version.total or 0) else 0
 
-    async def open(self, version: Version, start: int) -> int:
+    async def open(self, version: Version, start: int) -> None:
         """Open the part for the bytes from `start` on."""
         self._file = PartFile(self._part(version), start)
         if not await self._disk(self._file.open, version.resumable):
             raise InterruptedTry("the file was taken away while it was written")
-        return start
 
     def put(self, chunk: bytes) -> bool:
         """Add bytes to the buffer; True if it is to be written."""

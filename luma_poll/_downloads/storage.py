@@ -11,14 +11,15 @@ import re
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, cast
 from urllib.parse import urljoin
 
 import anyio
+import httpx
 
 from luma_poll._api.headers import retry_after
 from luma_poll._api.translation import BROKEN_STREAM, classes
@@ -39,49 +40,6 @@ HEADERS = {
     "Accept-Encoding": "identity",
     "User-Agent": f"luma-poll/{__version__}",
 }
-
-
-class URL(Protocol):
-    """The parts of an httpx or httpx2 URL that are checked."""
-
-    @property
-    def scheme(self) -> str: ...
-    @property
-    def host(self) -> str: ...
-    @property
-    def port(self) -> int | None: ...
-    @property
-    def userinfo(self) -> bytes: ...
-
-
-class Request(Protocol):
-    """A request of httpx or httpx2."""
-
-    @property
-    def url(self) -> URL: ...
-
-
-class Response(Protocol):
-    """The parts of an httpx or httpx2 response that a download uses."""
-
-    @property
-    def status_code(self) -> int: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    @property
-    def extensions(self) -> Mapping[str, object]: ...
-    @property
-    def stream(self) -> AsyncIterable[bytes]: ...
-    async def aclose(self) -> None: ...
-
-
-class HTTPClient(Protocol):
-    """The parts of an async httpx or httpx2 client that a download uses."""
-
-    def build_request(self, method: str, url: str) -> Any: ...
-    async def send(
-        self, request: Any, *, stream: bool, auth: None, follow_redirects: bool
-    ) -> Any: ...
 
 
 class InterruptedTry(Exception):  # noqa: N818 (it is no error yet)
@@ -136,7 +94,7 @@ class Storage:
             it with http.
     """
 
-    http: HTTPClient
+    http: httpx.AsyncClient  # or httpx2's, whose names are the same
     plain_host: str | None = None
 
     def allows_plain(self, host: str) -> bool:
@@ -144,7 +102,9 @@ class Storage:
         return is_loopback(host) or host == self.plain_host
 
 
-async def request(storage: Storage, url: str, version: Version | None, start: int) -> Response:
+async def request(
+    storage: Storage, url: str, version: Version | None, start: int
+) -> httpx.Response:
     """The storage's response, with status 200 or 206; `close` it at the end.
 
     Args:
@@ -169,7 +129,7 @@ async def request(storage: Storage, url: str, version: Version | None, start: in
     return response
 
 
-def read_version(response: Response) -> Version:
+def read_version(response: httpx.Response) -> Version:
     """The version of the file that a response begins to send.
 
     Raises:
@@ -189,7 +149,7 @@ def read_version(response: Response) -> Version:
     return Version(etag and etag[0], total, content_type)
 
 
-def check_continues(response: Response, version: Version, start: int) -> int:
+def check_continues(response: httpx.Response, version: Version, start: int) -> int:
     """Check that a part continues the bytes on disk.
 
     They are spliced together, so the response must repeat everything that identifies the version.
@@ -213,13 +173,13 @@ def check_continues(response: Response, version: Version, start: int) -> int:
 
 @asynccontextmanager
 async def body(
-    response: Response, decoder: Decoder | None = None
+    response: httpx.Response, decoder: Decoder | None = None
 ) -> AsyncIterator[AsyncIterator[bytes]]:
     """Iterate over the bytes of a response as they arrive, decoded where they are encoded.
 
     Not with `aiter_raw`: a response of a mock transport may have been read before.
     """
-    chunks = aiter(response.stream)
+    chunks = aiter(cast(httpx.AsyncByteStream, response.stream))
     decoded = None if decoder is None else _decoded(chunks, decoder)
     try:
         yield chunks if decoded is None else decoded
@@ -256,11 +216,11 @@ async def read(chunks: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> b
     return False
 
 
-async def _follow(storage: Storage, url: str, headers: dict[str, str]) -> Response:
+async def _follow(storage: Storage, url: str, headers: dict[str, str]) -> httpx.Response:
     plain = True
     for _ in range(MAX_REDIRECTS + 1):
         with _valid():
-            request = _request(storage.http, url, headers)
+            request = request_of(storage.http, "GET", url, headers)
             _check_url(request.url)
         if request.url.scheme != "https" and not (
             plain and request.url.scheme == "http" and storage.allows_plain(request.url.host)
@@ -288,7 +248,7 @@ def _valid() -> Iterator[None]:
         raise InterruptedTry(INVALID, expired=True) from None
 
 
-def _check_url(url: URL) -> None:
+def _check_url(url: httpx.URL) -> None:
     """Check the target of a request.
 
     Raises:
@@ -301,7 +261,7 @@ def _check_url(url: URL) -> None:
         raise RefusedError(f"the URL on {url.host} has a user name or password")
 
 
-def _check_status(response: Response) -> None:
+def _check_status(response: httpx.Response) -> None:
     status = response.status_code
     if status in (200, 206):
         return
@@ -370,21 +330,21 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             yield found
 
 
-def _request(http: HTTPClient, url: str, headers: dict[str, str]) -> Request:
+def request_of(http: Any, method: str, url: str, headers: dict[str, str]) -> httpx.Request:
     """A request of the library that the client belongs to, which encodes blanks in the URL."""
-    request_class: Callable[..., Request] = type(http.build_request("GET", "https://localhost"))
+    example: httpx.Request = http.build_request("GET", "https://localhost")
     seconds = dict.fromkeys(("connect", "read", "write", "pool"), STALL)
-    return request_class("GET", url, headers=headers, extensions={"timeout": seconds})
+    return type(example)(method, url, headers=headers, extensions={"timeout": seconds})
 
 
-async def _send(http: HTTPClient, request: Request) -> Response:
+async def _send(http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
     """Send a request through the transport that the client has for its URL.
 
     Not through the client itself, which would run the event hooks and log the signed URL. Only
     where a later httpx no longer names its transport, the client sends it: unauthenticated, like
-    the transport, as `_request` has no part of the client, and unlogged.
+    the transport, as `request_of` gives it no part of the client, and unlogged.
     """
-    response: Response
+    response: httpx.Response
     transport_for = getattr(http, "_transport_for_url", None)
     with anyio.fail_after(STALL), _untraced():
         if transport_for is not None:
@@ -435,7 +395,7 @@ async def close(opened: Any) -> None:
         await opened.aclose()
 
 
-def _is_framed(response: Response) -> bool:
+def _is_framed(response: httpx.Response) -> bool:
     """True if a body without a length has an end that a broken connection does not imitate."""
     version = response.extensions.get("http_version", b"")
     return version not in (b"HTTP/1.0", b"HTTP/1.1") or "Transfer-Encoding" in response.headers

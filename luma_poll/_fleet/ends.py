@@ -48,9 +48,8 @@ def from_json(failure: Mapping[str, Any]) -> LumaError:
     """Return the error again; one of a later version, unknown here, as a `LumaError`."""
     found = getattr(errors, failure["type"], None)
     kind = found if isinstance(found, type) and issubclass(found, LumaError) else LumaError
-    error = kind.__new__(kind)
-    error.args = (failure["message"],)
-    vars(error).update({"last_generation": None} | failure["fields"])
+    error = kind(failure["message"])
+    vars(error).update(failure["fields"])
     return error
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import anyio
@@ -27,9 +27,10 @@ from luma_poll._fleet.liveness import Watch
 from luma_poll._fleet.sender import LOOK, Sender
 from luma_poll._journal.steps import may_submit_again
 from luma_poll._logging import fields, logger
-from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
+from luma_poll._polling.poller import Poller, without_retries
 from luma_poll._polling.schedules import Schedule
 from luma_poll._running.resubmission import pause_before_next
+from luma_poll._running.submitter import SupportsCreate
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIStatusError,
@@ -55,19 +56,11 @@ NO_SECRETS = 60.0
 _OF_THE_WORKER = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError)
 
 
-class Client(SupportsGenerations, Protocol):
-    """A client that submits too: `LumaClient`, or the official `AsyncLuma`."""
-
-    @property
-    def generations(self) -> Any:
-        """The generations of the API."""
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The settings of a worker, as `Fleet` takes them."""
 
-    open_client: Callable[[], AbstractAsyncContextManager[Client]]
+    open_client: Callable[[], AbstractAsyncContextManager[SupportsCreate]]
     limits: Limits
     wait: Schedule | None
     signers: Sequence[Webhook]
@@ -94,7 +87,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.id = worker_id(self.settings.worker)
-        self.client: Client
+        self.client: SupportsCreate
         self.poller: Poller
         self._sender: Sender
         self._tasks: TaskGroup
@@ -345,18 +338,19 @@ class Worker:
             except OutputNotFoundError as error:
                 # Not `output_not_found`, which may be submitted again: this one is billed.
                 failed = {"state": "failed", "failure_code": "completed_without_output"}
-                return error.generation.model_copy(update=failed)
+                generation = error.generation or Generation(id=wait.generation_id, state="failed")
+                return generation.model_copy(update=failed)
             except LumaError as error:
                 if not isinstance(error, APIStatusError) or not _is_of_the_worker(error):
                     return error
                 self._sender.note_refusal(error)
                 if anyio.current_time() + pause >= deadline:
                     return PollTimeoutError(
-                        wait.generation_id,
+                        f"; the last of them was refused ({error.status_code})",
+                        generation_id=wait.generation_id,
                         last_generation=None,
                         elapsed=wait.age + anyio.current_time() - began,
                         attempts=1,
-                        why=f"; the last of them was refused ({error.status_code})",
                     )
             what = wait.generation_id
             await anyio.sleep(pause * random.uniform(0.75, 1.0))

@@ -1,1 +1,1 @@
-"""The parts that any concurrent program needs."""
+"""Parts that any concurrent program needs."""

@@ -1,4 +1,4 @@
-"""A sleep that somebody else can end."""
+"""A sleep that another task can end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import anyio
 
 
 class Alarm:
-    """Lets one task sleep until a time, or until it is woken."""
+    """A sleep of one task, until a time or until another task wakes it."""
 
     def __init__(self) -> None:
         self._woken = anyio.Event()
@@ -22,5 +22,5 @@ class Alarm:
         self._woken = anyio.Event()
 
     def wake(self) -> None:
-        """End the sleep, or else the next one."""
+        """End the sleep; if nobody sleeps, the next one ends at once."""
         self._woken.set()

@@ -1,4 +1,4 @@
-"""Many waits at once: items are taken one by one, results come in the order of their ends."""
+"""Many waits at once: items are taken one by one, results come in the order they end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 class _Results(AsyncIterator[R]):
-    """Yields the results, then raises the exception of the items, if there was one."""
+    """An iterator over the results, which then raises the exception of the items, if any."""
 
     def __init__(self, stream: MemoryObjectReceiveStream[R], slots: anyio.Semaphore) -> None:
         self._stream = stream
@@ -49,15 +49,15 @@ class _Results(AsyncIterator[R]):
 async def run_each(
     work: Callable[[T], Awaitable[R]], items: Any, limit: int | None
 ) -> AsyncGenerator[AsyncIterator[R]]:
-    """Run `work(item)` for each item; yield the results in the order of their ends.
+    """Run `work(item)` for each item; yield the results in the order they end.
 
-    An item is taken when there is room for it: no more than `limit` are under way, or have ended
-    and wait for somebody to take their result. Leaving the block cancels those under way.
+    An item is taken when there is room for it: at most `limit` are under way or have a result that
+    has not been read yet. Leaving the block cancels those under way.
 
     Args:
         work: Must not raise.
-        items: An iterable or async iterable. An exception in it is raised after the results of the
-            items before. An async generator is closed at the end.
+        items: An iterable or async iterable. An exception that it raises comes after the results of
+            the items before. An async generator is closed at the end.
         limit: How many; None for no limit.
     """
     send, receive = anyio.create_memory_object_stream[R](math.inf)
@@ -89,7 +89,7 @@ async def run_each(
                 yield results
             except anyio.get_cancelled_exc_class():
                 raise
-            except BaseException as error:  # raised below, lest the task group wraps it
+            except BaseException as error:  # raised below: the task group would wrap it
                 error_of_the_block = error
             tasks.cancel_scope.cancel()
     if error_of_the_block is not None:
@@ -108,8 +108,8 @@ async def run_in_order(
 ) -> list[R]:
     """Run `work(item)` for each item, and return the results in the order of the items.
 
-    The arguments are those of `run_each`. An exception of the items has the results of those
-    before as its attribute `results`, since they may have cost money, and their `ids` in a note.
+    The arguments are those of `run_each`. If the iteration over `items` raises, the exception gets
+    an attribute `results`, because earlier items may have cost money, and a note with their `ids`.
     """
     by_number: dict[int, R] = {}
 
@@ -128,14 +128,14 @@ async def run_in_order(
 
 
 def _keep_results(error: Exception, results: list[R], ids: Callable[[R], Sequence[str]]) -> None:
-    with suppress(AttributeError):  # of a class that takes no attribute
+    with suppress(AttributeError):  # its class has slots
         vars(error)["results"] = results
     found = [each for result in results for each in ids(result)]
     named = ", ".join(found[:MAX_IDS]) or "none"
     more = f" and {len(found) - MAX_IDS} more" if len(found) > MAX_IDS else ""
     error.add_note(
-        f"It came from what gives the items. The {len(results)} before have ended: their results "
-        f"are the attribute `results` of this exception. Generations: {named}{more}."
+        f"The iterable of the items raised this. The {len(results)} items before have ended: their "
+        f"results are the attribute `results` of this exception. Generations: {named}{more}."
     )
 
 
@@ -148,7 +148,7 @@ async def _numbered(items: Any) -> AsyncGenerator[tuple[int, Any]]:
 
 
 async def iterate(items: Any) -> AsyncGenerator[Any]:
-    """The items of an iterable or async iterable; an async generator is closed at the end."""
+    """Yield the items of an iterable or async iterable; an async generator is closed at the end."""
     if isinstance(items, AsyncGenerator):
         async with aclosing(items):
             async for item in items:

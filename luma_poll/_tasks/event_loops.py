@@ -1,4 +1,4 @@
-"""Detects that something made for one event loop is used in another."""
+"""Guards for what belongs to one event loop and must not be used in another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class LoopGuard:
-    """Detects that an object is used in another event loop than before.
+    """A guard that notices when an object is used in another event loop than before.
 
     Connections and locks only work in the event loop in which they were created. Their owner calls
     `enter` before each use, and creates new ones when it returns True:
@@ -65,14 +65,14 @@ class LoopGuard:
 
 
 class PerLoop(Generic[T]):
-    """A possession for one event loop: made afresh when it is used in another one.
+    """An object that belongs to one event loop, and is made again in another.
 
     Args:
         owner: The name of the class that keeps it, for the message.
-        make: Makes it.
+        make: Makes the object.
 
     Attributes:
-        kept: That of the event loop in which it was used last.
+        kept: The object of the event loop in which it was used last.
     """
 
     def __init__(self, owner: str, make: Callable[[], T]) -> None:
@@ -81,7 +81,7 @@ class PerLoop(Generic[T]):
         self.kept: T = make()
 
     def enter(self) -> T:
-        """Return that of this event loop.
+        """Return the object of this event loop; make it if there is none.
 
         Raises:
             ConfigurationError: Another event loop that still runs has claimed it.

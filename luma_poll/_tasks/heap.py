@@ -20,7 +20,7 @@ class Entry(Generic[T]):
 
 
 class Heap(Generic[T]):
-    """Items by key, the least first; those of equal keys in the order in which they came.
+    """Items ordered by key, the least first; items with equal keys in the order they came.
 
     Adding, removing and taking the first cost O(log n) on average.
     """
@@ -38,24 +38,24 @@ class Heap(Generic[T]):
         return (entry.item for _, _, entry in self._heap if not entry.removed)
 
     def push(self, key: float, item: T) -> Entry[T]:
-        """Add an item; returns its entry, by which it is removed."""
+        """Add an item; return its entry, for `remove`."""
         entry = Entry(item)
         heapq.heappush(self._heap, (key, next(self._numbers), entry))
         return entry
 
     def remove(self, entry: Entry[T]) -> None:
-        """Remove an item. To remove it a second time does nothing."""
+        """Remove an item. Removing it a second time does nothing."""
         if entry.removed:
             return
         entry.removed = True
         self._removed += 1
-        if self._removed > len(self._heap) / 2:  # many have left behind one that stays long
+        if self._removed > len(self._heap) / 2:  # many were removed behind one that stays first
             self._heap = [each for each in self._heap if not each[2].removed]
             heapq.heapify(self._heap)
             self._removed = 0
 
     def first(self) -> T | None:
-        """The item with the least key, or None if there is no item."""
+        """Return the item with the least key, or None if the heap is empty."""
         self._drop_removed()
         return self._heap[0][2].item if self._heap else None
 
@@ -65,7 +65,7 @@ class Heap(Generic[T]):
         heapq.heappop(self._heap)[2].removed = True
 
     def pop_up_to(self, key: float) -> Iterator[T]:
-        """Remove all items whose key is not above `key`, one after the other."""
+        """Remove and yield all items whose key is at most `key`, one after the other."""
         self._drop_removed()
         while self._heap and self._heap[0][0] <= key:
             _, _, entry = heapq.heappop(self._heap)

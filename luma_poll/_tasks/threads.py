@@ -1,4 +1,4 @@
-"""Threads for what blocks, which nobody else can use up."""
+"""Threads for blocking calls, reserved for this library."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import anyio
 from anyio.lowlevel import RunVar
 
 THREADS = 8
-"""Threads of one event loop that work for this library at the same time."""
+"""The most threads per event loop that work for this library at the same time."""
 _limiters: RunVar[anyio.CapacityLimiter] = RunVar("luma_poll_threads")
 
 
 def own_threads() -> anyio.CapacityLimiter:
     """Return the limiter of this event loop, for `anyio.to_thread.run_sync`.
 
-    anyio's own 40 threads belong to the app: handlers of FastAPI that are written with `def` run
-    there, and may all be waiting for a download that needs one more.
+    anyio's own 40 threads belong to the app: FastAPI's handlers that are written with `def` run
+    there, and all 40 may be waiting for a download that would need one more.
     """
     try:
         return _limiters.get()

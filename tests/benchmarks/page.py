@@ -228,7 +228,7 @@ def page(figures: Mapping[str, Any]) -> str:
             continue
         parts += [f"## {benchmark.title}", benchmark.about]
         if name == "makespan":
-            parts.append("![The account's ten slots over time, for each](makespan.svg)")
+            parts.append("![The ten slots over time, for one of the mixed batches](makespan.svg)")
         rows = as_shown(name, figures[name]["rows"])
         parts += [table(benchmark, rows), circumstances(figures[name]["machine"])]
         parts.append(f"```console\npython {benchmark.command}\n```")

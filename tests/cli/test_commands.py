@@ -160,7 +160,7 @@ def test_an_unencrypted_address_is_a_warning_in_one_line(
 
 def test_the_version(cli: Cli) -> None:
     """Alone on stdout."""
-    assert cli("--version") == (0, f"{__version__}\n", "")
+    assert cli("--version") == (0, f"luma-poll {__version__}\n", "")
 
 
 def test_the_package_runs_as_a_module(
@@ -251,7 +251,7 @@ def test_a_help_is_readable_on_a_narrow_terminal() -> None:
         (None, 0),
         (GenerationFailedError(snapshot("failed")), 1),
         (ConfigurationError("no API key"), 2),
-        (PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1), 3),
+        (PollTimeoutError(generation_id=ID, last_generation=None, elapsed=1, attempts=1), 3),
         (ServerError("HTTP 500", status_code=500), 4),
         (DownloadError("full", generation_id=ID, path=Path("a"), retryable=False), 4),
     ],
@@ -335,4 +335,4 @@ def test_python_m() -> None:
     told = subprocess.run(
         [*COMMAND, "--version"], capture_output=True, text=True, check=True, timeout=20
     )
-    assert (told.stdout, told.stderr) == (f"{__version__}\n", "")
+    assert (told.stdout, told.stderr) == (f"luma-poll {__version__}\n", "")

@@ -13,7 +13,7 @@ from luma_poll import Journal, LumaClient, Poller, Runner
 
 
 async def cancel_at_signals(scope: anyio.CancelScope) -> None:
-    """As docs/running.md shows it."""
+    """As docs/submitting.md shows it."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
         async for _ in signals:
             scope.cancel()

@@ -161,3 +161,21 @@ def test_a_wait_is_never_stuck(
                 assert fresh or progress.due >= deadline.at or deadline.at == math.inf
         case other:
             pytest.fail(f"{other}")
+
+
+def test_a_request_that_is_cut_short_goes_behind_those_that_were_due_when_it_began() -> None:
+    """It stays due, but it has had its turn."""
+    progress = progress_after((0, PROCESSING))
+    assert what_next(progress, 12) == Poll(10)
+    progress.begin_poll(12)
+    assert what_next(progress, 13) == Poll(12)
+
+
+def test_an_answer_counts_from_when_its_own_request_was_sent() -> None:
+    """Not from the last one, where several are under way: the last poll is still to come."""
+    progress = Progress(ID, started=0.0)
+    progress.begin_poll(90)
+    progress.begin_poll(99.5)
+    progress.record(PROCESSING, 99.6, asked=90)
+    progress.due = 200
+    assert what_next(progress, 99.6) == Poll(99.6)

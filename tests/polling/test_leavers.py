@@ -254,6 +254,24 @@ async def test_a_snapshot_may_be_a_mapping() -> None:
 # --- places in the queue -------------------------------------------------------------------------
 
 
+async def test_requests_that_are_cut_short_do_not_go_before_those_of_others() -> None:
+    """Each had its turn: waits that leave one after the other starve no other generation."""
+    poller = Poller(FakeClient("completed", latency=0.5), max_rate=1)
+    began = anyio.current_time()
+
+    async def leave_after(seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            await poller.wait("left")
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(9):
+            tasks.start_soon(leave_after, number + 0.2)
+            await anyio.sleep(0.01)  # the first one asks
+        await poller.wait("other")  # is due before the second request began
+        assert anyio.current_time() - began == pytest.approx(2.5)
+        tasks.cancel_scope.cancel()
+
+
 async def test_a_snapshot_that_is_handed_in_takes_a_queued_poll_back() -> None:
     """The first poll waits for its turn; then somebody knows more, and it is not due any more."""
     client = FakeClient(at=lambda now: "processing")

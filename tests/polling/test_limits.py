@@ -72,3 +72,24 @@ async def test_the_rate_may_change() -> None:
     assert await order_of(limits, 1, 2) == [(1, 0), (2, 1)]
     limits.set_max_rate(10.0)
     assert await order_of(limits, 3, 4, 5) == [(3, 1), (4, 1.1), (5, 1.2)]
+
+
+async def test_whoever_leaves_at_the_tick_of_its_turn_takes_no_start() -> None:
+    """The next one has that turn, rather than the one a second later."""
+    limits = RequestLimits(1, 1.0)
+    began = anyio.current_time()
+
+    async def leave() -> None:
+        with leaving:
+            await limits.acquire(1)
+            pytest.fail("it has left")
+
+    await limits.acquire(0)
+    async with anyio.create_task_group() as tasks:
+        leaving = anyio.CancelScope()
+        tasks.start_soon(leave)
+        await anyio.sleep(5)
+        limits.release()  # the turn has come,
+        leaving.cancel()  # and it is left before the task runs
+        assert await order_of(limits, 2) == [(2, 0)]
+    assert anyio.current_time() - began == pytest.approx(5)
