@@ -30,7 +30,7 @@ def fields(
     if generation_id is None and generation is not None:
         generation_id = generation.id
     elif generation_id is None and isinstance(error, LumaError):
-        generation_id = getattr(error, "generation_id", None)
+        generation_id = getattr(error, "generation_id", None) or None
     return {
         "generation_id": generation_id,
         "state": None if generation is None else generation.state,

@@ -21,13 +21,19 @@
     ├── SubmissionUnknownError
     └── PollTimeoutError (also a TimeoutError)
 
-Every error pickles, and none contains the API key or the query of a presigned URL.
+Every error pickles, and none contains the API key or the query of a presigned URL. Each class
+declares in its body what belongs to it: the failure code or the HTTP status that it stands for, and
+how the public sees it (`problem`).
+
+An error that was rebuilt from its message alone, as Celery's JSON does
+(`type(error)(*error.args)`), has the message and what its class declares. Its ids and texts are
+empty, its objects None, its numbers 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from luma_poll._redaction import redact
 from luma_poll._texts import encodable, one_line
@@ -41,8 +47,36 @@ _MAX_NAME, _MAX_NAMES = 50, 5
 _RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
 
 
+class ProblemKind(NamedTuple):
+    """How the errors of a class are shown to the public, by `luma_poll.problems`.
+
+    Attributes:
+        status: The HTTP status.
+        code: For programs, such as `content_moderated`.
+        title: What the code means.
+        detail: What to do; by default the error's `hint`.
+    """
+
+    status: int
+    code: str
+    title: str
+    detail: str = ""
+
+
+UNAVAILABLE = ProblemKind(503, "unavailable", "The service is unavailable", "Try again later.")
+"""The operator's own fault: the public learns no more than this."""
+
+
 class LumaError(Exception):
-    """Root of all errors raised by luma-poll."""
+    """Root of all errors raised by luma-poll.
+
+    Attributes:
+        problem: How `luma_poll.problems` shows the errors of this class to the public.
+    """
+
+    problem: ClassVar[ProblemKind] = ProblemKind(
+        500, "internal", "The server made a mistake", "It has been logged."
+    )
 
     def __init__(self, message: str) -> None:
         super().__init__(_safe(message))
@@ -78,6 +112,8 @@ class ConfigurationError(LumaError, ValueError):
         problems: Each of several problems with a file of requests, with its line; else empty.
     """
 
+    problem = UNAVAILABLE
+
     def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.problems = tuple(redact(problem) for problem in problems)
@@ -95,6 +131,9 @@ class APIError(LumaError):
             Luma's support can find it by. None for every other request.
     """
 
+    problem = ProblemKind(
+        502, "upstream_error", "The generation service is having trouble", "Try again later."
+    )
     retryable: bool = False
     submission_id: str | None = None
 
@@ -113,7 +152,7 @@ class APIError(LumaError):
         """
         if isinstance(self, APIConnectionError):
             return self.request_sent
-        if isinstance(self, APIStatusError):  # the others are refusals
+        if isinstance(self, APIStatusError) and self.status_code:  # the others are refusals
             return self.retryable and not isinstance(self, RateLimitError)
         return True
 
@@ -153,7 +192,7 @@ class APIStatusError(APIError):
     """The API answered with an error status.
 
     Attributes:
-        status_code: The HTTP status.
+        status_code: The HTTP status. The class's own by default; 0 if it is not known.
         detail: The API's own description (`{"detail": ...}`), or None.
         request_id: `X-Request-Id`, which Luma's support asks for, or None.
         retry_after: Seconds to wait before the next request (`Retry-After`), or None.
@@ -163,13 +202,14 @@ class APIStatusError(APIError):
         hint: Advice for every error of this class, which its message ends with; may be empty.
     """
 
+    status_code: int = 0
     hint: ClassVar[str] = ""
 
     def __init__(
         self,
         message: str,
         *,
-        status_code: int,
+        status_code: int | None = None,
         detail: str | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
@@ -177,66 +217,93 @@ class APIStatusError(APIError):
         in_api_words: bool = True,
     ) -> None:
         super().__init__(message, generation_id=generation_id)
-        self.status_code = status_code
+        if status_code is not None:
+            self.status_code = status_code
         self.detail: str | None = None if detail is None else redact(detail)
         self.request_id = request_id
         self.retry_after = retry_after
         self.in_api_words = in_api_words
-        self.retryable: bool = status_code in _RETRYABLE_STATUSES or status_code >= 500
+        status = self.status_code
+        self.retryable: bool = status in _RETRYABLE_STATUSES or status >= 500
 
 
 class BadRequestError(APIStatusError):
     """400: the API rejected the parameters."""
 
+    status_code = 400
+    problem = ProblemKind(
+        400, "bad_request", "The parameters were rejected", "Change the parameters."
+    )
+
 
 class AuthenticationError(APIStatusError):
     """401: the key is missing, wrong, revoked or expired."""
 
+    status_code = 401
+    problem = UNAVAILABLE
     hint = "Check the API key (LUMA_AGENTS_API_KEY). A generation already submitted continues."
 
 
 class InsufficientBalanceError(APIStatusError):
     """402: the account has no funds left."""
 
+    status_code = 402
+    problem = UNAVAILABLE
     hint = "Add funds to the account, then try again."
 
 
 class PermissionDeniedError(APIStatusError):
     """403: the account is not allowed to do this, for example because it is suspended."""
 
+    status_code = 403
+    problem = UNAVAILABLE
+
 
 class NotFoundError(APIStatusError):
     """404: no such generation, or it belongs to another account."""
 
+    status_code = 404
+    problem = ProblemKind(404, "not_found", "There is no such generation", "Check the id.")
     hint = "Check the id, and that the API key belongs to the account that submitted it."
 
 
 class PayloadTooLargeError(APIStatusError):
     """413: an image or video in the request is too large."""
 
+    status_code = 413
+    problem = ProblemKind(
+        413, "payload_too_large", "The request is too large", "Use smaller images or videos."
+    )
+
 
 class UnprocessableEntityError(APIStatusError):
     """422: an input of the request could not be fetched or read."""
+
+    status_code = 422
+    problem = ProblemKind(
+        422, "unprocessable_input", "An input cannot be read", "Check the inputs of the request."
+    )
 
 
 class RateLimitError(APIStatusError):
     """429: too many requests, or too many generations at once."""
 
+    status_code = 429
+    problem = ProblemKind(
+        503, "rate_limited", "The generation service is busy", "Try again a little later."
+    )
+
 
 class ServerError(APIStatusError):
     """500 and above: a fault on the API's side."""
 
+    status_code = 500
+
 
 STATUS_ERRORS: dict[int, type[APIStatusError]] = {
-    400: BadRequestError,
-    401: AuthenticationError,
-    402: InsufficientBalanceError,
-    403: PermissionDeniedError,
-    404: NotFoundError,
-    413: PayloadTooLargeError,
-    422: UnprocessableEntityError,
-    429: RateLimitError,
+    each.status_code: each for each in APIStatusError.__subclasses__()
 }
+"""The class for each status; each above 500 is a `ServerError` too."""
 
 
 class GenerationError(LumaError):
@@ -246,7 +313,8 @@ class GenerationError(LumaError):
     version does not know raises this class itself, with the code kept.
 
     Attributes:
-        generation: The failed generation.
+        generation: The failed generation; None in an error rebuilt from its message alone.
+        generation_id: Its id; then empty.
         failure_code: The API's code, or None if it gave none.
         failure_reason: The API's explanation for people, or None.
         retryable: True if submitting the same request again may succeed, as a new generation that
@@ -254,14 +322,23 @@ class GenerationError(LumaError):
         hint: Advice, which its message ends with; may be empty.
     """
 
+    problem = ProblemKind(502, "unknown_failure", "The generation failed", "The reason is unknown.")
+    failure_code: str | None = None
     retryable: bool = False
     hint: str = ""
 
-    def __init__(self, generation: Generation) -> None:
-        self.generation = generation
-        self.failure_code: str | None = generation.failure_code
-        self.failure_reason: str | None = generation.failure_reason
-        said = [part for part in (self.failure_code, self.failure_reason) if part]
+    def __init__(self, generation: Generation | str) -> None:
+        """Make the error of a failed generation, or one that has a message alone."""
+        self.generation = None if isinstance(generation, str) else generation
+        self.generation_id = ""
+        self.failure_reason: str | None = None
+        if isinstance(generation, str):
+            super().__init__(generation)
+            return
+        self.generation_id = generation.id
+        self.failure_code = generation.failure_code or self.failure_code
+        self.failure_reason = generation.failure_reason
+        said = [part for part in (generation.failure_code, self.failure_reason) if part]
         message = ": ".join([f"generation {generation.id} {self._ended(generation)}", *said])
         super().__init__(f"{message.rstrip('.')}. {self.hint}".rstrip())
 
@@ -272,12 +349,16 @@ class GenerationError(LumaError):
 class ContentModeratedError(GenerationError):
     """`content_moderated`: the prompt, an input or the output was flagged."""
 
+    failure_code = "content_moderated"
+    problem = ProblemKind(422, "content_moderated", "The content was rejected by moderation")
     hint = "The same request will be rejected again: change the prompt or the references."
 
 
 class GenerationFailedError(GenerationError):
     """`generation_failed`: an internal error of the model."""
 
+    failure_code = "generation_failed"
+    problem = ProblemKind(502, "generation_failed", "The generation failed")
     retryable = True
     hint = "Submit it again."
 
@@ -285,27 +366,33 @@ class GenerationFailedError(GenerationError):
 class BudgetExhaustedError(GenerationError):
     """`budget_exhausted`: the account ran out of funds while the generation was running."""
 
+    failure_code = "budget_exhausted"
+    problem = UNAVAILABLE
     hint = "Add funds to the account, then submit it again."
 
 
 class OutputNotFoundError(GenerationError):
     """`output_not_found`: the result was lost, or the generation completed without outputs.
 
-    Only the former failed, and may be submitted again. The latter is billed like any other that
-    completed: it is never submitted again by itself.
+    Only the former failed, and is `retryable`. The latter is billed like any other that completed:
+    it is never submitted again by itself.
     """
 
-    retryable = True
-    hint = "Submit it again."
+    failure_code = "output_not_found"
+    problem = ProblemKind(502, "output_not_found", "The result of the generation was lost")
 
-    def __init__(self, generation: Generation) -> None:
-        if generation.state != "failed":
-            self.retryable = False
+    def __init__(self, generation: Generation | str) -> None:
+        """Make the error of a generation, or one that has a message alone."""
+        if isinstance(generation, str):
+            pass  # which of the two it was is not known, so it is not submitted again
+        elif generation.state == "failed":
+            self.retryable = True
+            self.hint = "Submit it again."
+        else:
             self.hint = _in_place_of_outputs(generation) + (
                 "It is billed: look at the account before you submit it again."
             )
         super().__init__(generation)
-        self.failure_code: str | None = self.failure_code or "output_not_found"
 
     def _ended(self, generation: Generation) -> str:
         return "failed" if generation.state == "failed" else "completed without any output"
@@ -324,45 +411,48 @@ def _in_place_of_outputs(generation: Generation) -> str:
 class ImageTooLargeError(GenerationError):
     """`image_too_large`: an input is over the limit."""
 
+    failure_code = "image_too_large"
+    problem = ProblemKind(413, "image_too_large", "An input is too large")
     hint = "Resize or compress the input."
 
 
 class UnsupportedFormatError(GenerationError):
     """`unsupported_format`: the format of an input is not accepted."""
 
+    failure_code = "unsupported_format"
+    problem = ProblemKind(415, "unsupported_format", "The format of an input is not supported")
     hint = "Convert the input to a supported format."
 
 
 class CorruptInputError(GenerationError):
     """`corrupt_input`: an input could not be decoded."""
 
+    failure_code = "corrupt_input"
+    problem = ProblemKind(422, "corrupt_input", "An input is corrupt")
     hint = "Encode the input again, or replace it."
 
 
 class InvalidRequestError(GenerationError):
     """`invalid_request`: the request was rejected after it had been accepted."""
 
+    failure_code = "invalid_request"
+    problem = ProblemKind(422, "invalid_request", "The request is not valid")
     hint = "Fix the parameters."
 
 
 class GenerationRateLimitedError(GenerationError):
     """`rate_limited`: throttled upstream; HTTP 429 is `RateLimitError`."""
 
+    failure_code = "rate_limited"
+    problem = ProblemKind(503, "generation_rate_limited", "The generation service is busy")
     retryable = True
     hint = "Submit it again later."
 
 
 FAILURE_ERRORS: dict[str, type[GenerationError]] = {
-    "content_moderated": ContentModeratedError,
-    "generation_failed": GenerationFailedError,
-    "budget_exhausted": BudgetExhaustedError,
-    "output_not_found": OutputNotFoundError,
-    "image_too_large": ImageTooLargeError,
-    "unsupported_format": UnsupportedFormatError,
-    "corrupt_input": CorruptInputError,
-    "invalid_request": InvalidRequestError,
-    "rate_limited": GenerationRateLimitedError,
+    each.failure_code: each for each in GenerationError.__subclasses__() if each.failure_code
 }
+"""The class for each failure code."""
 
 
 class DownloadError(LumaError):
@@ -372,14 +462,26 @@ class DownloadError(LumaError):
 
     Attributes:
         generation_id: The generation whose output it is.
-        path: The file or directory; without the extension as long as that is not known.
+        path: The file or directory; without the extension as long as that is not known. None in an
+            error rebuilt from its message alone.
         retryable: True if the same call may succeed later; it continues where this one ended.
     """
 
+    problem = ProblemKind(
+        502, "download_failed", "The result could not be fetched", "Try again later."
+    )
+
     def __init__(
-        self, message: str, *, generation_id: str, path: Path, retryable: bool = False
+        self,
+        message: str,
+        *,
+        generation_id: str = "",
+        path: Path | None = None,
+        retryable: bool = False,
     ) -> None:
-        super().__init__(f"download of generation {generation_id} to {path}: {message}.")
+        if generation_id:
+            message = f"download of generation {generation_id} to {path}: {message}."
+        super().__init__(message)
         self.generation_id = generation_id
         self.path = path
         self.retryable = retryable
@@ -394,6 +496,10 @@ class UploadError(LumaError):
         retryable: True if the same call may succeed later.
     """
 
+    problem = ProblemKind(
+        502, "upload_failed", "An input could not be uploaded", "Try again later."
+    )
+
     def __init__(
         self, message: str, *, name: str = "", file_id: str | None = None, retryable: bool = False
     ) -> None:
@@ -406,12 +512,16 @@ class UploadError(LumaError):
 class SubmissionLimitError(LumaError):
     """`max_submissions` of a `Runner` is reached; nothing was sent for this request."""
 
+    problem = UNAVAILABLE
+
 
 class JournalError(LumaError):
     """A journal cannot be read or written, for example because the disk is full.
 
     For a request that was to be submitted: nothing was sent.
     """
+
+    problem = UNAVAILABLE
 
 
 class SubmissionUnknownError(LumaError):
@@ -427,17 +537,25 @@ class SubmissionUnknownError(LumaError):
             find it by, or None.
     """
 
+    problem = ProblemKind(
+        502,
+        "submission_unknown",
+        "The submission got no answer",
+        "It is not known whether the generation was submitted. It may be running: "
+        "look for it before you submit it again.",
+    )
+
     def __init__(
         self,
         message: str,
         *,
-        key: str,
-        request: Mapping[str, Any],
+        key: str = "",
+        request: Mapping[str, Any] | None = None,
         submission_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.key = key
-        self.request = request
+        self.request: Mapping[str, Any] = request or {}
         self.submission_id = submission_id
 
 
@@ -453,22 +571,41 @@ class PollTimeoutError(LumaError, TimeoutError):
         attempts: Requests sent for the generation during this wait.
     """
 
+    problem = ProblemKind(
+        504,
+        "timed_out",
+        "The generation has not ended yet",
+        "It is still running: ask again with the same id, rather than submit it again.",
+    )
+
     def __init__(
         self,
-        generation_id: str,
+        message: str = "",
         *,
-        last_generation: Generation | None,
-        elapsed: float,
-        attempts: int,
-        why: str = "",
+        generation_id: str = "",
+        last_generation: Generation | None = None,
+        elapsed: float = 0.0,
+        attempts: int = 0,
     ) -> None:
-        state = "has not answered" if last_generation is None else f"is {last_generation.state!r}"
-        polls = "1 poll" if attempts == 1 else f"{attempts} polls"
-        super().__init__(
-            f"generation {generation_id} {state} after {elapsed:.1f} s and {polls}{why}. "
-            "It may still finish and be billed: "
-            "wait again with the same id rather than submit it again."
-        )
+        """Make the error of a wait for this generation, or one that has a message alone.
+
+        Args:
+            message: What there is to say besides, such as the last error.
+            generation_id: The generation.
+            last_generation: The last snapshot, or None.
+            elapsed: Seconds waited.
+            attempts: Requests sent for the generation during this wait.
+        """
+        if generation_id:
+            answer = last_generation
+            state = "has not answered" if answer is None else f"is {answer.state!r}"
+            polls = "1 poll" if attempts == 1 else f"{attempts} polls"
+            message = (
+                f"generation {generation_id} {state} after {elapsed:.1f} s and {polls}{message}. "
+                "It may still finish and be billed: "
+                "wait again with the same id rather than submit it again."
+            )
+        super().__init__(message)
         self.generation_id = generation_id
         self.last_generation = last_generation
         self.elapsed = elapsed

@@ -15,21 +15,17 @@ journal knows it, and the same call again finds the generation that runs, rather
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import io
 import json
-import os
-import sys
+import traceback
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from inspect import getdoc
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
-from urllib.parse import urlsplit
-from uuid import UUID
+from typing import Annotated, Any, cast
 
 import anyio
 import anyio.to_thread
@@ -43,17 +39,27 @@ from luma_poll._arguments import check_count, check_positive
 from luma_poll._client.client import LumaClient
 from luma_poll._journal.entry import JournalEntry
 from luma_poll._journal.journal import Journal
+from luma_poll._logging import fields, logger
+from luma_poll._mcp.pipes import standard_pipes
+from luma_poll._mcp.references import with_references
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.poller import Poller
+from luma_poll._redaction import redact
+from luma_poll._running.requests import check_key
 from luma_poll._running.runner import Runner
 from luma_poll._version import __version__
-from luma_poll.errors import ConfigurationError, LumaError
-from luma_poll.events import Event, RunEvent
-from luma_poll.models import Generation
+from luma_poll.errors import ConfigurationError, LumaError, NotFoundError
+from luma_poll.events import (
+    Event,
+    RunEvent,
+    RunFound,
+    RunRefused,
+    RunStateChanged,
+    RunSubmitting,
+    RunUnreachable,
+)
 
 __all__ = ["GenerationReport", "JournalReport", "open_server", "serve_stdio"]
-
-T = TypeVar("T")
 
 WINDOW = 600.0
 """Seconds after its last change during which the same call means the same generation."""
@@ -63,8 +69,11 @@ PREVIEW = 512
 """Pixels: the longer side of a preview."""
 MOST_LISTED = 50
 """Entries of the journal that one call lists."""
-LONGEST_LINE = 64 * 1024 * 1024
-"""Bytes of one message."""
+GRACE = 1.0
+"""Seconds that a client has to read the last answers, once its side has ended."""
+HANDOVER = 10.0
+"""Seconds to wait for the journal of a server that is about to end: clients restart theirs."""
+WAITING = "waiting for room"
 INSTRUCTIONS = """\
 Images and videos by Luma. `generate` costs money once for each distinct call. A generation takes
 from 20 seconds to some minutes: a call that says "still running" has lost nothing, so call
@@ -77,9 +86,10 @@ class GenerationReport(BaseModel):
     Attributes:
         key: The name of the request; `wait_for` takes it.
         generation_id: The id at Luma, as soon as there is one.
-        state: `waiting for room`, `queued`, `processing`, `completed`, or one that Luma has added.
+        state: `waiting for room`, `being submitted`, `queued`, `processing`, `completed`, or one
+            that Luma has added.
         files: Paths of the files on disk, one for each output.
-        submissions: How often the request was submitted, and so may be billed.
+        submissions: How often the request was accepted, and so may be billed.
         next: The next step for the model, in words.
     """
 
@@ -117,14 +127,17 @@ class JournalReport(BaseModel):
 
 @dataclass(eq=False)
 class _Request:
-    """A request under way, which outlives the call that began it."""
+    """A request or a wait under way, which outlives the call that began it."""
 
     key: str
-    done: anyio.Event = field(default_factory=anyio.Event)
-    latest: Generation | None = None
+    digest: str = ""
+    is_new: bool = False
+    state: str = WAITING
+    generation_id: str | None = None
     files: list[Path] = field(default_factory=list)
     submissions: int = 0
     error: Exception | None = None
+    done: anyio.Event = field(default_factory=anyio.Event)
 
 
 def choose_key(
@@ -158,52 +171,6 @@ def spent_since(entries: Sequence[JournalEntry], since: datetime) -> int:
     return sum(entry.attempt for entry in entries if entry.updated_at >= since)
 
 
-def read_reference(text: str, inputs: Path | None) -> Path | dict[str, str]:
-    """Return the media that a model names: a public URL, the id of a generation, or a file.
-
-    Args:
-        text: As the model wrote it.
-        inputs: The only directory from which files are read; None for none.
-
-    Raises:
-        ToolError: It is none of these, or lies outside the directory.
-    """
-    if "://" in text:
-        _check_public(text)
-        return {"url": text}
-    try:
-        return {"generation_id": str(UUID(text))}
-    except ValueError:
-        pass
-    if inputs is None:
-        raise ToolError("files are not allowed as inputs here: give a public https URL or an id")
-    root = inputs.resolve()
-    path = (root / text).resolve()  # follows symbolic links, so that none leads outside
-    if not path.is_relative_to(root) or not path.is_file():
-        raise ToolError(f"there is no file of that name below {inputs}")
-    return path
-
-
-def _check_public(url: str) -> None:
-    """Refuse addresses that only mean something inside somebody's network."""
-    try:
-        parts = urlsplit(url)
-        host = (parts.hostname or "").rstrip(".")
-    except ValueError:
-        raise ToolError("that is not a URL") from None
-    if parts.scheme != "https" or parts.username is not None or "." not in host:
-        raise ToolError("only public https URLs are allowed, without a user name in them")
-    if host.endswith((".local", ".localhost", ".internal", ".home.arpa")):
-        raise ToolError("only public hosts are allowed")
-    try:
-        is_public = ip_address(host.strip("[]")).is_global
-    except ValueError:
-        # "127.1" and "0x7f.1" are addresses as well, in spellings that only resolvers know.
-        is_public = not host.rpartition(".")[2][:1].isdigit()
-    if not is_public:
-        raise ToolError("only public hosts are allowed")
-
-
 class _Tools:
     """The tools, and the requests under way behind them."""
 
@@ -226,13 +193,15 @@ class _Tools:
         self._download = download
         self._inputs = inputs
         self._patience = patience
-        self._left = max_submissions
+        self._max_submissions = max_submissions
         self._max_per_day = max_per_day
         self._models = models
         self._types = types
         self._poller = poller or Poller(client, wait=AdaptiveWait())
         self._runner = Runner(client, self._poller, journal=journal)
         self._under_way: dict[str, _Request] = {}
+        self._waits: dict[str, _Request] = {}
+        self._paid: set[str] = set()
         self._runner.observe(self._follow)
         self.background = anyio.create_task_group()
 
@@ -267,24 +236,33 @@ class _Tools:
         the same key at any time, continues with the generation of the first one.
         """
         params = dict(options or {})
-        for name, value in (("model", model), ("type", type), ("aspect_ratio", aspect_ratio)):
-            if value is not None:
-                params[name] = value
+        if not params.keys().isdisjoint(("prompt", "key")):
+            raise ToolError("prompt and key are no options: give them beside the options")
+        given: dict[str, Any] = {"model": model, "type": type, "aspect_ratio": aspect_ratio}
+        given |= {"source": source, "image_ref": image_ref}
+        params |= {name: value for name, value in given.items() if value is not None}
         self._check_allowed(params)
-        if source is not None:
-            params["source"] = read_reference(source, self._inputs)
-        if image_ref is not None:
-            params["image_ref"] = [read_reference(each, self._inputs) for each in image_ref]
+        params = {"prompt": prompt, **with_references(params, self._inputs)}
+        with _tool_errors():
+            if key is not None:
+                check_key(key)
+            digest = await anyio.to_thread.run_sync(_digest, params)
+        # No pause from here on: another call may not spend what this one has counted.
         entries = await self._entries()
         if key is None:
-            digest = await anyio.to_thread.run_sync(_digest, {"prompt": prompt, **params})
             key = choose_key(digest, entries, self._under_way, datetime.now(UTC))
         request = self._under_way.get(key)
         if request is None:
+            request = _Request(key, digest)
             if all(entry.key != key for entry in entries):
-                self._pay(entries)
-            request = self._under_way[key] = _Request(key)
-            self.background.start_soon(self._run, request, prompt, params)
+                self._pay(request, entries)
+            self._under_way[key] = request
+            self.background.start_soon(self._run, request, {**params, "key": key})
+        elif request.digest != digest:
+            raise ToolError(
+                f"the key {key!r} belongs to a request with other parameters, which is under way. "
+                "Nothing was sent: give this one another key, or none."
+            )
         return await self._report(context, request)
 
     async def wait_for(
@@ -293,7 +271,7 @@ class _Tools:
         key_or_id: Annotated[str, Field(description="A key, or the id of a generation.")],
     ) -> Annotated[CallToolResult, GenerationReport]:
         """Wait for a generation that was submitted before, and save its files. Never pays."""
-        request = self._under_way.get(key_or_id)
+        request = self._under_way.get(key_or_id) or self._waits.get(key_or_id)
         if request is None:
             entry = next((e for e in await self._entries() if e.key == key_or_id), None)
             generation_id = key_or_id if entry is None else entry.generation_id
@@ -303,9 +281,11 @@ class _Tools:
                     "submit it again: ask the user to look at the account, and to settle it with "
                     "`luma-poll journal resolve`."
                 )
-            request = self._under_way[key_or_id] = _Request(key_or_id)
-            request.submissions = 0 if entry is None else len(entry.submitted)
-            self.background.start_soon(self._wait, request, generation_id)
+            request = self._waits.setdefault(key_or_id, _Request(key_or_id, state="running"))
+            if request.generation_id is None:  # no other call was faster
+                request.generation_id = generation_id
+                request.submissions = 0 if entry is None else len(entry.submitted)
+                self.background.start_soon(self._wait, request, entry is not None)
         return await self._report(context, request)
 
     async def generation(
@@ -347,29 +327,33 @@ class _Tools:
                 raise ToolError(f"only these are allowed as {name} here: {', '.join(allowed)}")
 
     def _submissions_left(self, entries: Sequence[JournalEntry]) -> int | None:
-        left = [] if self._left is None else [self._left]
+        """Return what may still be spent. What was paid for here counts before it is on disk."""
+        left = []
+        if self._max_submissions is not None:
+            left.append(self._max_submissions - len(self._paid))
         if self._max_per_day is not None:
-            known = {entry.key for entry in entries}
-            pending = sum(key not in known for key in self._under_way)
+            pending = len(self._paid - {entry.key for entry in entries})
             spent = spent_since(entries, datetime.now(UTC) - timedelta(days=1))
-            left.append(max(0, self._max_per_day - spent - pending))
-        return min(left) if left else None
+            left.append(self._max_per_day - spent - pending)
+        return max(0, min(left)) if left else None
 
-    def _pay(self, entries: Sequence[JournalEntry]) -> None:
+    def _pay(self, request: _Request, entries: Sequence[JournalEntry]) -> None:
         """Take one submission out of the purse."""
         if self._submissions_left(entries) == 0:
             raise ToolError(
                 "the limit of submissions is reached, so nothing was submitted. Ask the user to "
                 "raise --max-submissions or --max-per-day; calling again does not help."
             )
-        if self._left is not None:
-            self._left -= 1
+        request.is_new = True
+        self._paid.add(request.key)
 
-    async def _run(self, request: _Request, prompt: str, params: Mapping[str, Any]) -> None:
-        async with self._settling(request):
-            generation = await self._runner.run(prompt, key=request.key, **params)
-            request.submissions = max(request.submissions, 1)
-            await self._save(request, generation)
+    async def _run(self, request: _Request, given: Mapping[str, Any]) -> None:
+        async with self._settling(request, self._under_way):
+            (result,) = await self._runner.run_all([given], download=self._download)
+            request.submissions = len(result.submitted)
+            if error := result.error or result.download_error:
+                raise error
+            request.files, request.state = result.paths, result.generation.state
 
     def _follow(self, event: Event) -> None:
         """Follow the requests under way in the events of the runner: one observer for them all."""
@@ -378,30 +362,49 @@ class _Tools:
         request = self._under_way.get(event.run.key or "")
         if request is None:
             return
-        request.latest = event.generation or request.latest
-        request.submissions = max(request.submissions, event.attempt)
+        match event:
+            case RunSubmitting():
+                request.state = "being submitted"
+            case RunRefused() | RunUnreachable():
+                request.state = WAITING
+            case RunFound():
+                request.submissions, request.state = event.attempt, "running"
+                request.generation_id = event.generation_id
+            case RunStateChanged():
+                request.submissions, request.state = event.attempt, event.state
+                request.generation_id = event.generation.id
 
-    async def _wait(self, request: _Request, generation_id: str) -> None:
-        async with self._settling(request):
-            async for snapshot in self._poller.watch(generation_id):
-                request.latest = snapshot
-            if request.latest is not None:
-                await self._save(request, request.latest.raise_for_failure())
-
-    async def _save(self, request: _Request, generation: Generation) -> None:
-        request.latest = generation
-        files = await self._client.download(generation, self._download, name=request.key)
-        request.files = list(files)
+    async def _wait(self, request: _Request, is_key: bool) -> None:
+        async with self._settling(request, self._waits):
+            assert request.generation_id is not None
+            latest = None
+            try:
+                async for latest in self._poller.watch(request.generation_id):
+                    request.state = latest.state
+            except NotFoundError as error:
+                if not is_key:
+                    error.add_note("Nor is it a key: nothing was submitted from here under it.")
+                raise
+            assert latest is not None, "watch ends with a terminal snapshot"
+            request.files = await self._client.download(
+                latest.raise_for_failure(), self._download, key=request.key if is_key else None
+            )
 
     @asynccontextmanager
-    async def _settling(self, request: _Request) -> AsyncGenerator[None]:
+    async def _settling(
+        self, request: _Request, under_way: dict[str, _Request]
+    ) -> AsyncGenerator[None]:
         """Keep the failure for the call that asks, and forget the request: the journal knows it."""
         try:
             yield
         except Exception as error:
             request.error = error
+            if getattr(error, "may_have_been_accepted", False):
+                request.submissions = max(request.submissions, 1)
+            if request.is_new and not request.submissions:
+                self._paid.discard(request.key)
         finally:
-            self._under_way.pop(request.key, None)
+            del under_way[request.key]
             request.done.set()
 
     async def _report(self, context: Context[Any, Any], request: _Request) -> CallToolResult:
@@ -410,13 +413,14 @@ class _Tools:
         with anyio.move_on_after(self._patience):
             while not request.done.is_set():
                 seconds = anyio.current_time() - began
-                await context.report_progress(seconds, self._patience, _state(request))
+                await context.report_progress(seconds, self._patience, request.state)
                 with anyio.move_on_after(HEARTBEAT):
                     await request.done.wait()
         if request.error is not None:
             raise _tool_error(request.error, request)
         if not request.done.is_set():
-            advice = f'still running: call wait_for with "{request.key}"; do not call generate'
+            still = "still running" if request.generation_id else "not submitted yet"
+            advice = f'{still}: call wait_for with "{request.key}"; do not call generate'
             return _result(request, advice, None)
         preview = await anyio.to_thread.run_sync(_preview, request.files)
         return _result(request, "done: the files are on disk", preview)
@@ -426,15 +430,11 @@ class _Tools:
             return await anyio.to_thread.run_sync(self._journal.entries)
 
 
-def _state(request: _Request) -> str:
-    return "waiting for room" if request.latest is None else request.latest.state
-
-
 def _result(request: _Request, advice: str, preview: bytes | None) -> CallToolResult:
     report = GenerationReport(
         key=request.key,
-        generation_id=None if request.latest is None else request.latest.id,
-        state=_state(request),
+        generation_id=request.generation_id,
+        state=request.state,
         files=[str(path) for path in request.files],
         submissions=request.submissions,
         next=advice,
@@ -446,24 +446,23 @@ def _result(request: _Request, advice: str, preview: bytes | None) -> CallToolRe
     return CallToolResult(content=content, structured_content=report.model_dump(mode="json"))
 
 
-@functools.singledispatch
-def _plain(value: Any) -> Any:
-    raise TypeError(f"{type(value).__name__} is not a parameter of the API")
-
-
-@_plain.register
-def _(value: Path) -> str:
-    return hashlib.sha256(value.read_bytes()).hexdigest()
+def _content(path: Path) -> str:
+    """Return the digest of a file, for that of its request."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ToolError(f"{path.name} cannot be read: {error.strerror}") from None
 
 
 def _digest(params: Mapping[str, Any]) -> str:
     """Return a digest of a call; of the bytes of its files, whatever they are called."""
-    return hashlib.sha256(json.dumps(params, sort_keys=True, default=_plain).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(params, sort_keys=True, default=_content).encode()).hexdigest()
 
 
 def _preview(files: Sequence[Path]) -> bytes | None:
     """Return a small JPEG of the first picture; None if there is none that Pillow can read."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     for path in files:
         try:
@@ -472,7 +471,7 @@ def _preview(files: Sequence[Path]) -> bytes | None:
                 small = io.BytesIO()
                 picture.convert("RGB").save(small, "JPEG", quality=80)
                 return small.getvalue()
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        except Exception:  # a video, or broken: it is on disk, and paid for, all the same
             continue
     return None
 
@@ -486,14 +485,16 @@ def _tool_errors() -> Iterator[None]:
         raise _tool_error(error) from None
 
 
-def _tool_error(error: Exception, request: _Request | None = None) -> Exception:
-    """Return the error for the model: its words and hints are ours, and hold no secret."""
+def _tool_error(error: Exception, request: _Request | None = None) -> ToolError:
+    """Return the error for the model: it holds no secret, and says how to go on."""
+    said = [str(error), *getattr(error, "__notes__", [])]
     if not isinstance(error, LumaError):
-        return error
-    said = " ".join([str(error), *getattr(error, "__notes__", [])])
-    if request is not None:
-        said += f' (key "{request.key}")'
-    return ToolError(said)
+        told = redact("".join(traceback.format_exception(error)))
+        logger.error("a tool failed: %s", told, extra=fields(error=error))
+        said = [f"unexpected {type(error).__name__}: {redact(str(error))}."]
+    if request is not None and request.submissions:
+        said.append(f'(key "{request.key}")')
+    return ToolError("\n".join(said))
 
 
 @asynccontextmanager
@@ -522,7 +523,7 @@ async def open_server(
         inputs: The only directory from which files are read; None for none.
         patience: Seconds after which a call returns, finished or not: less than the limit of
             the agent's client, which is often a minute.
-        max_submissions: New requests that this server may submit; None for no limit.
+        max_submissions: New requests that this server may submit; 0 for none, None for no limit.
         max_per_day: The same in any 24 hours, over restarts; None for no limit.
         models: The models that are allowed; the first is the default. Empty for all.
         types: The types that are allowed; the first is the default. Empty for all.
@@ -535,8 +536,9 @@ async def open_server(
         ConfigurationError: An argument is unusable.
         JournalError: The journal cannot be used.
     """
-    check_count("max_submissions", max_submissions)
-    check_count("max_per_day", max_per_day)
+    for name, limit in (("max_submissions", max_submissions), ("max_per_day", max_per_day)):
+        if limit != 0:
+            check_count(name, limit)
     if check_positive("patience", patience) is None:
         raise ConfigurationError("patience is a number of seconds, not None")
     root = None if inputs is None else Path(inputs)
@@ -546,7 +548,7 @@ async def open_server(
     async with AsyncExitStack() as stack:
         tools = _Tools(
             client,
-            stack.enter_context(Journal(journal)),
+            stack.enter_context(await anyio.to_thread.run_sync(Journal, journal, HANDOVER)),
             Path(download),
             inputs=root,
             patience=patience,
@@ -559,53 +561,48 @@ async def open_server(
         server = MCPServer[Any](
             "luma-poll", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING"
         )
-        pays = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True)
+        writes = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True)
         reads = ToolAnnotations(read_only_hint=True, idempotent_hint=True)
-        server.tool(title="Make an image or video", annotations=pays)(tools.generate)
-        saves = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True)
-        server.tool(title="Wait for a generation", annotations=saves)(tools.wait_for)
-        server.tool(title="Look at a generation", annotations=reads)(tools.generation)
-        server.tool(title="List what was submitted", annotations=reads)(tools.journal)
+        for title, tool, hints in (
+            ("Make an image or video", tools.generate, writes),
+            ("Wait for a generation", tools.wait_for, writes),
+            ("Look at a generation", tools.generation, reads),
+            ("List what was submitted", tools.journal, reads),
+        ):
+            server.add_tool(tool, title=title, description=getdoc(tool), annotations=hints)
+        error_of_the_block: BaseException | None = None
         async with tools.background:
-            yield server
+            try:
+                yield server
+            except BaseException as error:  # raised below: the task group would wrap it
+                error_of_the_block = error
             tools.background.cancel_scope.cancel()
+        if error_of_the_block is not None:
+            raise error_of_the_block
 
 
 async def serve_stdio(server: MCPServer[Any]) -> None:
-    """Serve over standard input and output until the input ends, or the call is cancelled."""
-    # The library's own reader cannot be cancelled before the next line comes, which may be never.
-    lines = cast("anyio.AsyncFile[str]", _Lines(os.dup(sys.stdin.fileno())))
+    """Serve over standard input and output until the client goes, or the call is cancelled.
+
+    What is printed meanwhile goes to standard error.
+
+    Raises:
+        ConfigurationError: Standard input or output is closed.
+    """
     lowlevel = server._lowlevel_server
-    async with stdio_server(stdin=lines) as (incoming, outgoing):
-        await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
+    try:
+        with standard_pipes() as (lines, writer), anyio.CancelScope() as scope:
 
+            async def incoming_lines() -> AsyncGenerator[str]:
+                async for line in lines:
+                    yield line
+                scope.deadline = anyio.current_time() + GRACE
 
-class _Lines:
-    """The lines of a descriptor, read so that the reader can be cancelled."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._rest = b""
-
-    def __aiter__(self) -> _Lines:
-        return self
-
-    async def __anext__(self) -> str:
-        while b"\n" not in self._rest:
-            found = await self._read()
-            if not found:
-                raise StopAsyncIteration
-            self._rest += found
-            if len(self._rest) > LONGEST_LINE:  # nobody who speaks the protocol sends that
-                raise StopAsyncIteration
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line.decode(errors="replace")
-
-    async def _read(self) -> bytes:
-        if os.name == "posix":
-            # Not in a thread: one that is left behind keeps the process from ending.
-            with suppress(PermissionError):  # a file is always readable, and cannot be waited for
-                await anyio.wait_readable(self._descriptor)
-            return os.read(self._descriptor, 65536)
-        read = functools.partial(os.read, self._descriptor, 65536)
-        return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+            # The library's own cannot be cancelled before the next line comes, or is read.
+            async with stdio_server(
+                stdin=cast("anyio.AsyncFile[str]", incoming_lines()),
+                stdout=cast("anyio.AsyncFile[str]", writer),
+            ) as (incoming, outgoing):
+                await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
+    except* (BrokenPipeError, ConnectionResetError):  # the client has gone: that is an end, too
+        pass

@@ -7,39 +7,23 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
 
 from pydantic import BaseModel
 
 from luma_poll._logging import fields, logger
 from luma_poll.errors import (
+    UNAVAILABLE,
     APIError,
     APIStatusError,
-    AuthenticationError,
-    BadRequestError,
-    BudgetExhaustedError,
-    ConfigurationError,
-    ContentModeratedError,
-    CorruptInputError,
     DownloadError,
     GenerationError,
-    GenerationFailedError,
-    GenerationRateLimitedError,
-    ImageTooLargeError,
-    InsufficientBalanceError,
-    InvalidRequestError,
-    JournalError,
     LumaError,
     NotFoundError,
     OutputNotFoundError,
-    PayloadTooLargeError,
-    PermissionDeniedError,
     PollTimeoutError,
+    ProblemKind,
     RateLimitError,
-    SubmissionLimitError,
     SubmissionUnknownError,
-    UnprocessableEntityError,
-    UnsupportedFormatError,
     UploadError,
 )
 
@@ -69,93 +53,7 @@ class Problem(BaseModel):
     retryable: bool
 
 
-class _Kind(NamedTuple):
-    status: int
-    code: str
-    title: str
-    detail: str
-
-
-PERHAPS_SUBMITTED = (
-    "It is not known whether the generation was submitted. It may be running: "
-    "look for it before you submit it again."
-)
-_OPERATORS = _Kind(503, "unavailable", "The service is unavailable", "Try again later.")
-_KINDS: dict[type[LumaError], _Kind] = {
-    LumaError: _Kind(500, "internal", "The server made a mistake", "It has been logged."),
-    # The operator's own faults: the public learns no more than this.
-    ConfigurationError: _OPERATORS,
-    AuthenticationError: _OPERATORS,
-    InsufficientBalanceError: _OPERATORS,
-    PermissionDeniedError: _OPERATORS,
-    BudgetExhaustedError: _OPERATORS,
-    JournalError: _OPERATORS,
-    SubmissionLimitError: _OPERATORS,
-    # The caller's faults.
-    BadRequestError: _Kind(
-        400, "bad_request", "The parameters were rejected", "Change the parameters."
-    ),
-    NotFoundError: _Kind(404, "not_found", "There is no such generation", "Check the id."),
-    PayloadTooLargeError: _Kind(
-        413, "payload_too_large", "The request is too large", "Use smaller images or videos."
-    ),
-    UnprocessableEntityError: _Kind(
-        422, "unprocessable_input", "An input cannot be read", "Check the inputs of the request."
-    ),
-    ContentModeratedError: _Kind(
-        422,
-        "content_moderated",
-        "The content was rejected by moderation",
-        "Change the prompt or the references: the same request will be rejected again.",
-    ),
-    ImageTooLargeError: _Kind(
-        413, "image_too_large", "An input is too large", "Resize or compress the input."
-    ),
-    UnsupportedFormatError: _Kind(
-        415,
-        "unsupported_format",
-        "The format of an input is not supported",
-        "Convert the input to a supported format.",
-    ),
-    CorruptInputError: _Kind(
-        422, "corrupt_input", "An input is corrupt", "Encode the input again, or replace it."
-    ),
-    InvalidRequestError: _Kind(
-        422, "invalid_request", "The request is not valid", "Change the parameters."
-    ),
-    # Faults of Luma and of the network.
-    APIError: _Kind(
-        502, "upstream_error", "The generation service is having trouble", "Try again later."
-    ),
-    RateLimitError: _Kind(
-        503, "rate_limited", "The generation service is busy", "Try again a little later."
-    ),
-    GenerationError: _Kind(
-        502, "unknown_failure", "The generation failed", "The reason is unknown."
-    ),
-    GenerationFailedError: _Kind(
-        502, "generation_failed", "The generation failed", "Submit it again."
-    ),
-    OutputNotFoundError: _Kind(
-        502, "output_not_found", "The result of the generation was lost", "Submit it again."
-    ),
-    GenerationRateLimitedError: _Kind(
-        503, "generation_rate_limited", "The generation service is busy", "Submit it again later."
-    ),
-    DownloadError: _Kind(
-        502, "download_failed", "The result could not be fetched", "Try again later."
-    ),
-    UploadError: _Kind(502, "upload_failed", "An input could not be uploaded", "Try again later."),
-    SubmissionUnknownError: _Kind(
-        502, "submission_unknown", "The submission got no answer", PERHAPS_SUBMITTED
-    ),
-    PollTimeoutError: _Kind(
-        504,
-        "timed_out",
-        "The generation has not ended yet",
-        "It is still running: ask again with the same id, rather than submit it again.",
-    ),
-}
+PERHAPS_SUBMITTED = SubmissionUnknownError.problem.detail
 _WORD = re.compile(r"\S+")
 _LONGEST_DETAIL = 500
 """Characters."""
@@ -177,7 +75,7 @@ def to_problem(error: LumaError) -> Problem:
         The problem. It holds no key, no URL and nothing about the operator's account.
     """
     kind = _kind(error)
-    if kind is _OPERATORS or kind.status == 500:
+    if kind is UNAVAILABLE or kind.status == 500:
         extra = fields(error=error)
         logger.error("answered %d: %s", kind.status, error, exc_info=error, extra=extra)
     elif kind.status in (502, 503):
@@ -188,7 +86,7 @@ def to_problem(error: LumaError) -> Problem:
         status=kind.status,
         detail=_detail(error, kind),
         code=kind.code,
-        generation_id=_generation_id(error),
+        generation_id=getattr(error, "generation_id", None) or None,
         retryable=_retryable(error, kind),
     )
 
@@ -205,26 +103,26 @@ def retry_after(error: LumaError) -> int | None:
     """
     for found in (error, error.__cause__):
         if isinstance(found, APIStatusError) and found.retry_after is not None:
-            return None if _kind(found) is _OPERATORS else math.ceil(found.retry_after)
+            return None if _kind(found) is UNAVAILABLE else math.ceil(found.retry_after)
     return None
 
 
-def _kind(error: LumaError) -> _Kind:
+def _kind(error: LumaError) -> ProblemKind:
     if isinstance(error, APIStatusError) and not error.in_api_words and error.status_code < 500:
-        return _KINDS[RateLimitError if isinstance(error, RateLimitError) else APIError]
-    return next(_KINDS[base] for base in type(error).__mro__ if base in _KINDS)
+        return (RateLimitError if isinstance(error, RateLimitError) else APIError).problem
+    return error.problem
 
 
-def _detail(error: LumaError, kind: _Kind) -> str:
+def _detail(error: LumaError, kind: ProblemKind) -> str:
     if _may_have_been_submitted(error):
         return PERHAPS_SUBMITTED
     if isinstance(error, OutputNotFoundError) and not error.retryable:
-        return "It completed without a result: do not submit it again."
+        return "It has no result: do not submit it again."
     words = None
     if kind.status < 500:  # Luma's description of a fault in the caller's input
         words = getattr(error, "failure_reason", None) or getattr(error, "detail", None)
     if not words or isinstance(error, NotFoundError):
-        return kind.detail
+        return kind.detail or getattr(error, "hint", "")
     # Cut first: what a text may cost must not depend on who wrote it.
     return _WORD.sub(_without_link, words[: 4 * _LONGEST_DETAIL])[:_LONGEST_DETAIL]
 
@@ -233,15 +131,8 @@ def _without_link(word: re.Match[str]) -> str:
     return "(link)" if "://" in word[0] else word[0]
 
 
-def _generation_id(error: LumaError) -> str | None:
-    if isinstance(error, GenerationError):
-        return error.generation.id
-    found: str | None = getattr(error, "generation_id", None)
-    return found
-
-
-def _retryable(error: LumaError, kind: _Kind) -> bool:
-    if kind is _OPERATORS:
+def _retryable(error: LumaError, kind: ProblemKind) -> bool:
+    if kind is UNAVAILABLE:
         return False
     if isinstance(error, PollTimeoutError):
         return True

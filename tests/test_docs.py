@@ -7,6 +7,8 @@ import json
 import logging
 import pkgutil
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +156,26 @@ async def test_snippets_in_real_time_run(
         for code in snippets(page):
             if in_real_time(code, page):
                 await run(code, names, page)
+
+
+def test_the_tests_on_the_page_of_testing_pass(tmp_path: Path) -> None:
+    """In a project of their own; to define them, as above, is not to run them."""
+    code = snippets(ROOT / "docs/testing.md")
+    in_virtual_time = code.index(next(each for each in code if "MockClock" in each))
+    defining = [each for each in code if not re.search(r"^async with", each, re.MULTILINE)]
+    (tmp_path / "conftest.py").write_text("import pytest\n" + code[in_virtual_time])
+    (tmp_path / "test_page.py").write_text(
+        "\n".join(each for each in defining if "MockClock" not in each)
+    )
+    told = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--strict-markers"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert told.returncode == 0, told.stdout
+    assert "7 passed" in told.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

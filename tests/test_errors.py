@@ -1,6 +1,7 @@
 """The tree of errors, what each one keeps and tells, and what none of them ever shows."""
 
 import copy
+import json
 import pickle
 import ssl
 import traceback
@@ -43,18 +44,25 @@ from luma_poll import (
     Poller,
     PollTimeoutError,
     RateLimitError,
+    Runner,
     ServerError,
     SubmissionLimitError,
     SubmissionUnknownError,
     UnprocessableEntityError,
     UnsupportedFormatError,
     UploadError,
+    errors,
 )
 from luma_poll._api.translation import translate_error
+from luma_poll._cli.results import Result, to_json
+from luma_poll._fleet.ends import from_json
+from luma_poll._fleet.ends import to_json as failure_to_json
+from luma_poll._logging import fields
 from luma_poll._redaction import redact
-from luma_poll.errors import STATUS_ERRORS
+from luma_poll.errors import FAILURE_ERRORS, STATUS_ERRORS
 from luma_poll.problems import to_problem
 from tests.fakes import ID, URL, FakeClient, snapshot
+from tests.running.fakes import FakeAccount
 
 TREE: dict[type[LumaError], tuple[type[BaseException], ...]] = {
     ConfigurationError: (LumaError, ValueError),
@@ -119,7 +127,9 @@ def make(error_class: type[LumaError], text: str = "told") -> LumaError:
         return error_class(snapshot("failed", failure_code="odd", failure_reason=text))
     if issubclass(error_class, PollTimeoutError):
         latest = snapshot("processing")
-        return error_class(ID, last_generation=latest, elapsed=60.5, attempts=7, why=f" ({text})")
+        return error_class(
+            f" ({text})", generation_id=ID, last_generation=latest, elapsed=60.5, attempts=7
+        )
     return error_class(text)
 
 
@@ -194,6 +204,68 @@ def test_a_cause_that_is_not_ours_does_not_hinder_pickling(error_class: type[Lum
     assert again.__cause__ is None
 
 
+PUBLIC = [value for value in vars(errors).values() if isinstance(value, type)]
+
+
+@pytest.mark.parametrize("error_class", [each for each in PUBLIC if issubclass(each, Exception)])
+def test_every_error_can_be_made_of_its_message_alone(error_class: type[LumaError]) -> None:
+    """Celery's JSON keeps no more of an error; what reads errors must not stumble over that."""
+    error = make(error_class)
+    again = error_class(*error.args)
+    assert (str(again), again.args) == (str(error), error.args)
+    known = attributes(again)
+    assert known.keys() == attributes(error).keys()
+    for name, value in vars(again).items():
+        assert value in (None, "", 0, (), {}, str(error), True, getattr(error_class, name, None))
+    assert fields(error=again)["error_type"] == error_class.__name__
+    assert fields(error=again)["generation_id"] is None
+    problem = to_problem(again)
+    assert (problem.status, problem.code, problem.generation_id) == (*again.problem[:2], None)
+    assert problem.detail
+    line = json.loads(to_json(Result(ID, snapshot("queued"), again)))
+    assert line["error"]["message"] == str(error)
+    assert line["generation"]["state"] == "queued"
+    assert str(from_json(failure_to_json(again))) == str(error)
+    assert attributes(pickle.loads(pickle.dumps(again))) == known
+
+
+def test_an_error_without_its_attributes_never_says_that_it_was_not_accepted() -> None:
+    """Not knowing which status it was is no reason to submit, and pay, again."""
+    assert APIStatusError("HTTP").may_have_been_accepted
+    assert APIConnectionError("reset").may_have_been_accepted
+    assert ServerError("HTTP").may_have_been_accepted
+    assert not BadRequestError("HTTP").may_have_been_accepted
+    assert not RateLimitError("HTTP").may_have_been_accepted
+    assert not OutputNotFoundError("completed without any output").retryable
+
+
+def test_a_class_declares_the_code_or_the_status_that_it_stands_for() -> None:
+    """The tables are made of the classes, so that none can be missing in them."""
+    codes = {cls: code for code, cls in FAILURE_ERRORS.items()}
+    statuses = {cls: status for status, cls in STATUS_ERRORS.items()}
+    assert set(codes) == {cls for cls in TREE if TREE[cls] == (GenerationError,)}
+    assert set(statuses) == {cls for cls in TREE if TREE[cls] == (APIStatusError,)}
+    for failure, code in codes.items():
+        assert failure("told").failure_code == code
+    for refusal, status in statuses.items():
+        assert refusal("told").status_code == status
+
+
+@pytest.mark.anyio
+async def test_an_error_without_its_attributes_ends_a_run_as_any_other() -> None:
+    """A client of somebody else's may raise such a one."""
+    told = GenerationError("told")
+
+    class Odd(FakeAccount):
+        async def get(self, generation_id: str) -> Any:
+            raise told
+
+    (result,) = await Runner(Odd()).run_all(["a red fox"])
+    assert result.error is told
+    (polled,) = await Poller(FakeClient(told)).wait_all([ID])
+    assert (polled.error, polled.generation) == (told, None)
+
+
 def test_a_copy_is_independent() -> None:
     """A note on one is not a note on the other."""
     error = make(ServerError)
@@ -264,14 +336,14 @@ def test_fields_in_place_of_outputs_are_named() -> None:
 def test_a_timeout_tells_what_which_and_what_next() -> None:
     """The job may go on and be billed: wait again, do not submit again."""
     latest = snapshot("processing")
-    error = PollTimeoutError(ID, last_generation=latest, elapsed=300.04, attempts=1)
+    error = PollTimeoutError(generation_id=ID, last_generation=latest, elapsed=300.04, attempts=1)
     assert str(error) == (
         f"generation {ID} is 'processing' after 300.0 s and 1 poll. It may still finish and be "
         "billed: wait again with the same id rather than submit it again."
     )
     assert (error.generation_id, error.last_generation) == (ID, latest)
     assert (error.elapsed, error.attempts) == (300.04, 1)
-    silent = PollTimeoutError(ID, last_generation=None, elapsed=5, attempts=3)
+    silent = PollTimeoutError(generation_id=ID, last_generation=None, elapsed=5, attempts=3)
     assert f"generation {ID} has not answered after 5.0 s and 3 polls." in str(silent)
 
 

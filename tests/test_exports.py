@@ -60,7 +60,7 @@ ABOVE = {
     "_running": ["_journal", "_polling"],
     "_sync": ["_client", "_downloads", "_journal", "_polling", "_running"],
     "opentelemetry": ["_polling", "_running", "_sync"],
-    "typing": ["_journal", "_polling", "_running"],
+    "typing": ["_downloads", "_journal", "_polling", "_running"],
     "problems": [],
     "_fastapi": [],
     "_fleet": ["_journal", "_polling", "_running"],
@@ -69,7 +69,8 @@ ABOVE = {
     "sync": ["_client", "_downloads", "_journal", "_polling", "_running", "_sync"],
     "sandbox": ["_polling"],
     "testing": ["_client", "_polling", "_running", "sandbox"],
-    "mcp": ["_client", "_journal", "_polling", "_running"],
+    "_mcp": [],
+    "mcp": ["_client", "_journal", "_mcp", "_polling", "_running"],
     "_cli": ["_client", "_downloads", "_journal", "_polling", "_running", "dbos", "sandbox", "mcp"],
     "__main__": ["_cli"],
 }
@@ -164,6 +165,7 @@ WINGS = {
         "sender",
         "worker",
     ],
+    "_mcp": ["references", "pipes"],
     "_cli": [
         "exit_codes",
         "terminal",

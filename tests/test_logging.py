@@ -92,7 +92,7 @@ def test_the_fields_of_errors() -> None:
         "attempt": None,
         "error_type": "ContentModeratedError",
     }
-    late = PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1)
+    late = PollTimeoutError(generation_id=ID, last_generation=None, elapsed=1, attempts=1)
     assert fields(error=late)["generation_id"] == ID
     assert set(fields().values()) == {None}
 

@@ -224,7 +224,7 @@ def test_errors_are_those_of_the_async_poller(poller: Session) -> None:
     failing = poller.create("sandbox:fail=content_moderated sandbox:duration=1")
     with pytest.raises(ContentModeratedError) as failed:
         poller.wait(failing)
-    assert failed.value.generation.id == failing.id
+    assert failed.value.generation_id == failing.id
     with pytest.raises(NotFoundError) as missing:
         poller.get(ID)
     names = [frame.name for frame in traceback.extract_tb(missing.value.__traceback__)]

@@ -15,11 +15,12 @@ import typer
 
 from luma_poll._cli.options import JsonOption
 from luma_poll._cli.process import orderly_exit
+from luma_poll._cli.results import put_entry
 from luma_poll._cli.terminal import put_line, say
 from luma_poll.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from luma_poll.dbos import Fleet, FleetEntry, FleetStatus
+    from luma_poll.dbos import Fleet, FleetStatus
 
 T = TypeVar("T")
 
@@ -152,15 +153,7 @@ def list_entries(
     wanted: Any = state
     with orderly_exit():
         for entry in _ask(database, queue, schema, lambda fleet: fleet.entries(wanted)):
-            _put_entry(entry, as_json=as_json)
-
-
-def _put_entry(entry: FleetEntry, *, as_json: bool) -> None:
-    if as_json:
-        put_line(json.dumps(asdict(entry) | {"updated_at": entry.updated_at.isoformat()}))
-        return
-    prompt = str(entry.request.get("prompt", ""))
-    put_line(entry.state, entry.key, entry.generation_id or "", entry.failure_code or "", prompt)
+            put_entry(entry, as_json=as_json)
 
 
 @fleet.command()

@@ -38,6 +38,13 @@ def options_given(ctx: typer.Context, *only: str, **changed: Any) -> list[str]:
     return words
 
 
+def longer_timeout(ctx: typer.Context, was_too_short: bool) -> dict[str, float]:
+    """A longer `--timeout` in place of one that was given, for a command that goes on waiting."""
+    if not was_too_short or not options_given(ctx, "timeout"):
+        return {}
+    return {"timeout": max(600.0, 2 * ctx.params["timeout"])}
+
+
 def command(name: str, *words: str) -> str:
     """A line with a command to copy."""
     return f"  luma-poll {name} {shlex.join(words)}"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from luma_poll._cli.options import JsonOption, offer
 from luma_poll._cli.process import orderly_exit
-from luma_poll._cli.terminal import put_line, say_lines
-from luma_poll._journal.entry import STATES, JournalEntry, check_state
+from luma_poll._cli.results import put_entry
+from luma_poll._cli.terminal import say_lines
+from luma_poll._journal.entry import STATES, check_state
 from luma_poll._journal.journal import Journal
 from luma_poll.errors import ConfigurationError
 
@@ -71,15 +70,6 @@ def resolve(
             )
         does = "submits it" if resubmit else f"waits for {generation_id}"
         say_lines(f"{key}: the next run {does}." for key in settled)
-
-
-def put_entry(entry: JournalEntry, *, as_json: bool) -> None:
-    """Print an entry."""
-    if as_json:
-        put_line(json.dumps(asdict(entry) | {"updated_at": entry.updated_at.isoformat()}))
-        return
-    prompt = str(entry.request.get("prompt", ""))
-    put_line(entry.state, entry.key, entry.generation_id or "", entry.failure_code or "", prompt)
 
 
 def _open(path: str) -> Journal:

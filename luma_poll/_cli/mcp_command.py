@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
 import typer
@@ -67,30 +68,22 @@ def mcp(
                 raise
             raise ConfigurationError(HOW_TO_INSTALL) from None
         anyio.run(
-            _serve,
-            download,
-            inputs,
-            journal or download / "luma-poll.db",
-            max_submissions,
-            max_per_day,
-            allow_model or [],
-            allow_type or [],
-            patience,
-            port,
+            partial(
+                _serve,
+                port,
+                journal=journal or download / "luma-poll.db",
+                download=download,
+                inputs=inputs,
+                patience=patience,
+                max_submissions=max_submissions,
+                max_per_day=max_per_day,
+                models=allow_model or [],
+                types=allow_type or [],
+            )
         )
 
 
-async def _serve(
-    download: Path,
-    inputs: Path | None,
-    journal: Path,
-    max_submissions: int,
-    max_per_day: int,
-    models: list[str],
-    types: list[str],
-    patience: float,
-    port: int | None,
-) -> None:
+async def _serve(port: int | None, **options: Any) -> None:
     """Serve until the input ends or a signal comes; both are a clean end."""
     from luma_poll.mcp import open_server, serve_stdio
 
@@ -104,28 +97,18 @@ async def _serve(
                 scope.cancel()
                 return
 
-    async with (
-        open_client() as client,
-        open_server(
-            client,
-            journal=journal,
-            download=download,
-            inputs=inputs,
-            patience=patience,
-            max_submissions=max_submissions,
-            max_per_day=max_per_day,
-            models=models,
-            types=types,
-        ) as server,
-        anyio.create_task_group() as tasks,
-    ):
-        if os.name == "posix":  # elsewhere Ctrl-C interrupts the event loop
-            tasks.start_soon(end_at_a_signal, tasks.cancel_scope)
-        if port is None:
-            await serve_stdio(server)
-        else:
-            await _serve_http(server, port)
-        tasks.cancel_scope.cancel()
+    async with open_client() as client, open_server(client, **options) as server:
+        failure: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            if os.name == "posix":  # elsewhere Ctrl-C interrupts the event loop
+                tasks.start_soon(end_at_a_signal, tasks.cancel_scope)
+            try:
+                await (serve_stdio(server) if port is None else _serve_http(server, port))
+            except Exception as error:  # raised below: the task group would wrap it
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
 
 async def _serve_http(server: object, port: int) -> None:
@@ -136,6 +119,6 @@ async def _serve_http(server: object, port: int) -> None:
 
     assert isinstance(server, MCPServer)
     app = server.streamable_http_app()
-    async with server.session_manager.run(), serve_app(app, "127.0.0.1", port) as origin:
+    async with serve_app(app, "127.0.0.1", port) as origin, server.session_manager.run():
         say(f"listening at {origin}/mcp; Ctrl-C stops it")
         await anyio.sleep_forever()

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -173,10 +173,20 @@ def put_urls(generation: Generation, *before: str) -> None:
         put_line(*before, output.url)
 
 
+def put_entry(entry: Any, *, as_json: bool) -> None:
+    """Print an entry of a journal, or of a fleet."""
+    if as_json:
+        put_line(json.dumps(asdict(entry) | {"updated_at": entry.updated_at.isoformat()}))
+        return
+    prompt = str(entry.request.get("prompt", ""))
+    put_line(entry.state, entry.key, entry.generation_id or "", entry.failure_code or "", prompt)
+
+
 def to_json(result: Result) -> str:
     """A result as one line of JSON, with the paths of its files if they were downloaded."""
     error = result.error
-    generation = error.generation if isinstance(error, GenerationError) else result.generation
+    generation = error.generation if isinstance(error, GenerationError) else None
+    generation = generation or result.generation
     line: dict[str, object] = {
         "id": result.generation_id or None,
         "ok": error is None,

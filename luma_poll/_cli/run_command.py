@@ -8,14 +8,23 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
 import typer
 
 from luma_poll._cli.bars import DownloadBars, fetch
 from luma_poll._cli.exit_codes import COMPLETED, INTERRUPTED, exit_code
-from luma_poll._cli.hints import FEW, as_option, command, counts, in_words, options_given, plural
+from luma_poll._cli.hints import (
+    FEW,
+    as_option,
+    command,
+    counts,
+    in_words,
+    longer_timeout,
+    options_given,
+    plural,
+)
 from luma_poll._cli.options import (
     AspectRatioOption,
     DownloadOption,
@@ -41,12 +50,12 @@ from luma_poll._client.client import LumaClient
 from luma_poll._journal.entry import JournalEntry
 from luma_poll._journal.journal import Journal
 from luma_poll._polling.adaptive import AdaptiveWait
-from luma_poll._polling.poller import MAX_RATE, TIMEOUT, Poller
+from luma_poll._polling.poller import Poller
 from luma_poll._running.request_files import Overview, RequestFormat
 from luma_poll._running.run_result import RunResult
 from luma_poll._running.runner import REQUEST_COST, Runner
 from luma_poll._tasks.each import run_each
-from luma_poll.errors import SubmissionUnknownError
+from luma_poll.errors import PollTimeoutError, SubmissionUnknownError
 from luma_poll.events import (
     Event,
     RunEvent,
@@ -101,8 +110,8 @@ def run(
             metavar="PATH", help="Remember the submissions: the same command continues the run."
         ),
     ] = None,
-    timeout: TimeoutOption = TIMEOUT,
-    max_rate: MaxRateOption = MAX_RATE,
+    timeout: TimeoutOption = 600.0,
+    max_rate: MaxRateOption = 30.0,
     as_json: JsonOption = False,
     output: OutputOption = None,
     yes: Annotated[
@@ -347,6 +356,11 @@ class Runs:
         return result is not None and result.is_unsent
 
     @property
+    def _longer_timeout(self) -> dict[str, float]:
+        errors = (result.error for result in self._ended.values())
+        return longer_timeout(self._ctx, any(isinstance(e, PollTimeoutError) for e in errors))
+
+    @property
     def _journal(self) -> str | None:
         return self._ctx.params.get("journal")
 
@@ -355,7 +369,8 @@ class Runs:
         if ids:
             yield "To wait for them, and to fetch their files, which costs nothing:"
             only = ("timeout", "max_rate", "download", "as_json", "output")
-            yield command("wait", *ids, *options_given(self._ctx, *only))
+            again = options_given(self._ctx, *only, **self._longer_timeout)
+            yield command("wait", *ids, *again)
 
     def _rest(self, lines: list[Line]) -> Iterator[str]:
         """How to run those that were not submitted."""
@@ -370,7 +385,8 @@ class Runs:
 
     def _again(self, numbers: list[int] | None) -> str:
         """The command for some of the lines, or for all."""
-        sources, changed = list(self.prompts.sources), {}
+        sources = list(self.prompts.sources)
+        changed: dict[str, Any] = {**self._longer_timeout}
         if numbers is not None:
             if len(numbers) == len(self.prompts.lines):
                 pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Annotated, Literal, TypeAlias
@@ -65,12 +66,18 @@ async def serve(sandbox: Sandbox, host: str, port: int) -> None:
             raise ConfigurationError(
                 f"cannot listen on {host}, port {port}: {_reason(error)}"
             ) from None
-        say(f"The sandbox is listening at {base_url}; Ctrl-C stops it. Set for its clients:")
+        say(f"The sandbox listens at {base_url} until Ctrl-C. Paste where its clients run:")
         # An address that stands for all interfaces is not one to connect to.
         own = base_url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-        put_line(f"LUMA_BASE_URL={own}")
-        put_line("LUMA_AGENTS_API_KEY=luma-api-sandbox")
+        for line in settings(own):
+            put_line(line)
         await anyio.sleep_forever()
+
+
+def settings(base_url: str) -> list[str]:
+    """Return the lines to paste into a shell, for every program that is started from it."""
+    word = "set" if sys.platform == "win32" else "export"
+    return [f"{word} LUMA_BASE_URL={base_url}", f"{word} LUMA_AGENTS_API_KEY=luma-api-sandbox"]
 
 
 def _reason(error: OSError | UnicodeError) -> str:

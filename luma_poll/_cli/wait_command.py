@@ -13,7 +13,7 @@ import typer
 from luma_poll._arguments import check_generation_id
 from luma_poll._cli.bars import DownloadBars, fetch
 from luma_poll._cli.exit_codes import COMPLETED, exit_code
-from luma_poll._cli.hints import FEW, command, counts, options_given
+from luma_poll._cli.hints import FEW, command, counts, longer_timeout, options_given
 from luma_poll._cli.ids import read_ids, read_ids_from_stdin
 from luma_poll._cli.options import (
     DownloadOption,
@@ -31,9 +31,9 @@ from luma_poll._cli.table import LiveTable
 from luma_poll._cli.terminal import err, say_lines
 from luma_poll._client.client import LumaClient
 from luma_poll._polling.poll_result import PollResult
-from luma_poll._polling.poller import MAX_RATE, TIMEOUT, Poller
+from luma_poll._polling.poller import Poller
 from luma_poll._tasks.each import run_each
-from luma_poll.errors import ConfigurationError
+from luma_poll.errors import ConfigurationError, PollTimeoutError
 from luma_poll.models import Generation
 
 
@@ -47,8 +47,8 @@ def wait(
         list[str] | None,
         typer.Option(metavar="PATH", help="Read ids from a file too; # begins a comment."),
     ] = None,
-    timeout: TimeoutOption = TIMEOUT,
-    max_rate: MaxRateOption = MAX_RATE,
+    timeout: TimeoutOption = 600.0,
+    max_rate: MaxRateOption = 30.0,
     as_json: JsonOption = False,
     output: OutputOption = None,
     download: DownloadOption = None,
@@ -87,12 +87,12 @@ def wait(
         if not batch.rest:
             return
         yield f"{len(batch.rest)} may still finish. To wait again, which costs nothing:"
-        sources = list(batch.rest)
+        sources, changed = list(batch.rest), longer_timeout(ctx, batch.timed_out)
         if len(sources) > FEW and not batch.stdin:
-            changed = {"output": output or (None if as_json else "results.jsonl")}
-            yield command("wait", *words, *options_given(ctx, **changed))
+            kept = output or (None if as_json else "results.jsonl")
+            yield command("wait", *words, *options_given(ctx, output=kept, **changed))
         else:
-            yield command("wait", *sources, *options_given(ctx, file=None))
+            yield command("wait", *sources, *options_given(ctx, file=None, **changed))
 
     with orderly_exit(hints):
         batch = Batch(_read_ids(words, files), stdin="-" in (*words, *files))
@@ -122,6 +122,7 @@ class Batch:
     Attributes:
         generations: Those to wait for, each once.
         rest: The ids of those that have not ended, timed out, or met trouble that may pass.
+        timed_out: True if one of them has.
         code: The exit code so far.
     """
 
@@ -129,6 +130,7 @@ class Batch:
         self.stdin = stdin
         self.generations: list[str | Generation] = []
         self.rest: dict[str, None] = {}
+        self.timed_out = False
         self.code = COMPLETED
         self._seen: set[str] = set()
         self._outcomes = Counter[str]()
@@ -159,6 +161,7 @@ class Batch:
         """Note the outcome of one."""
         self._outcomes["completed" if result.error is None else type(result.error).__name__] += 1
         self.code = max(self.code, exit_code(result.error))
+        self.timed_out |= isinstance(result.error, PollTimeoutError)
         if not result.is_open:
             self.rest.pop(result.generation_id, None)  # the API may spell its ids in another way
 
@@ -180,7 +183,7 @@ async def wait_for(
     put: Put,
     *,
     timeout: float,
-    max_rate: float = MAX_RATE,
+    max_rate: float = 30.0,
     directory: str | None = None,
     quiet: bool = False,
 ) -> None:

@@ -1,10 +1,10 @@
-"""Bodies that a storage has encoded, or says that it has."""
+"""Bodies that the storage has encoded, or says it has."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from luma_poll._api.media_types import HEAD_SIZE, media_type_of
 
@@ -14,43 +14,38 @@ NO_CODINGS: Final = frozenset(
 )
 """Values of `Content-Encoding` that name no coding: storages keep whatever an upload said."""
 PIECE: Final = 256 * 1024
-"""Bytes that are decoded at once."""
+"""The most bytes that one step of decoding makes."""
 
 
 class UndecodableError(Exception):
-    """A body cannot be decoded."""
+    """The error for a body that cannot be decoded."""
 
 
 def codings_of(headers: Mapping[str, str]) -> list[str]:
-    """The codings of a body in the order in which they were applied."""
+    """Return the codings of a body in the order in which they were applied."""
     said = headers.get("Content-Encoding", "").lower().split(",")
     return [coding for each in said if (coding := each.strip().strip("\"'")) not in NO_CODINGS]
 
 
-class _Stage(Protocol):
-    def feed(self, data: bytes) -> Iterator[bytes]: ...
-    def end(self) -> None: ...
-
-
 class Decoder:
-    """Decodes a body piece by piece; a body that is media as it comes was never encoded.
+    """A decoder of one body, piece by piece. A body that is media as it comes stays as it is.
 
     Args:
         codings: The codings, in the order in which they were applied.
-        length: Bytes of the encoded body, if they were announced.
+        length: The announced bytes of the encoded body, or None.
     """
 
     def __init__(self, codings: list[str], length: int | None) -> None:
         self._codings = codings
         self._missing = length
         self._head = b""
-        self._stages: list[_Stage] | None = None
+        self._stages: list[_Inflate] | None = None
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """The decoded bytes of the next chunk.
+        """Yield the decoded bytes of the next chunk.
 
         Raises:
-            UndecodableError: The coding is unknown, or the bytes are not what it makes.
+            UndecodableError: The coding is unknown, or the bytes are not encoded by it.
         """
         if self._missing is not None:
             self._missing -= len(chunk)
@@ -58,33 +53,30 @@ class Decoder:
             self._head += chunk
             if len(self._head) < HEAD_SIZE:
                 return
-            chunk = self._begin()
-        yield from _through(self._stages or [], chunk)
+            chunk = self._head
+        yield from _through(self._begun(), chunk)
 
     def end(self) -> Iterator[bytes]:
-        """The decoded bytes that are left at the end of the body.
+        """Yield the decoded bytes that are left at the end of the body.
 
         Raises:
-            UndecodableError: It ends too early.
+            UndecodableError: The body ends too early.
         """
         if self._stages is None:
-            yield from _through(self._begin_stages(), self._head)
+            yield from _through(self._begun(), self._head)
         if self._missing is not None and self._missing > 0:
             raise UndecodableError("the file is shorter than announced")
-        for stage in self._stages or []:
+        for stage in self._begun():
             stage.end()
 
-    def _begin(self) -> bytes:
-        self._begin_stages()
-        return self._head
-
-    def _begin_stages(self) -> list[_Stage]:
-        plain = media_type_of(self._head[:HEAD_SIZE]) is not None
-        self._stages = [] if plain else [_stage(coding) for coding in reversed(self._codings)]
+    def _begun(self) -> list[_Inflate]:
+        if self._stages is None:
+            plain = media_type_of(self._head[:HEAD_SIZE]) is not None
+            self._stages = [] if plain else [_stage(coding) for coding in reversed(self._codings)]
         return self._stages
 
 
-def _through(stages: list[_Stage], data: bytes) -> Iterator[bytes]:
+def _through(stages: list[_Inflate], data: bytes) -> Iterator[bytes]:
     if not stages:
         yield data
         return
@@ -92,20 +84,37 @@ def _through(stages: list[_Stage], data: bytes) -> Iterator[bytes]:
         yield from _through(stages[1:], piece)
 
 
-def _stage(coding: str) -> _Stage:
+def _stage(coding: str) -> _Inflate:
     if coding in ("gzip", "x-gzip"):
         return _Inflate(zlib.MAX_WBITS | 16)
     if coding == "deflate":
-        return _Deflate()
+        return _Inflate(None)
     raise UndecodableError(f"the storage sent the file encoded ({coding[:20]})")
 
 
 class _Inflate:
-    def __init__(self, wbits: int) -> None:
-        self._object = zlib.decompressobj(wbits)
+    """A decoder of one coding.
+
+    Args:
+        wbits: The window bits for zlib. None for `deflate`, which comes in zlib's frame, as the
+            standard asks, or without, as some servers send it: the first two bytes tell.
+    """
+
+    def __init__(self, wbits: int | None) -> None:
+        self._wbits = wbits
+        self._first = b""
+        self._object: zlib._Decompress | None = None
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The decoded bytes, never more at once than `PIECE`."""
+        """Yield the decoded bytes, never more at once than `PIECE`."""
+        if self._object is None:
+            data = self._first = self._first + data
+            if len(data) < 2:
+                return
+            if self._wbits is None:
+                framed = data[0] & 15 == 8 and int.from_bytes(data[:2]) % 31 == 0
+                self._wbits = zlib.MAX_WBITS if framed else -zlib.MAX_WBITS
+            self._object = zlib.decompressobj(self._wbits)
         while data and not self._object.eof:
             try:
                 yield self._object.decompress(data, PIECE)
@@ -114,29 +123,6 @@ class _Inflate:
             data = self._object.unconsumed_tail
 
     def end(self) -> None:
-        if not self._object.eof:
+        """Check that it is complete."""
+        if self._object is None or not self._object.eof:
             raise UndecodableError("the encoded file ends too early")
-
-
-class _Deflate:
-    """With zlib's frame as the standard asks, or without it as some servers send it."""
-
-    def __init__(self) -> None:
-        self._inflate: _Inflate | None = None
-        self._first = b""
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """The decoded bytes, never more at once than `PIECE`."""
-        if self._inflate is None:
-            self._first += data
-            if len(self._first) < 2:
-                return
-            data = self._first
-            framed = data[0] & 15 == 8 and int.from_bytes(data[:2]) % 31 == 0
-            self._inflate = _Inflate(zlib.MAX_WBITS if framed else -zlib.MAX_WBITS)
-        yield from self._inflate.feed(data)
-
-    def end(self) -> None:
-        if self._inflate is None:
-            raise UndecodableError("the encoded file ends too early")
-        self._inflate.end()

@@ -1,105 +1,77 @@
-"""Outputs without a directory: as bytes, or as a stream of them."""
+"""Outputs without a directory: as bytes in memory, or as a stream."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from anyio.abc import ObjectSendStream
 
+from luma_poll._downloads.output import Sink
 from luma_poll._downloads.storage import Version
 from luma_poll.errors import DownloadError
 
-NOWHERE = Path("memory")
-"""The path of such an output in messages."""
 PIECE = 64 * 1024
-"""Bytes that a stream passes on at once, at least, except at its end."""
+"""The least bytes that a stream passes on at once, except at its end."""
 
 
 @dataclass
-class Memory:
+class Memory(Sink[bytes]):
     """One output on its way into bytes."""
 
-    path: Path = NOWHERE
     _version: Version | None = None
     _bytes: bytearray = field(default_factory=bytearray, repr=False)
 
-    async def existing(self) -> bytes | None:
-        """None: memory has no past."""
-        return None
-
-    async def expect(self, version: Version) -> None:
-        """Accept anything."""
-
     async def received(self, version: Version) -> int:
-        """The number of bytes of a version that are here."""
+        """Return the number of bytes of a version that are here."""
         return len(self._bytes) if version.resumable and version == self._version else 0
 
-    async def open(self, version: Version, start: int) -> int:
+    async def open(self, version: Version, start: int) -> None:
         """Forget the bytes from `start` on."""
         self._version = version
         del self._bytes[start:]
-        return start
 
     def put(self, chunk: bytes) -> bool:
         """Add bytes."""
         self._bytes += chunk
         return False
 
-    async def flush(self) -> None:
-        """Do nothing."""
-
-    async def close(self) -> None:
-        """Do nothing."""
-
-    def abandon(self) -> None:
-        """Do nothing."""
-
     async def finish(self, version: Version) -> bytes:
-        """All bytes."""
+        """Return all bytes."""
         return bytes(self._bytes)
-
-    async def tidy_up(self, keep: Version | None) -> None:
-        """Do nothing."""
 
 
 @dataclass
-class Channel:
-    """One output on its way to somebody who takes each byte once, in order.
+class Channel(Sink[None]):
+    """One output on its way to a reader, who takes each byte once, in order.
 
     Attributes:
-        generation_id: The generation.
-        stream: The other end.
+        generation_id: The id of the generation.
+        stream: The end that the reader's stream is connected to.
     """
 
     generation_id: str
     stream: ObjectSendStream[bytes]
-    path: Path = NOWHERE
     _version: Version | None = None
     _sent: int = 0
     _waiting: bytearray = field(default_factory=bytearray, repr=False)
 
-    async def existing(self) -> None:
-        """None: it has no past."""
-
     async def expect(self, version: Version) -> None:
-        """Refuse another version than the one whose beginning is gone already."""
+        """Refuse any other version than the one whose beginning was passed on."""
         if self._sent and (version != self._version or not version.resumable):
             raise self._broken()
 
     async def received(self, version: Version) -> int:
-        """The number of bytes of a version that were passed on."""
+        """Return the number of bytes of a version that were passed on."""
         return self._sent if version == self._version else 0
 
-    async def open(self, version: Version, start: int) -> int:
-        """Continue where the last try ended."""
+    async def open(self, version: Version, start: int) -> None:
+        """Continue where the last attempt ended."""
         if start != self._sent:
             raise self._broken()
         self._version = version
-        return start
 
     def put(self, chunk: bytes) -> bool:
-        """Add bytes; True if there are enough to pass on."""
+        """Add bytes; return True if there are enough to pass on."""
         self._waiting += chunk
         return len(self._waiting) >= PIECE
 
@@ -122,12 +94,9 @@ class Channel:
     async def finish(self, version: Version) -> None:
         """Do nothing: all is passed on."""
 
-    async def tidy_up(self, keep: Version | None) -> None:
-        """Do nothing."""
-
     def _broken(self) -> DownloadError:
         return DownloadError(
-            "the stream broke off, and the storage cannot continue it. Open it again",
+            "the stream broke off, and the storage cannot resume it: open it again",
             generation_id=self.generation_id,
             path=self.path,
             retryable=True,

@@ -1,6 +1,6 @@
 """Requests to the storage: presigned URLs, redirects, ranges, and their failures.
 
-Only our own headers are sent: no API key, no cookie, nothing of the client's.
+Only our own headers are sent: no API key, no cookie, nothing that the client adds.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import re
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, cast
 from urllib.parse import urljoin
 
 import anyio
+import httpx
 
 from luma_poll._api.headers import retry_after
 from luma_poll._api.translation import BROKEN_STREAM, classes
@@ -41,55 +42,12 @@ HEADERS = {
 }
 
 
-class URL(Protocol):
-    """The parts of an httpx or httpx2 URL that are checked."""
-
-    @property
-    def scheme(self) -> str: ...
-    @property
-    def host(self) -> str: ...
-    @property
-    def port(self) -> int | None: ...
-    @property
-    def userinfo(self) -> bytes: ...
-
-
-class Request(Protocol):
-    """A request of httpx or httpx2."""
-
-    @property
-    def url(self) -> URL: ...
-
-
-class Response(Protocol):
-    """The parts of an httpx or httpx2 response that a download uses."""
-
-    @property
-    def status_code(self) -> int: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    @property
-    def extensions(self) -> Mapping[str, object]: ...
-    @property
-    def stream(self) -> AsyncIterable[bytes]: ...
-    async def aclose(self) -> None: ...
-
-
-class HTTPClient(Protocol):
-    """The parts of an async httpx or httpx2 client that a download uses."""
-
-    def build_request(self, method: str, url: str) -> Any: ...
-    async def send(
-        self, request: Any, *, stream: bool, auth: None, follow_redirects: bool
-    ) -> Any: ...
-
-
 class InterruptedTry(Exception):  # noqa: N818 (it is no error yet)
-    """A request failed, and another may succeed.
+    """The error for a request that failed, although another may succeed.
 
     Attributes:
-        expired: True if a fresh URL may be the remedy.
-        changed: True if the bytes on disk may be of another version of the file.
+        expired: True if a fresh URL may help.
+        changed: True if the bytes on disk may belong to another version of the file.
         retry_after: Seconds that the storage asked us to wait.
     """
 
@@ -103,7 +61,7 @@ class InterruptedTry(Exception):  # noqa: N818 (it is no error yet)
 
 
 class RefusedError(Exception):
-    """A request would break a rule of ours, or needs another setting: no other try can succeed."""
+    """The error for a request that breaks one of our rules or needs a setting: do not try again."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +75,7 @@ class Version:
 
     @property
     def resumable(self) -> bool:
-        """True if its parts cannot be confused with those of another version."""
+        """True if a part of it cannot be confused with that of another version."""
         return self.etag is not None and self.total is not None
 
     @property
@@ -132,30 +90,32 @@ class Storage:
 
     Attributes:
         http: The client whose transport is used.
-        plain_host: The host that may be asked without encryption: the API's, if the user has given
-            it with http.
+        plain_host: The host that may be asked without encryption: the API's, if the base URL has
+            http.
     """
 
-    http: HTTPClient
+    http: httpx.AsyncClient  # or httpx2's, whose names are the same
     plain_host: str | None = None
 
     def allows_plain(self, host: str) -> bool:
-        """True if a URL of this host may be plain http."""
+        """Return True if a URL on this host may be plain http."""
         return is_loopback(host) or host == self.plain_host
 
 
-async def request(storage: Storage, url: str, version: Version | None, start: int) -> Response:
-    """The storage's response, with status 200 or 206; `close` it at the end.
+async def request(
+    storage: Storage, url: str, version: Version | None, start: int
+) -> httpx.Response:
+    """Send a request, and return the response, with status 200 or 206; `close` it at the end.
 
     Args:
-        storage: The way to it.
+        storage: The way to the storage.
         url: The presigned URL.
-        version: The version of which the bytes before `start` are; None if there are none.
-        start: The first byte to ask for. The storage may send the whole file all the same.
+        version: The version of the bytes before `start`; None if there are none.
+        start: The first byte to ask for. The storage may send the whole file regardless.
 
     Raises:
-        InterruptedTry: No such response, but another request may get one.
-        RefusedError: No such response, now or later.
+        InterruptedTry: It failed, but another request may succeed.
+        RefusedError: It failed for good.
     """
     headers = dict(HEADERS)
     if start and version is not None:
@@ -169,11 +129,11 @@ async def request(storage: Storage, url: str, version: Version | None, start: in
     return response
 
 
-def read_version(response: Response) -> Version:
-    """The version of the file that a response begins to send.
+def read_version(response: httpx.Response) -> Version:
+    """Return the version of the file that a response begins to send.
 
     Raises:
-        InterruptedTry: It is a part that was not asked for, or its end could not be recognised.
+        InterruptedTry: It is a part that was not asked for, or its end cannot be recognised.
     """
     headers = response.headers
     if response.status_code != 200:
@@ -189,16 +149,16 @@ def read_version(response: Response) -> Version:
     return Version(etag and etag[0], total, content_type)
 
 
-def check_continues(response: Response, version: Version, start: int) -> int:
+def check_continues(response: httpx.Response, version: Version, start: int) -> int:
     """Check that a part continues the bytes on disk.
 
-    They are spliced together, so the response must repeat everything that identifies the version.
+    Both are spliced together, so the response must repeat everything that identifies the version.
 
     Returns:
         The offset of its end.
 
     Raises:
-        InterruptedTry: It is of another version, or may be.
+        InterruptedTry: It belongs to another version, or may belong to one.
     """
     said = re.fullmatch(
         r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})",
@@ -213,13 +173,13 @@ def check_continues(response: Response, version: Version, start: int) -> int:
 
 @asynccontextmanager
 async def body(
-    response: Response, decoder: Decoder | None = None
+    response: httpx.Response, decoder: Decoder | None = None
 ) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Iterate over the bytes of a response as they arrive, decoded where they are encoded.
+    """Iterate over the bytes of a response as they arrive, decoded if they are encoded.
 
-    Not with `aiter_raw`: a response of a mock transport may have been read before.
+    This does not use `aiter_raw`: a response of a mock transport may have been read before.
     """
-    chunks = aiter(response.stream)
+    chunks = aiter(cast(httpx.AsyncByteStream, response.stream))
     decoded = None if decoder is None else _decoded(chunks, decoder)
     try:
         yield chunks if decoded is None else decoded
@@ -244,23 +204,23 @@ async def read(chunks: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> b
         False at the end of the body.
 
     Raises:
-        InterruptedTry: The connection is broken, or dead; or the body cannot be decoded.
+        InterruptedTry: The connection is broken or dead, or the body cannot be decoded.
     """
     with _network(), anyio.fail_after(STALL + 1) as stall:
         async for chunk in chunks:
             now = anyio.current_time()
             if stall.deadline < now + STALL:
-                stall.deadline = now + STALL + 1  # moving it for each chunk costs too much
+                stall.deadline = now + STALL + 1  # not for each chunk: that costs too much
             if take(chunk):
                 return True
     return False
 
 
-async def _follow(storage: Storage, url: str, headers: dict[str, str]) -> Response:
+async def _follow(storage: Storage, url: str, headers: dict[str, str]) -> httpx.Response:
     plain = True
     for _ in range(MAX_REDIRECTS + 1):
         with _valid():
-            request = _request(storage.http, url, headers)
+            request = request_of(storage.http, "GET", url, headers)
             _check_url(request.url)
         if request.url.scheme != "https" and not (
             plain and request.url.scheme == "http" and storage.allows_plain(request.url.host)
@@ -288,12 +248,12 @@ def _valid() -> Iterator[None]:
         raise InterruptedTry(INVALID, expired=True) from None
 
 
-def _check_url(url: URL) -> None:
+def _check_url(url: httpx.URL) -> None:
     """Check the target of a request.
 
     Raises:
-        ValueError: It has no host that could be asked.
-        RefusedError: It has a password.
+        ValueError: It has no usable host.
+        RefusedError: It has a user name or password.
     """
     if not url.host or "%" in url.host or not 0 <= (url.port or 0) <= 65535:
         raise ValueError
@@ -301,7 +261,7 @@ def _check_url(url: URL) -> None:
         raise RefusedError(f"the URL on {url.host} has a user name or password")
 
 
-def _check_status(response: Response) -> None:
+def _check_status(response: httpx.Response) -> None:
     status = response.status_code
     if status in (200, 206):
         return
@@ -333,7 +293,7 @@ def _network(host: str = "the storage") -> Iterator[None]:
 
 
 def _trouble(error: BaseException, host: str) -> InterruptedTry | RefusedError:
-    """Say what stands between us and the storage, and what to do about it."""
+    """Return the error that says what keeps us from the storage, and what to do about it."""
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -370,21 +330,21 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             yield found
 
 
-def _request(http: HTTPClient, url: str, headers: dict[str, str]) -> Request:
-    """A request of the library that the client belongs to, which encodes blanks in the URL."""
-    request_class: Callable[..., Request] = type(http.build_request("GET", "https://localhost"))
+def request_of(http: Any, method: str, url: str, headers: dict[str, str]) -> httpx.Request:
+    """Make a request of the client's own library, httpx or httpx2, which encodes blanks in URLs."""
+    example: httpx.Request = http.build_request("GET", "https://localhost")
     seconds = dict.fromkeys(("connect", "read", "write", "pool"), STALL)
-    return request_class("GET", url, headers=headers, extensions={"timeout": seconds})
+    return type(example)(method, url, headers=headers, extensions={"timeout": seconds})
 
 
-async def _send(http: HTTPClient, request: Request) -> Response:
-    """Send a request through the transport that the client has for its URL.
+async def _send(http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    """Send a request through the client's transport for its URL.
 
-    Not through the client itself, which would run the event hooks and log the signed URL. Only
-    where a later httpx no longer names its transport, the client sends it: unauthenticated, like
-    the transport, as `_request` has no part of the client, and unlogged.
+    The client itself would run its event hooks, and log the signed URL. Only if a later httpx no
+    longer names its transport does the client send it: without logging, and without the client's
+    headers, because `request_of` takes nothing from the client.
     """
-    response: Response
+    response: httpx.Response
     transport_for = getattr(http, "_transport_for_url", None)
     with anyio.fail_after(STALL), _untraced():
         if transport_for is not None:
@@ -414,9 +374,9 @@ def _unlogged(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _untraced() -> Iterator[None]:
-    """Keep a signed URL out of the spans of OpenTelemetry's instrumentors, where they are in use.
+    """Keep a signed URL out of the spans of OpenTelemetry's instrumentors, if they are in use.
 
-    They record the whole URL of a request. The key is theirs, and means what it says.
+    They record the whole URL of a request, unless their own context key suppresses it.
     """
     context = sys.modules.get("opentelemetry.context")
     if context is None:
@@ -435,7 +395,7 @@ async def close(opened: Any) -> None:
         await opened.aclose()
 
 
-def _is_framed(response: Response) -> bool:
-    """True if a body without a length has an end that a broken connection does not imitate."""
+def _is_framed(response: httpx.Response) -> bool:
+    """Return True if a body without a length has an end that a broken connection cannot fake."""
     version = response.extensions.get("http_version", b"")
     return version not in (b"HTTP/1.0", b"HTTP/1.1") or "Transfer-Encoding" in response.headers

@@ -1,4 +1,4 @@
-"""The journal's file: made whole, opened by one process at a time, and never closed by a fork."""
+"""The journal's file: created whole, open in one process at a time, untouched by forks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from luma_poll.errors import ConfigurationError, JournalError
 
 try:
     import fcntl
-except ImportError:  # Windows, whose locks belong to handles as it is
+except ImportError:  # Windows, where SQLite's own locks belong to handles and need no help
     fcntl = None  # type: ignore[assignment]
 
 APPLICATION = 0x4C504A31
-"""Says that a file is one of these, in `application_id`."""
+"""The `application_id` in the file's header that marks a journal."""
 HEADER, PAGE = 100, 4096
-"""Bytes of an SQLite file's header, and of the page that begins with it."""
+"""Bytes of an SQLite file's header, and of the first page, which begins with it."""
 MAGIC = b"SQLite format 3\0"
 LOCK_BYTE = 0x40000000 + 4096
-"""The byte that our own lock is on, beside the 512 that SQLite locks."""
+"""The byte that our own lock is on, outside the 512 that SQLite locks."""
 RETRY = 0.05
-"""Seconds between two looks at the lock of another process."""
+"""Seconds between two attempts to get a lock that another process has."""
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -48,28 +48,29 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID
     """,
     "ALTER TABLE entries ADD COLUMN request_id TEXT",
-    # 1 for an id that a person gave, or that the API does not know: it may be settled once more.
+    # 1 for an id that a person gave, or that the API does not know: it may be settled again.
     "ALTER TABLE entries ADD COLUMN doubtful INTEGER NOT NULL DEFAULT 0",
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    # By which rules the fingerprint was made: the first dropped the whole query of a signed URL.
+    # The rules that made the fingerprint: the first dropped the whole query of a signed URL.
     "ALTER TABLE entries ADD COLUMN rules INTEGER NOT NULL DEFAULT 1",
 )
-"""The statement that leads from each version, which is in `user_version`, to the next one."""
+"""The statement that leads from each version (in `user_version`) to the next one."""
 
 
 class Database:
-    """An open journal: its connection, and the locks that keep others out.
+    """An open journal file: its connection, and the locks that keep other processes out.
 
     Args:
         path: The path that was given, for messages.
-        wait: Seconds to wait for another process that has it.
+        wait: Seconds to wait for another process that has it open.
 
     Attributes:
-        connection: The connection, which any one thread at a time may use.
+        connection: The connection, for one thread at a time, whichever it is.
 
     Raises:
-        ConfigurationError: It is in use, is another program's, or is of a newer version.
-        JournalError: It is damaged, or cannot be read.
+        ConfigurationError: The file is in use, belongs to another program, or was written by a
+            newer version.
+        JournalError: The file is damaged, or cannot be read.
     """
 
     def __init__(self, path: Path, wait: float) -> None:
@@ -100,24 +101,25 @@ class Database:
 
     @property
     def is_of_a_fork(self) -> bool:
-        """True in a child of the process that opened it: neither locks nor the file are its."""
+        """True in a forked child of the process that opened it, which owns the file and locks."""
         return self._pid != os.getpid()
 
     @property
     def is_moved(self) -> bool:
-        """True if its path leads to another file by now, or to none."""
+        """True if its path now leads to another file, or to none."""
         return self._inode != _inode_of(self._real)
 
     @property
     def is_deleted(self) -> bool:
-        """True if no path leads to it: whatever is written is lost when the process ends."""
+        """True if no path leads to the file: what is written is lost when the process ends."""
         return self._lock_file is not None and os.fstat(self._lock_file).st_nlink == 0
 
     def close(self) -> None:
-        """Close it, and leave one file. In a fork this does nothing."""
+        """Close it, and leave a single file. In a fork this does nothing."""
         if self.is_of_a_fork:
             return
-        with suppress(sqlite3.Error):  # the file beside is empty: to delete it is tidiness alone
+        # Deletes the rollback journal beside the file. It is empty, so a failure does no harm.
+        with suppress(sqlite3.Error):
             self.connection.execute("PRAGMA locking_mode = NORMAL")
             self.connection.execute("PRAGMA journal_mode = DELETE")
         self.connection.close()
@@ -125,12 +127,12 @@ class Database:
         _open_databases.discard(self)
 
     def abandon(self) -> None:
-        """Let go of it in a child after a fork, without a touch of the parent's file.
+        """Let go of it in a child after a fork, without touching the parent's file.
 
-        To close the connection would end the parent's transaction, and so would Python when it
-        frees the object at the end of the process. So it is never freed.
+        Closing the connection would end the parent's transaction. Python would close it when it
+        frees the object, at the latest when the child exits, so the object is never freed.
         """
-        import ctypes  # loaded by `_open`, as a fork had better not
+        import ctypes  # loaded by `_open` before: an import right after a fork may deadlock
 
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.connection))
         if self._lock_file is not None:
@@ -146,7 +148,7 @@ class Database:
             self._lock()
             self._check_header()
             connection = sqlite3.connect(
-                self._real,  # absolute: ":memory:" is a file here, too
+                self._real,  # absolute, so that a file called ":memory:" is a file
                 timeout=0,
                 isolation_level=None,
                 check_same_thread=False,
@@ -160,14 +162,14 @@ class Database:
         return connection
 
     def _begin(self, connection: sqlite3.Connection) -> None:
-        # The lock is the operating system's: it ends with the process, however that ends.
+        # A lock of the operating system ends with the process, even if the process is killed.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         version = self._check_version(connection)
         if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise JournalError(f"journal {self.path} is damaged: restore a copy of it")
         self._hide()
-        # With a rollback journal the one file is complete after each commit. A write-ahead log is
-        # faster, and the file without its log is an older journal, or an empty one.
+        # With a rollback journal, the file by itself is complete after each commit. A write-ahead
+        # log is faster, but a file that is copied without its log lacks the latest submissions.
         connection.execute("PRAGMA journal_mode = PERSIST")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA fullfsync = ON")  # macOS: down to the disk's platters
@@ -176,10 +178,10 @@ class Database:
         connection.execute("COMMIT")
 
     def _create(self) -> None:
-        """Make an empty journal under another name, then give it its own: it is never half of one.
+        """Create an empty journal under another name, then rename it: it is never half made.
 
         Raises:
-            JournalError: The file is missing that another one beside it belongs to.
+            JournalError: The file is missing, but a rollback journal for it exists.
         """
         self._check_leftovers()
         handle, name = tempfile.mkstemp(".new", ".luma-journal-", self._real.parent)
@@ -203,13 +205,16 @@ class Database:
             with suppress(FileNotFoundError), beside.open("rb") as file:
                 if any(file.read(8)):
                     raise JournalError(
-                        f"journal {self.path} is missing, but {beside.name} is there: put the file "
-                        "back that belongs to it. To begin a new journal, delete that one, too: "
+                        f"journal {self.path} is missing, but {beside.name} is there: put back the "
+                        "file that it belongs to. To begin a new journal, delete it as well: "
                         "what was in it is then submitted, and billed, again"
                     )
 
     def _lock(self) -> None:
-        """Take a lock that a copy made by this process does not end (POSIX drops SQLite's then)."""
+        """Take a lock that survives when this process copies the file.
+
+        Closing any descriptor of a file drops the process's POSIX locks on it, SQLite's included.
+        """
         inode = _inode_of(self._real)
         with _held_lock:
             if inode in _held:
@@ -235,7 +240,7 @@ class Database:
         self._lock_file = self._inode = None
 
     def _check_header(self) -> None:
-        """Refuse what is no journal before SQLite sees it: it may change what it opens."""
+        """Refuse any other file before SQLite opens it, which may change the file."""
         assert self._lock_file is not None, "the file is locked before it is read"
         header = os.read(self._lock_file, PAGE)
         if len(header) < HEADER:
@@ -267,14 +272,14 @@ class Database:
         if os.name != "posix":
             return
         for path in (self._real, Path(f"{self._real}-journal")):
-            with suppress(FileNotFoundError, PermissionError):  # the latter: it is another user's
+            with suppress(FileNotFoundError, PermissionError):  # the latter if another user owns it
                 mode = stat.S_IMODE(path.stat().st_mode)
                 if mode & 0o077:
                     path.chmod(mode & 0o700)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Translate the errors of an opening."""
+        """Translate the errors of opening the file."""
         try:
             yield
         except sqlite3.Error as error:
@@ -285,7 +290,7 @@ class Database:
             raise self._translated(error) from None
 
     def _translated(self, error: OSError | ValueError) -> ConfigurationError | JournalError:
-        if isinstance(error, UnicodeDecodeError):  # SQLite quotes the damage
+        if isinstance(error, UnicodeDecodeError):  # from SQLite's message, which quotes the damage
             return JournalError(f"journal {self.path} is damaged: restore a copy of it")
         if not isinstance(error, OSError):
             return ConfigurationError(f"journal {self.path}: {error}")
@@ -296,12 +301,12 @@ class Database:
 
 
 class _InUseError(Exception):
-    """Another process has the file, or another journal of this one."""
+    """The error for a file that another process, or another Journal of this one, has open."""
 
 
 _held_lock = threading.Lock()
 _held: set[tuple[int, int] | None] = set()
-"""The files that this process has open, as POSIX's locks do not tell two journals of it apart."""
+"""The files that this process has open: POSIX locks do not keep out a second Journal here."""
 _open_databases = WeakSet["Database"]()
 
 
@@ -328,7 +333,7 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
 def translated(
     path: Path, error: sqlite3.Error, otherwise: type[ConfigurationError | JournalError]
 ) -> ConfigurationError | JournalError:
-    """Return our error for one of SQLite; of the class `otherwise` for want of a permission."""
+    """Return our error for one of SQLite; of the class `otherwise` if a permission is missing."""
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return JournalError(f"journal {path} is damaged ({error}): restore a copy of it")
@@ -368,9 +373,9 @@ def _inode_of(path: Path) -> tuple[int, int] | None:
 
 
 def _lock_descriptor(handle: int) -> bool:
-    """Lock a byte, for as long as this descriptor is open. False if another process has it.
+    """Lock a byte for as long as this descriptor is open; return False if it is taken.
 
-    Linux binds the lock to the descriptor; elsewhere a copy made by this process ends it.
+    Linux binds the lock to the descriptor. Elsewhere it ends when this process copies the file.
     """
     if fcntl is None:
         return True
@@ -384,15 +389,15 @@ def _lock_descriptor(handle: int) -> bool:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False
-        if error.errno != errno.EINVAL:  # a kernel without this kind of lock: SQLite's decides
+        if error.errno != errno.EINVAL:  # a kernel without this kind of lock: SQLite's must do
             raise
     return True
 
 
 def _publish(new: Path, path: Path) -> None:
-    """Give a new file its name, unless another process was faster; then it is of no use."""
+    """Give a new file its name, unless another process was faster: then that one's file counts."""
     try:
-        os.link(new, path)
+        os.link(new, path)  # fails if the name exists; a rename would replace a journal in use
     except FileExistsError:
         return
     except (OSError, AttributeError):  # a file system without hard links
@@ -402,7 +407,7 @@ def _publish(new: Path, path: Path) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Let the name of a new file survive a power cut, where directories can be opened."""
+    """Make the name of a new file survive a power cut, if the system can sync directories."""
     with suppress(OSError):
         handle = os.open(directory, os.O_RDONLY)
         try:

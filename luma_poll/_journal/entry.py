@@ -1,4 +1,4 @@
-"""One entry of a journal, and the states that it may be in."""
+"""One entry of a journal, and the states that it can have."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class JournalEntry:
 
     Attributes:
         key: The request's key.
-        request: Its parameters, for people: without secrets, long strings cut.
-        state: `submitting`, `running`, `completed`, `failed`, or `unknown`: its submission was
-            begun by a process that died before it knew the id, or had no usable answer.
-        attempt: Which submission it is, from 1.
+        request: Its parameters, to be read by people: without secrets, and long strings cut.
+        state: `submitting`, `running`, `completed`, `failed`, or `unknown`: it may have been
+            submitted, but the process died first, or the answer was unusable.
+        attempt: The number of the submission, from 1.
         generation_id: The id of this attempt, if it is known.
-        failure_code: Why it failed, or None.
+        failure_code: The API's code for the failure, or None.
         updated_at: When the state changed (aware, UTC).
-        submitted: The ids of all attempts that are known.
-        failure_reason: Why it failed, for people, or None.
-        request_id: The `X-Request-Id` that the latest submission carried: a handle of one that is
-            `unknown`, for Luma's support. None for an entry of an earlier version.
+        submitted: The known ids of all attempts.
+        failure_reason: The API's description of the failure, or None.
+        request_id: The `X-Request-Id` of the latest submission; Luma's support can look up an
+            `unknown` one by it. None for an entry of an earlier version.
     """
 
     key: str
@@ -51,12 +51,12 @@ class JournalEntry:
 
 
 def read_entry(row: sqlite3.Row) -> JournalEntry:
-    """Read the entry of a row.
+    """Return the entry in a row.
 
     Raises:
         ValueError: The row is damaged.
     """
-    failed = row["state"] == "failed"  # otherwise why the attempt before failed
+    failed = row["state"] == "failed"  # else the columns tell why the previous attempt failed
     state: EntryState = row["state"]
     request, submitted = json.loads(row["request"]), json.loads(row["submitted"])
     if state not in STATES or not isinstance(request, dict) or not isinstance(submitted, list):
@@ -90,7 +90,7 @@ def check_state(state: object) -> EntryState | None:
 
 
 def same_id(one: str | None, other: str | None) -> bool:
-    """True for two spellings of one generation's id: UUIDs are compared as such."""
+    """Return True for two spellings of the same id: UUIDs are compared as UUIDs."""
     return one == other or (
         one is not None and other is not None and _canonical(one) == _canonical(other)
     )

@@ -1,4 +1,4 @@
-"""Which request is this? Keys and comparisons that survive the process."""
+"""Digests that identify a request, today and in a later process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from luma_poll.errors import ConfigurationError
 MAX_TEXT = 2000
 """Characters of one string that are kept for people to read; an image in Base64 has millions."""
 
-# The parameters of a URL that are new each time it is signed, for the same file. Those of the
-# second kind have meanings of their own, too, and the third are Azure's: they count only beside a
-# signature. All others may say which file it is.
+# The parameters of a URL that change each time it is signed, although the file is the same. The
+# second kind have other meanings too, and the third are Azure's: they count only if the URL also
+# has a signature. Any other parameter may tell which file it is, so it stays.
 _SIGNING = re.compile(r"x-(?:amz|goog|oss|ms|cos|tos|obs)-.+|signature|sig|token")
 _BESIDE = re.compile("expires?|(?:aws|oss)accesskeyid|googleaccessid|key-pair-id|policy")
 _BESIDE_SIG = re.compile("se|sp|sv|sr|st|ss|srt|spr|sip|sdd|sk(?:oid|tid|t|e|s|v)|scid|saoid|suoid")
@@ -28,7 +28,7 @@ _SIGNED = re.compile(r"(?i)(://[^\s?]*)\?[^\s]*\b(?:x-amz-|signature=|sig=|token
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
-    """Return a digest of a request's parameters, in any order, and however its URLs are signed.
+    """Return a digest of a request's parameters, whatever their order or their URLs' signatures.
 
     Raises:
         ConfigurationError: They are not JSON.
@@ -37,7 +37,7 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 
 
 def older_fingerprint(params: Mapping[str, Any]) -> str:
-    """Return the digest that the first version made: without the whole query of a signed URL."""
+    """Return the digest by the first version's rules, which drop the query of a signed URL."""
     params = described(params) if local_media(params) else params
     return _digest(params, lambda text: _SIGNED.sub(r"\1", text))
 
@@ -69,7 +69,7 @@ def _without_signature(found: re.Match[str]) -> str:
     signing = {name for name in names if _SIGNING.fullmatch(name)}
     for beside, is_one in ((_BESIDE, bool(signing)), (_BESIDE_SIG, "sig" in signing)):
         signing |= {name for name in names if is_one and beside.fullmatch(name)}
-    # What follows a value without being one, such as a bracket in a prompt, is no part of it.
+    # A prompt may hold a URL: the bracket or quote that follows it is not part of the value.
     rests = [
         part[match.end() :] if match and match[1].lower() in signing else part
         for match, part in parts

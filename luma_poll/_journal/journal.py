@@ -1,10 +1,9 @@
-"""The public Journal: submissions that outlive their process."""
+"""The Journal: submissions that outlive their process."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import httpx
@@ -16,27 +15,29 @@ from luma_poll.errors import ConfigurationError
 
 
 class Journal:
-    """A file that keeps track of submissions, so that none is made twice and none is forgotten.
+    """A file that records submissions, so that none is made twice and none is forgotten.
 
-    Give it to a `Runner`: the next process with the same file continues what this one has begun:
+    Give it to a `Runner`. The next process with the same file continues where this one stopped:
 
         with Journal("runs.db") as journal:
             runner = Runner(client, journal=journal)
             generation = await runner.run("a red fox", key="order-17")
 
-    It is an SQLite database in one file, which is complete after each change. The intent is on disk
-    just before each submission, the id as soon as it is known, and the end. The API key and the
-    signatures of URLs are never stored. One process at a time holds a journal, and a journal is of
-    one address of the API, that of the client that first submits with it.
+    It is an SQLite database in one file, complete after each change. It holds the intent before
+    each submission, the id as soon as it is known, and the end. It never holds the API key or the
+    signature of a URL. Only one process at a time can open a journal. A journal belongs to one
+    base URL: that of the client that first submits with it.
 
     Args:
-        path: The file; it is made if it does not exist. Keep it on a local disk: the locks of
-            network file systems cannot be trusted.
-        wait: Seconds to wait for another process that holds the journal, as the one before in a
-            deploy may. The whole thread waits: open the journal before the event loop runs.
+        path: The file; created if missing. Keep it on a local disk: the locks of network file
+            systems cannot be trusted.
+        wait: Seconds to wait for another process that has the journal open, such as the previous
+            release during a deploy. This blocks the thread: open the journal before the event
+            loop runs.
 
     Raises:
-        ConfigurationError: The file is in use, is another program's, or is of a newer version.
+        ConfigurationError: The file is in use, belongs to another program, or was written by a
+            newer version.
         JournalError: The file is damaged, or cannot be read.
     """
 
@@ -50,33 +51,28 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Let another process have the file. To close it a second time does nothing."""
+        """Close the file, so that another process can open it. A second call does nothing."""
         self._store.close()
 
     @property
     def base_url(self) -> str | None:
-        """The address of the API that the journal is of; None before the first submission."""
+        """The base URL of the API that gave the ids; None before the first submission."""
         return self._store.base_url
 
     def move_to(self, base_url: str | httpx.URL) -> None:
-        """Say that the same API, which knows the ids of this journal, has another address.
+        """Record that the same API, which knows the ids of this journal, has a new base URL.
 
             journal.move_to("https://luma.gateway.example.com/v1")
 
         Args:
-            base_url: The new address, as that of a client.
+            base_url: The new base URL, as for `LumaClient`.
 
         Raises:
-            ConfigurationError: It is no address, or the journal is closed.
+            ConfigurationError: `base_url` is not a base URL, or the journal is closed.
             JournalError: The file cannot be written.
         """
         if not base_url:
@@ -84,7 +80,7 @@ class Journal:
         self._store.move_to(check_base_url(base_url))
 
     def entries(self, state: EntryState | None = None) -> list[JournalEntry]:
-        """Return the entries, the one that has not changed for longest first.
+        """Return the entries, the least recently changed first.
 
         Args:
             state: `submitting`, `running`, `completed`, `failed` or `unknown`; None for all.
@@ -93,19 +89,19 @@ class Journal:
             The entries, as they are now.
 
         Raises:
-            ConfigurationError: There is no such state, or the journal is closed.
+            ConfigurationError: `state` is not one of these, or the journal is closed.
             JournalError: The file cannot be read.
         """
         return self._store.entries(check_state(state))
 
     def entry(self, key: str) -> JournalEntry | None:
-        """Return the entry of this key, or None: it has not been submitted.
+        """Return the entry of a request, or None if it has not been submitted.
 
         Args:
-            key: The key of a request.
+            key: The key of the request.
 
         Returns:
-            The entry; None if there is none.
+            The entry, or None.
 
         Raises:
             ConfigurationError: The journal is closed.
@@ -121,27 +117,28 @@ class Journal:
         resubmit: bool = False,
         all_unknown: bool = False,
     ) -> list[str]:
-        """Settle entries that are `unknown`, after a look at the usage of the account.
+        """Settle `unknown` entries, after you have looked at the usage of the account.
 
             journal.resolve("order-17", generation_id="182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e")
             journal.resolve("order-18", "order-19", resubmit=True)
 
-        So can an entry whose id the API does not know any longer, and one whose id was given
-        here: a mistake can be corrected. All are settled, or none.
+        You can also settle an entry whose id the API no longer knows, and correct an id that was
+        given here. Either all entries are settled, or none.
 
         Args:
             keys: The keys of the entries.
-            generation_id: The id with which the one entry was accepted: the next run waits for it.
-            resubmit: Submit them again in the next run, because they were not accepted, or because
-                you accept a second bill. For a second attempt the Runner needs `max_attempts=2`.
-            all_unknown: True for all that are `unknown` now, in place of keys.
+            generation_id: The id that the API gave, for a single entry: the next run waits for it.
+            resubmit: True to submit them again in the next run, because they were not accepted, or
+                because you accept a second bill. For a second attempt the Runner needs
+                `max_attempts=2`.
+            all_unknown: True to settle every `unknown` entry, instead of naming keys.
 
         Returns:
             The keys that were settled.
 
         Raises:
-            ConfigurationError: An entry cannot be settled, the id is another request's, not exactly
-                one of the two is given, or the journal is closed.
+            ConfigurationError: An entry cannot be settled, the id belongs to another request, the
+                arguments contradict each other, or the journal is closed.
             JournalError: The file cannot be written.
         """
         if (generation_id is None) is not bool(resubmit):
@@ -160,10 +157,10 @@ class Journal:
 
 
 def _check_wait(wait: object) -> float:
-    """Return the seconds to wait; 0 is not to wait.
+    """Return the seconds to wait; 0 to fail at once.
 
     Raises:
-        ConfigurationError: It is no number from 0.
+        ConfigurationError: It is not a number of at least 0.
     """
     if wait == 0 and not isinstance(wait, bool):
         return 0.0

@@ -1,4 +1,4 @@
-"""The entries that a runner writes into its journal, in a thread; none without a journal."""
+"""A Runner's reads and writes of its journal, in a thread; nothing without a journal."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ from luma_poll._journal.fingerprint import fingerprint, older_fingerprint, reada
 from luma_poll._journal.steps import Step, Submit, next_step
 from luma_poll._journal.store import Store
 from luma_poll._logging import fields, logger
-from luma_poll.errors import ConfigurationError, GenerationError, JournalError, LumaError
-from luma_poll.models import Generation
+from luma_poll.errors import (
+    ConfigurationError,
+    GenerationError,
+    JournalError,
+    LumaError,
+    OutputNotFoundError,
+)
 
 T = TypeVar("T")
 
 RETRY = 1.0
-"""Seconds between two tries to write what could not be written."""
+"""Seconds between two attempts to write what could not be written."""
 SAY_AGAIN = 60.0
-"""Seconds between two words about it."""
+"""Seconds between two log records about it."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class Record:
         fingerprint: A digest of its parameters.
         params: Its parameters.
         is_named: True if the caller gave the key.
-        older_key: The key that the first version made, where it was another one.
-        older_fingerprint: The digest that it made.
+        older_key: The key that the rules of the first version make; often the same.
+        older_fingerprint: The digest that those rules make.
     """
 
     key: str
@@ -52,12 +57,12 @@ class Record:
 
 
 def identify(params: Mapping[str, Any], key: str | None, key_of: Callable[[str], str]) -> Record:
-    """Return the identity of a request; reads the whole of its files.
+    """Return the identity of a request; this reads its files as a whole.
 
     Args:
         params: Its parameters, checked.
         key: The key that the caller gave, or None.
-        key_of: Makes a key from a digest, another one for each request that is alike.
+        key_of: Makes a key from a digest, a different one for each equal request.
     """
     digest, older = fingerprint(params), older_fingerprint(params)
     if key is not None:
@@ -67,14 +72,14 @@ def identify(params: Mapping[str, Any], key: str | None, key_of: Callable[[str],
 
 
 class Recorder:
-    """Reads and writes the entries of requests; belongs to one event loop.
+    """The access of one Runner to its journal, from one event loop at a time.
 
     Args:
-        store: The entries; None: there is no journal, and every request is submitted as it comes.
-        base_url: The address of the client's API; None if the client does not know it.
+        store: The entries; None without a journal, when every request is submitted as it comes.
+        base_url: The base URL of the client; None if the client does not tell.
 
     Raises:
-        ConfigurationError: The journal is of another API, or closed.
+        ConfigurationError: The journal belongs to another base URL, or is closed.
     """
 
     def __init__(self, store: Store | None, base_url: object = None) -> None:
@@ -89,21 +94,21 @@ class Recorder:
         return self._store is not None
 
     def begin_loop(self) -> None:
-        """Begin again in another event loop."""
+        """Start over in another event loop."""
         self._limiter: anyio.CapacityLimiter | None = None
         self._locks: dict[str, tuple[anyio.Lock, int]] = {}
         self._say_at = -math.inf
 
     @asynccontextmanager
     async def hold(self, record: Record | None) -> AsyncIterator[None]:
-        """Let nobody else submit under this key meanwhile: the second one waits for the first."""
+        """Keep other runs from submitting this key meanwhile: they wait for this block to end."""
         if record is None:
             yield
             return
         lock, holders = self._locks.get(record.key, (None, 0))
         lock = lock or anyio.Lock()
         self._locks[record.key] = lock, holders + 1
-        locks = self._locks
+        locks = self._locks  # `begin_loop` replaces it if another event loop takes over meanwhile
         try:
             async with lock:
                 yield
@@ -115,10 +120,18 @@ class Recorder:
     async def next_step(
         self, record: Record | None, submitted: Sequence[str], max_attempts: int
     ) -> Step:
-        """Decide how to proceed with a request after these attempts in this run."""
+        """Decide how to proceed with a request.
+
+        Args:
+            record: Its identity.
+            submitted: The ids of its attempts in this run.
+            max_attempts: How often it may be submitted in all.
+        """
         if self._store is None or record is None:
             return Submit(len(submitted) + 1, tuple(submitted))
         found = await self._call(self._store.find, record.key)
+        # A journal of the first version has the key that its rules made. An entry of today under
+        # that key belongs to another request.
         if found is None and record.older_key != record.key:
             found = await self._call(self._store.find, record.older_key)
             if found is not None and not found.is_older:
@@ -130,7 +143,7 @@ class Recorder:
         return next_step(found.entry, max_attempts, same=same)
 
     async def known(self, records: Sequence[Record]) -> set[str]:
-        """Return the keys of those of the requests that have an entry."""
+        """Return the keys of the requests that have an entry."""
         if self._store is None:
             return set()
         keys = {key for record in records for key in (record.key, record.older_key)}
@@ -138,15 +151,15 @@ class Recorder:
         return {record.key for record in records if not found.isdisjoint(_keys_of(record))}
 
     def warn_of_strangers(self) -> None:
-        """Say, once, that none of a batch is in a journal that has entries."""
+        """Warn, once, that the journal has entries, but none for this batch."""
         store = self._store
         if store is None or store.was_empty or store.are_strangers_said:
             return
         store.are_strangers_said = True
         logger.warning(
-            "journal %s has entries, and none of this batch is one of them: all of it is "
-            "submitted, and billed. If it is meant to continue, look for a parameter that has "
-            "changed, such as the model",
+            "journal %s has entries, but none for a request of this batch: all of it is "
+            "submitted, and billed. If it was meant to continue an earlier batch, look for a "
+            "parameter that has changed, such as the model",
             store.path,
             extra=fields(),
         )
@@ -165,7 +178,7 @@ class Recorder:
             await self._call(self._store.begin, *intent)
 
     async def end(self, record: Record | None, attempt: int, outcome: Outcome) -> None:
-        """Record what became of it, now or as soon as it can be written."""
+        """Record the outcome, now or as soon as the file can be written."""
         match outcome:
             case Accepted(generation):
                 await self._keep("accept", record, attempt, generation.id)
@@ -175,21 +188,23 @@ class Recorder:
                 await self._keep("lose", record, attempt)
 
     async def finish(
-        self, record: Record | None, generation: Generation, error: GenerationError | None
+        self, record: Record | None, generation_id: str, error: GenerationError | None
     ) -> None:
-        """Record the end of a generation. Where that fails, the next process waits for it again."""
-        if error is None or generation.state == "completed":  # without outputs: it is billed
-            await self._keep("end", record, generation.id, "completed", None, None)
+        """Record the end of a generation. If that fails, the next process waits for it again."""
+        # Completed without outputs is an error, but it is billed: no reason to submit again.
+        is_billed = isinstance(error, OutputNotFoundError) and not error.retryable
+        if error is None or is_billed:
+            await self._keep("end", record, generation_id, "completed", None, None)
         else:
             why = error.failure_code, error.failure_reason
-            await self._keep("end", record, generation.id, "failed", *why)
+            await self._keep("end", record, generation_id, "failed", *why)
 
     async def miss(self, record: Record | None, generation_id: str) -> None:
         """Record that the API does not know the id."""
         await self._keep("miss", record, generation_id)
 
     async def writing_beside(self, work: Awaitable[T]) -> T:
-        """Await this, and write meanwhile what could not be written: a wait is not held up."""
+        """Await `work`, and meanwhile keep trying to write what could not be written."""
         if self._store is None or not self._store.has_unwritten:
             return await work
         results: list[T] = []
@@ -214,17 +229,17 @@ class Recorder:
                 try:
                     await self._call(store.flush)
                 except (JournalError, ConfigurationError) as error:
-                    self._say(error, "what became of submissions cannot be recorded yet")
+                    self._say(error, "the outcome of submissions cannot be recorded yet")
 
     async def _keep(self, name: str, record: Record | None, *args: Any) -> None:
-        """Write, whoever cancels; what cannot be written is written later."""
+        """Write, even if cancelled; what cannot be written now is written later."""
         if self._store is None or record is None:
             return
         with anyio.CancelScope(shield=True):
             try:
                 await self._call(getattr(self._store, name), record.key, *args)
-            except (JournalError, ConfigurationError) as error:  # the latter: it is closed
-                if name == "accept":  # whatever else is lost, the id must not be
+            except (JournalError, ConfigurationError) as error:  # the latter if it is closed
+                if name == "accept":  # the id at least must reach the log
                     self._log_unrecorded(record.key, args, error)
                 else:
                     self._say(error, f"request {record.key!r} ({name}) is not recorded yet")
@@ -232,8 +247,8 @@ class Recorder:
     def _log_unrecorded(self, key: str, accepted: tuple[Any, ...], error: LumaError) -> None:
         attempt, generation_id = accepted
         logger.error(
-            "generation %s was submitted, and its id is not in the journal yet: it is written as "
-            "soon as that is possible; if the process ends before, settle request %r. %s",
+            "generation %s was submitted, but its id is not in the journal yet: it is written as "
+            "soon as possible; if the process ends before that, settle request %r. %s",
             generation_id,
             key,
             error,
@@ -241,13 +256,15 @@ class Recorder:
         )
 
     def _say(self, error: LumaError, what: str) -> None:
-        """Log at first, and then each minute as long as it lasts."""
+        """Log the first time, and then once a minute."""
         now = anyio.current_time()
         if now >= self._say_at:
             self._say_at = now + SAY_AGAIN
             logger.error("%s: %s", what, error, extra=fields(error=error))
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
+        # One thread at a time, so that changes are written in order. And not one of anyio's own
+        # threads: an app that has used up those cannot hold up the record of a submission.
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(1)
         return await anyio.to_thread.run_sync(partial(function, *args), limiter=self._limiter)
@@ -258,7 +275,7 @@ def _keys_of(record: Record) -> tuple[str, str]:
 
 
 def _normal(base_url: object) -> str:
-    """Return an address as every client has it: without a last slash, or a port that is usual."""
+    """Return a URL in one spelling: without a trailing slash or the default port."""
     try:
         return str(httpx.URL(shown(base_url, str))).rstrip("/")
     except httpx.InvalidURL:

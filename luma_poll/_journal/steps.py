@@ -1,4 +1,4 @@
-"""The next step of a key, by its entry in the journal. Decided without I/O or a clock."""
+"""The next step for a key, decided from its entry in the journal, without I/O or a clock."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ E = TypeVar("E", bound=LumaError)
 
 
 def may_submit_again(error: GenerationError, attempt: int, max_attempts: int) -> bool:
-    """True where a failed generation may be submitted once more, as a new one that is billed again.
+    """Return True if a failed request may be submitted again, as a generation that is billed again.
 
     Args:
         error: Its failure.
-        attempt: How often it was submitted by now.
-        max_attempts: How often it may be.
+        attempt: How often it was submitted so far.
+        max_attempts: How often it may be submitted in all.
     """
     return error.retryable and attempt < max_attempts
 
 
 @dataclass(frozen=True)
 class Submit:
-    """Submit it.
+    """The step to submit a request.
 
     Attributes:
-        attempt: Which submission it will be, from 1.
-        submitted: The ids of the attempts before.
+        attempt: The number of the submission, from 1.
+        submitted: The ids of the earlier attempts.
     """
 
     attempt: int
@@ -46,11 +46,11 @@ class Submit:
 
 @dataclass(frozen=True)
 class WaitFor:
-    """Wait for this generation; if it is `running`, it occupies the account.
+    """The step to wait for a generation that was submitted before.
 
     Attributes:
         generation_id: The id.
-        running: False if it has completed.
+        running: True if it may still run, and occupy the account; False if it has completed.
         submitted: The ids of all attempts.
     """
 
@@ -59,12 +59,12 @@ class WaitFor:
     submitted: tuple[str, ...]
 
     def told(self, error: E, key: str) -> E:
-        """Return an error of this wait in words that fit what the journal knows."""
+        """Return an error of this wait with a text that says what the journal knows."""
         if isinstance(error, NotFoundError):
             text = (
-                f"{error} It is that of request {key!r} in the journal. If the API knows it no "
-                "longer, say that it may be submitted, and billed, again: Journal.resolve, or "
-                f"luma-poll journal FILE resolve"
+                f"{error} It is the id of request {key!r} in the journal. If the API no longer has "
+                "it, allow a new submission, which is billed again: Journal.resolve, or "
+                "luma-poll journal resolve FILE"
             )
         elif self.running:
             return error
@@ -75,9 +75,9 @@ class WaitFor:
                 else f": {error}"
             )
             text = (
-                f"generation {self.generation_id} has completed before, and could not be fetched "
-                f"again{why.removesuffix(': ')}. Run the request again with the same journal: it "
-                "is fetched, and not submitted."
+                f"generation {self.generation_id} completed earlier, but could not be fetched "
+                f"again{why.removesuffix(': ')}. Run the request again with the same journal: "
+                "that fetches it, and submits nothing."
             )
         told = copy.copy(error)
         told.args = (text,)
@@ -87,10 +87,10 @@ class WaitFor:
 
 @dataclass(frozen=True)
 class Raise:
-    """Submit nothing: this is its end, or why there is none.
+    """The step to submit nothing, and to raise an error.
 
     Attributes:
-        error: The error.
+        error: The failure that the request ended with, or the reason why it cannot go on.
         submitted: The ids of all attempts.
     """
 
@@ -107,7 +107,7 @@ _UNKNOWN = (
     "(or luma-poll journal resolve FILE) which id it was, or that it may be submitted."
 )
 _IN_USE = (
-    "is being submitted by another Runner of this process, or could not be recorded when it was: "
+    "is being submitted by another Runner of this process, or its outcome could not be recorded: "
     "nothing was sent. Let runs that share keys share one Runner."
 )
 
@@ -116,9 +116,9 @@ def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = Tru
     """Decide how to proceed with a key, by its entry in the journal.
 
     Args:
-        entry: Of the key, or None if there is none.
-        max_attempts: How often it may be submitted.
-        same: False if the entry is of a request with other parameters.
+        entry: The entry of the key, or None.
+        max_attempts: How often it may be submitted in all.
+        same: False if the entry belongs to a request with other parameters.
     """
     if entry is None:
         return Submit(1)
@@ -128,6 +128,8 @@ def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = Tru
         )
         return Raise(error, ())
     if entry.state in ("unknown", "submitting") or entry.generation_id is None:
+        # Opening the file made `unknown` of whatever a dead process was submitting, so this
+        # `submitting` was written by our own process.
         advice = _IN_USE if entry.state == "submitting" else _UNKNOWN
         error = SubmissionUnknownError(
             f"request {entry.key!r} {advice}",

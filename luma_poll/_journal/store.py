@@ -1,4 +1,4 @@
-"""The entries of a journal: changes are on disk before the next step, or kept until they are."""
+"""The entries of a journal: each change is on disk at once, or kept until it can be written."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _COLUMNS = (
 
 
 class Found(NamedTuple):
-    """An entry, and how to compare it with a request.
+    """An entry, with what is needed to compare it with a request.
 
     Attributes:
         entry: The entry.
-        fingerprint: That of its parameters.
-        is_older: True if it was made by the rules of the first version.
+        fingerprint: The digest of its parameters.
+        is_older: True if the digest was made by the rules of the first version.
     """
 
     entry: JournalEntry
@@ -40,24 +40,24 @@ class Found(NamedTuple):
 
 
 class Store:
-    """The entries of a journal. One process at a time has them; any thread may call a method.
+    """The entries of a journal, open in one process; any thread may call a method.
 
-    A change that says what became of a submission is never dropped: if it cannot be written now,
-    it is kept, and written before anything else as soon as the file can be written again.
+    The outcome of a submission is never dropped. If it cannot be written now, it is kept, and
+    written before anything else as soon as the file can be written again.
 
     Args:
-        path: The file; it is made if it does not exist.
-        wait: Seconds to wait for another process that has it.
+        path: The file; created if missing.
+        wait: Seconds to wait for another process that has it open.
 
     Attributes:
         is_closed: True after `close`.
-        base_url: The address of the API that its ids are of, or None as long as it has none.
+        base_url: The base URL of the API that gave its ids; None before the first submission.
         was_empty: True if it had no entry when it was opened.
-        are_strangers_said: True once it was said that it has none of a batch.
+        are_strangers_said: True once it was logged that it has no entry for a batch.
 
     Raises:
-        ConfigurationError: It is in use, is no journal, or is of a newer version.
-        JournalError: It is damaged, or cannot be read.
+        ConfigurationError: The file is in use, is not a journal, or was written by a newer version.
+        JournalError: The file is damaged, or cannot be read.
     """
 
     def __init__(self, path: Path, wait: float = 0.0) -> None:
@@ -68,6 +68,7 @@ class Store:
         self.is_closed: bool = False
         self._database = Database(path, wait)
         try:
+            # The file is ours now, so whoever left a `submitting` is gone: its answer is lost.
             self._change(transitions.forget_process)
             self.base_url = self._fact("base_url")
             self._is_base_url_written = self.base_url is not None
@@ -83,9 +84,9 @@ class Store:
         return self._path
 
     def close(self) -> None:
-        """Let another process have it. To close it a second time does nothing, nor in a fork."""
+        """Close the file. A second call does nothing, and neither does one in a fork."""
         if self._database.is_of_a_fork:
-            return  # the lock below may be held for ever by a thread that did not survive it
+            return  # the lock below may be held for ever, by a thread that the fork did not copy
         with self._lock:
             if self.is_closed:
                 return
@@ -100,22 +101,22 @@ class Store:
             self._database.close()
 
     def claim(self, base_url: str) -> None:
-        """Note the address of the API, with the next submission.
+        """Take the client's base URL, which is written with the first submission.
 
         Raises:
-            ConfigurationError: The journal is of another one.
+            ConfigurationError: The journal belongs to another base URL.
         """
         if self.base_url is None:
             self.base_url = base_url
         elif self.base_url != base_url:
             raise ConfigurationError(
-                f"journal {self._path} is of {self.base_url}, and the client of {base_url}: their "
-                "ids mean nothing to each other. Use another journal, or the client that it is "
-                "of; if the same API has a new address, say so with Journal.move_to"
+                f"journal {self._path} belongs to {self.base_url}, but the client uses {base_url}, "
+                "which does not know its ids. Use another journal, or a client for that base URL; "
+                "if the same API has a new address, say so with Journal.move_to"
             )
 
     def move_to(self, base_url: str) -> None:
-        """Note that the API has another address from now on."""
+        """Note that the API has another base URL from now on."""
         self._change(lambda cursor: transitions.note_fact(cursor, "base_url", base_url))
         self.base_url, self._is_base_url_written = base_url, True
 
@@ -129,7 +130,7 @@ class Store:
             return Found(read_entry(row), row["fingerprint"], row["rules"] < transitions.RULES)
 
     def entries(self, state: EntryState | None) -> list[JournalEntry]:
-        """Return the entries in this state, or all; the oldest change first."""
+        """Return the entries in this state, or all; the least recently changed first."""
         query = f"SELECT {_COLUMNS} FROM entries WHERE ? IS NULL OR state = ? ORDER BY updated_at"
         with self._transaction() as cursor:
             return [read_entry(row) for row in cursor.execute(query, (state, state))]
@@ -148,10 +149,11 @@ class Store:
         attempt: int,
         request_id: str | None = None,
     ) -> None:
-        """Note the intent to submit: a new key, or the next attempt of one that failed."""
+        """Note the intent to submit a new key, or the next attempt of a failed one."""
         self._check_place()
 
         def change(cursor: sqlite3.Cursor) -> bool:
+            # In the same transaction: a journal with an id always says which API gave it.
             if not self._is_base_url_written and self.base_url is not None:
                 transitions.note_fact(cursor, "base_url", self.base_url)
             return transitions.begin(cursor, key, fingerprint, request, attempt, request_id)
@@ -163,12 +165,12 @@ class Store:
         self._is_base_url_written = self.base_url is not None
 
     def retract(self, key: str, attempt: int) -> None:
-        """Take back an intent: the API has certainly not accepted it."""
-        words = f"request {key!r} was not accepted, which is not recorded"
+        """Take back an intent, because the API has certainly not accepted it."""
+        words = f"request {key!r} was not accepted, and that is not recorded"
         self._keep(words, lambda cursor: transitions.retract(cursor, key, attempt))
 
     def accept(self, key: str, attempt: int, generation_id: str) -> None:
-        """Note the id: of a submission that is under way, or of one that was thought lost."""
+        """Note the id of a submission that is under way, or that was thought lost."""
         words = (
             f"generation {generation_id} was submitted, and its id is not in the journal: settle "
             f"request {key!r}"
@@ -176,8 +178,8 @@ class Store:
         self._keep(words, lambda cursor: transitions.accept(cursor, key, attempt, generation_id))
 
     def lose(self, key: str, attempt: int) -> None:
-        """Note that it is not known whether the API accepted it."""
-        words = f"request {key!r} may have been accepted, which is not recorded"
+        """Note that nothing tells whether the API accepted it."""
+        words = f"request {key!r} may have been accepted, and that is not recorded"
         self._keep(words, lambda cursor: transitions.lose(cursor, key, attempt))
 
     def end(
@@ -195,14 +197,14 @@ class Store:
 
     def miss(self, key: str, generation_id: str) -> None:
         """Note that the API does not know the id."""
-        words = f"generation {generation_id} does not exist, which is not recorded"
+        words = f"generation {generation_id} does not exist, and that is not recorded"
         self._keep(words, lambda cursor: transitions.miss(cursor, key, generation_id))
 
     def flush(self) -> None:
-        """Write what could not be written.
+        """Write what could not be written before.
 
         Raises:
-            JournalError: It still cannot be.
+            JournalError: It still cannot be written.
         """
         with self._transaction():
             pass
@@ -213,7 +215,7 @@ class Store:
         return bool(self._unwritten)
 
     def resolve(self, keys: Sequence[str], generation_id: str | None) -> None:
-        """Settle entries, all or none: by the id, or (None) by taking them back.
+        """Settle entries, all or none: by the id, or by taking them back if it is None.
 
         Raises:
             ConfigurationError: One of them cannot be settled.
@@ -223,7 +225,7 @@ class Store:
                 owner = transitions.key_of(cursor, generation_id)
                 if owner is not None and [owner] != list(keys):
                     raise ConfigurationError(
-                        f"generation {generation_id} is that of request {owner!r}"
+                        f"generation {generation_id} belongs to request {owner!r}"
                     )
             for key in keys:
                 why = transitions.resolve(cursor, key, generation_id)
@@ -231,17 +233,15 @@ class Store:
                     raise ConfigurationError(f"request {key!r} is not unknown, but {why}")
 
     def _check_place(self) -> None:
-        """Send nothing for a file that is gone; say once that it has another name."""
+        """Refuse to submit if the file was deleted; warn once if it was moved."""
         if self.is_closed or self._database.is_of_a_fork:
             return
         if self._database.is_deleted:
-            raise JournalError(
-                f"journal {self._path} was deleted while it is in use: nothing was sent"
-            )
+            raise JournalError(f"journal {self._path} was deleted while in use: nothing was sent")
         if self._database.is_moved and not self._is_move_said:
             self._is_move_said = True
             logger.warning(
-                "journal %s was moved while it is in use, and is written where it is now: another "
+                "journal %s was moved while in use, and is still written in its new place: a "
                 "process that opens the old path begins a new journal, and submits again",
                 self._path,
                 extra=fields(),
@@ -257,22 +257,24 @@ class Store:
             return int(cursor.execute("SELECT count(*) FROM entries").fetchone()[0])
 
     def _change(self, change: Change[T]) -> T:
-        """Write a change, on disk when this returns."""
+        """Write a change; it is on disk when this returns."""
         with self._transaction() as cursor:
             return change(cursor)
 
     def _keep(self, words: str, change: Change[None]) -> None:
         """Write a change now; if that fails, before the next read or write."""
         self._check_usable()
+        # Kept first, then written: if the write fails, nothing is left to do for the caller.
         with self._lock:
             self._unwritten.append((words, change))
         self.flush()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Cursor]:
-        """A transaction: on disk when the block ends, and nothing if it raises."""
+        """Open a transaction: on disk when the block ends, undone if it raises."""
         self._check_usable()
         with self._lock, self._errors(), closing(self._cursor()) as cursor:
+            # Before the transaction, so that each stays written if the block raises.
             self._write_kept(cursor)
             cursor.execute("BEGIN IMMEDIATE")
             try:
@@ -294,9 +296,9 @@ class Store:
             try:
                 change(cursor)
             except sqlite3.Error:
-                raise  # it stays the first
+                raise  # it stays the first in line: changes are written in order
             except BaseException:
-                self._unwritten.popleft()
+                self._unwritten.popleft()  # it would fail each time, and hold up those behind it
                 raise
             self._unwritten.popleft()
 
@@ -318,5 +320,5 @@ class Store:
             raise translated(self._path, error, JournalError) from error
         except ConfigurationError:
             raise
-        except (ValueError, TypeError) as error:  # a row that no version of ours has written
+        except (ValueError, TypeError) as error:  # a row that no version of ours could have written
             raise JournalError(f"journal {self._path} is damaged: {error}") from error

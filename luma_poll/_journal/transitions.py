@@ -1,4 +1,4 @@
-"""The changes of an entry's state, as statements: each is one transaction, or nothing."""
+"""The changes of an entry's state, as SQL statements: each applies as a whole, or not at all."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from luma_poll._redaction import redact
 RULES = 2
 """The rules by which fingerprints are made now."""
 MAX_REASON = 2000
-"""Characters that are kept of the reason of a failure."""
+"""Characters of the reason of a failure that are kept."""
 
 
 def forget_process(cursor: sqlite3.Cursor) -> None:
-    """Call unknown what was being submitted by a process that is gone."""
+    """Mark as unknown what an earlier process was submitting when it ended."""
     cursor.execute(
         "UPDATE entries SET state = 'unknown', updated_at = ? WHERE state = 'submitting'", (_now(),)
     )
@@ -31,7 +31,12 @@ def begin(
     attempt: int,
     request_id: str | None,
 ) -> bool:
-    """Note the intent to submit: a new key, or the next attempt of one that failed."""
+    """Note the intent to submit a new key, or the next attempt of a failed one.
+
+    Returns:
+        False if the entry is in any other state, such as that of another Runner's submission.
+    """
+    # The WHERE decides between two Runners with the same key: only one of them gets the row.
     cursor.execute(
         "INSERT INTO entries "
         "(key, fingerprint, request, state, attempt, updated_at, request_id, rules) "
@@ -45,12 +50,13 @@ def begin(
 
 
 def retract(cursor: sqlite3.Cursor, key: str, attempt: int) -> None:
-    """Take back an intent: the API has certainly not accepted it."""
+    """Take back an intent, because the API has certainly not accepted it."""
     _take_back(cursor, key, attempt, "state = 'submitting'")
 
 
 def accept(cursor: sqlite3.Cursor, key: str, attempt: int, generation_id: str) -> None:
-    """Note the id: of a submission that is under way, or of one that was thought lost."""
+    """Note the id of a submission that is under way, or that was thought lost."""
+    # `unknown` too: an answer that comes after all settles the entry.
     cursor.execute(
         "UPDATE entries SET state = 'running', generation_id = ?, updated_at = ?, "
         "submitted = json_insert(submitted, '$[#]', ?) "
@@ -60,7 +66,7 @@ def accept(cursor: sqlite3.Cursor, key: str, attempt: int, generation_id: str) -
 
 
 def lose(cursor: sqlite3.Cursor, key: str, attempt: int) -> None:
-    """Note that it is not known whether the API accepted it."""
+    """Note that nothing tells whether the API accepted it."""
     cursor.execute(
         "UPDATE entries SET state = 'unknown', generation_id = NULL, updated_at = ? "
         "WHERE key = ? AND attempt = ? AND state = 'submitting'",
@@ -77,6 +83,7 @@ def end(
     failure_reason: str | None,
 ) -> None:
     """Note the end of a generation."""
+    # Only of the latest attempt: a late end of an earlier one must not end the attempt after it.
     row = cursor.execute(
         "SELECT generation_id FROM entries WHERE key = ? AND state = 'running'", (key,)
     ).fetchone()
@@ -89,7 +96,7 @@ def end(
 
 
 def miss(cursor: sqlite3.Cursor, key: str, generation_id: str) -> None:
-    """Note that the API does not know the id: it may be settled again."""
+    """Note that the API does not know the id, so that the entry may be settled again."""
     cursor.execute(
         "UPDATE entries SET doubtful = 1 "
         "WHERE key = ? AND generation_id = ? AND state IN ('running', 'completed')",
@@ -98,7 +105,7 @@ def miss(cursor: sqlite3.Cursor, key: str, generation_id: str) -> None:
 
 
 def resolve(cursor: sqlite3.Cursor, key: str, generation_id: str | None) -> str | None:
-    """Settle an entry: by its id, or (None) by taking it back; returns why it cannot be."""
+    """Settle an entry by its id, or take it back if that is None; return why it cannot be."""
     row = cursor.execute(
         "SELECT state, doubtful, generation_id FROM entries WHERE key = ?", (key,)
     ).fetchone()
@@ -106,7 +113,7 @@ def resolve(cursor: sqlite3.Cursor, key: str, generation_id: str | None) -> str 
         return "not in the journal"
     if row["state"] != "unknown" and not row["doubtful"]:
         return str(row["state"])
-    if row["generation_id"] is not None:  # an id that was wrong: before it there was none
+    if row["generation_id"] is not None:  # it was wrong, so it is no attempt that was made
         cursor.execute(
             "UPDATE entries SET submitted = json_remove(submitted, '$[#-1]'), "
             "generation_id = NULL WHERE key = ?",
@@ -125,6 +132,7 @@ def resolve(cursor: sqlite3.Cursor, key: str, generation_id: str | None) -> str 
 
 def key_of(cursor: sqlite3.Cursor, generation_id: str) -> str | None:
     """Return the key of the entry that has this id, or None."""
+    # Compared here and not in SQL, which does not know that a UUID has several spellings.
     for row in cursor.execute("SELECT key, submitted FROM entries WHERE submitted <> '[]'"):
         if any(same_id(known, generation_id) for known in json.loads(row["submitted"])):
             return str(row["key"])
@@ -132,12 +140,12 @@ def key_of(cursor: sqlite3.Cursor, generation_id: str) -> str | None:
 
 
 def note_fact(cursor: sqlite3.Cursor, name: str, value: str) -> None:
-    """Note a fact of the whole journal."""
+    """Note a fact about the whole journal."""
     cursor.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value))
 
 
 def _take_back(cursor: sqlite3.Cursor, key: str, attempt: int | None, condition: str) -> None:
-    """Let the attempt before be the last one, or the entry be gone, if this is the first."""
+    """Undo an attempt: the one before becomes the latest, or the entry goes if there is none."""
     where = f"WHERE key = ? AND attempt = ifnull(?, attempt) AND {condition}"
     cursor.execute(f"DELETE FROM entries {where} AND attempt = 1", (key, attempt))
     if cursor.rowcount == 0:
@@ -149,7 +157,7 @@ def _take_back(cursor: sqlite3.Cursor, key: str, attempt: int | None, condition:
 
 
 def _text(text: str | None) -> str | None:
-    """Return what the API said as it can be stored: UTF-8, without secrets, not endless."""
+    """Return a text of the API in a form that can be stored: UTF-8, no secrets, of limited size."""
     if text is None:
         return None
     return redact(text.encode(errors="backslashreplace").decode())[:MAX_REASON]

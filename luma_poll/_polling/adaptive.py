@@ -1,7 +1,8 @@
 """A schedule that learns how long generations take, and polls when they are likely to end.
 
-Ages at the end are counted in a histogram over logarithmic bins. With what is known beforehand it
-gives the chance of an end in each bin, and those the polls that cost least (inspection.py).
+The ages of generations at their ends are counted in a histogram over logarithmic bins. Together
+with prior knowledge it gives the chance of an end in each bin. From those chances follow the polls
+that cost least (plan.py).
 """
 
 from __future__ import annotations
@@ -30,48 +31,51 @@ BINS = 122
 STEP = math.log(LONGEST_AGE) / (BINS - 2)
 LOGS = [-math.inf, *(STEP * number for number in range(BINS - 1)), math.inf]
 EDGES = [0.0, *map(math.exp, LOGS[1:-1]), 2 * LONGEST_AGE]
-"""Seconds. Between them lie the bins: one to 1 s, then each 7 % longer, one beyond an hour."""
+"""Bounds of the bins in seconds: one up to 1 s, then each 7 % longer, one beyond an hour."""
 
-# Of a model beforehand: seconds that half of its generations take (Luma's quickstart and video
-# guide, resellers' pages); the standard deviation of their logarithm, and how many ends that is
-# worth (guesses: so wide that an error of factor two is no disaster).
+# Prior knowledge of a model: the median time in seconds (from Luma's quickstart and video guide,
+# and resellers' pages), the standard deviation of its logarithm, and how many observed ends that is
+# worth. The last two are guesses, wide enough that an error of a factor of two does little harm.
 PUBLISHED = {"uni-1": (30.0, 0.7, 1.0), "uni-1-max": (69.0, 0.7, 1.0), "ray-3.2": (60.0, 0.7, 1.0)}
 UNKNOWN = (37.0, 1.5, 0.3)
 
-# How much each thing counts, in ends that were seen.
-CURVE_WEIGHT = 5.0  # a log-normal curve through them: it decides while they are few
-OTHERS_WEIGHT = 2.0  # all other kinds together, for a model of which nothing is known
-# A heavy tail of stragglers, which no curve foretells.
+# How much each source counts, as a number of observed ends.
+CURVE_WEIGHT = 5.0  # a log-normal curve through the ends, which decides while they are few
+OTHERS_WEIGHT = 2.0  # all other kinds together, for an unknown model
+# A heavy tail of stragglers, which no curve predicts.
 DOUBT = [b - a for a, b in pairwise(-0.4 * (1 + math.exp(log) / 90) ** -2 for log in LOGS)]
-# Failures, most of them in the first seconds, and what has not failed.
+# The weights of failures, most of them in the first seconds, and of successes.
 EARLY = [0.27 * (b - a) for a, b in pairwise(map(NormalDist(math.log(3), 0.5).cdf, LOGS))]
 LATE_FAILURES, NO_FAILURES = 0.03, 8.0
-MEMORY, SHORT_MEMORY = 200.0, 10.0  # ends after which one counts 1/e
-CHANGE = 1 / 200  # chance at each end that generations take another time from now on
-BANDWIDTH = 0.12  # standard deviation of the logarithm of the age by which an end is smoothed
+MEMORY, SHORT_MEMORY = 200.0, 10.0  # after this many further ends, an end counts 1/e
+CHANGE = 1 / 200  # chance, at each end, that the usual time changes from now on
+BANDWIDTH = 0.12  # an end is smoothed by this standard deviation of the logarithm of its age
 KERNEL = [NormalDist(0, BANDWIDTH).pdf(STEP * number) * STEP for number in range(-7, 8)]
 JITTER = 0.15  # share of a gap, both ways
-PATIENCE = 10.0  # an estimate is made again when this share of the ends is new
+PATIENCE = 10.0  # an estimate is made again when one in this many ends is new
 MAX_KINDS = 64
 VERSION = 1
 
 Kind = tuple[str | None, str | None]
 Weights = Sequence[float]
-End = tuple[int, Weights]  # an end that is spread over some bins: the first, and weights from there
+End = tuple[int, Weights]  # an end, spread over bins: the first bin, and the weights from there
 NOTHING: Weights = (0.0,) * BINS
 
 
 @dataclass(slots=True)
 class _Seen:
-    """The ends of one kind. Failures are kept apart: they do not tell how long the others take."""
+    """The ends of one kind. Failures count separately: they do not show how long others take."""
 
     ends: Weights = NOTHING
     failures: Weights = NOTHING
     lately: Weights = NOTHING  # the latest of `ends`
-    odds: float = CHANGE  # that only these hold
+    odds: float = CHANGE  # the odds that only these are still valid
 
     def suspect(self, usual: End, changed: End) -> bool:
-        """Decide whether all ends hold, or only the latest (Shiryaev, 1963). True if in doubt."""
+        """Return True if perhaps only the latest ends are still valid (Shiryaev, 1963).
+
+        Once that is likely, the older ends are forgotten.
+        """
         self.odds = (self.odds + CHANGE) * sum(changed[1]) / sum(usual[1])
         if self.odds < 2 * CHANGE:
             self.lately, self.odds = NOTHING, CHANGE
@@ -84,30 +88,30 @@ class _Seen:
 
 @dataclass(slots=True)
 class _Estimate:
-    """Chances of an end in each bin, and the polls that follow from them."""
+    """The chances of an end in each bin, and the polls that follow from them."""
 
     usual: Weights
-    changed: Weights  # if only the latest ends hold
+    changed: Weights  # the chances if only the latest ends are still valid
     failed: Weights
     plan: Plan
-    fresh_for: float  # ends
+    fresh_for: float  # the number of further ends for which it is good enough
 
 
 class AdaptiveWait(wait_base):
     """A schedule that learns from each generation that ends: `Poller(client, wait=AdaptiveWait())`.
 
-    It estimates how long generations take, for each model and type. It begins with what has been
-    published for the model; a few ends outweigh that, old ones fade, and a sudden change is noticed
-    after one or two. Share one between pollers, and keep it over a restart with `to_json`.
+    It estimates how long generations take, for each model and type. It starts from published times
+    for the model. A few observed ends outweigh those, old ones fade, and a sudden change is noticed
+    after one or two. Share one between pollers, and keep it across restarts with `to_json`.
 
-    It learns as a part of tenacity's sums and chains too. A function of your own that calls it has
-    to pass `observe` on.
+    It also learns as a part of tenacity's sums and chains. If you call it from a function of your
+    own, give that function an `observe` that passes on the call.
 
     Args:
-        request_cost: Seconds of delay that one request is worth. A quarter of it is twice the
-            polls and half the delay: take less where each second of delay costs money.
-        shortest: Seconds between two polls, at least.
-        longest: Seconds between two polls, at most.
+        request_cost: Seconds of delay that one request is worth. Quartering it doubles the polls
+            and halves the delay; lower it if delay costs money.
+        shortest: The least seconds between two polls.
+        longest: The most seconds between two polls.
 
     Raises:
         ConfigurationError: An argument is not a number above 0, or `shortest` exceeds `longest`.
@@ -127,22 +131,22 @@ class AdaptiveWait(wait_base):
         self._lock = threading.Lock()
 
     def __call__(self, retry_state: RetryCallState) -> float:
-        """Seconds until the next poll."""
+        """Return the seconds until the next poll."""
         with self._lock:
             plan = self._estimate(_kind_of(retry_state)).plan
         age = max(0.0, retry_state.seconds_since_start or 0.0)
         gap = plan.gap(age)
-        # After a long gap to where an end is likely, the gaps are short: so is the jitter.
+        # A long gap may lead to an age at which ends are likely and gaps short: so must jitter be.
         jitter = random.uniform(-JITTER, JITTER) * min(gap, plan.gap(age + gap))
         return min(max(gap + jitter, self._shortest), self._longest)
 
     def observe(self, generation: Generation, *, after: float, by: float) -> None:
-        """Learn from a generation that has ended. The poller calls it.
+        """Learn from a generation that has ended. The poller calls this.
 
         Args:
             generation: The last snapshot.
-            after: Seconds: the age at which it was last known not to have ended.
-            by: Seconds: the age at which it was known to have ended.
+            after: The age, in seconds, at which it was last seen not to have ended.
+            by: The age, in seconds, at which it was seen to have ended.
         """
         with self._lock:  # the pollers of several threads may share it
             self._learn(generation, after, by)
@@ -169,7 +173,7 @@ class AdaptiveWait(wait_base):
             self._estimates.pop(oldest, None)
 
     def to_json(self) -> str:
-        """Everything that was learned (but not a mere suspicion of a change) for `from_json`."""
+        """Return all that was learned, as text for `from_json`; a suspected change is left out."""
         with self._lock:
             kinds = [
                 {"model": kind[0], "type": kind[1]}
@@ -180,14 +184,14 @@ class AdaptiveWait(wait_base):
 
     @classmethod
     def from_json(cls, text: str | bytes, **options: float) -> Self:
-        """Make a schedule from everything that another one had learned.
+        """Make a schedule that knows what another one had learned.
 
         Args:
             text: The text from `to_json`.
             options: `request_cost`, `shortest` and `longest`, which are not part of the text.
 
         Raises:
-            ConfigurationError: The text is not from this `to_json`, or an option is unusable.
+            ConfigurationError: The text is not from `to_json`, or an option is unusable.
         """
         restored = cls(**options)
         try:
@@ -205,7 +209,7 @@ class AdaptiveWait(wait_base):
         return restored
 
     def _estimate(self, kind: Kind | None) -> _Estimate:
-        if kind not in self._kinds:  # it is taken to be like its model, or else like all others
+        if kind not in self._kinds:  # assumed to be like its model, or else like all others
             kind = (kind[0], None) if kind and kind[0] in PUBLISHED else None
         if kind not in self._estimates:
             seen = self._kinds.get(kind, _Seen()) if kind else _Seen(self._all)
@@ -222,7 +226,7 @@ class AdaptiveWait(wait_base):
         return self._estimates[kind]
 
     def _chances(self, kind: Kind | None, ends: Weights) -> Weights:
-        """How likely an end is in each bin, if `ends` are what was seen."""
+        """Return the chance of an end in each bin, given the observed `ends`."""
         known = PUBLISHED.get(kind[0] or "") if kind else None
         curve = _curve(ends, *(known or UNKNOWN))
         others = 0.0 if known or not kind else OTHERS_WEIGHT / max(sum(self._all), OTHERS_WEIGHT)
@@ -243,13 +247,13 @@ def _seconds(name: str, value: float) -> float:
 
 def _kind_of(state: RetryCallState) -> Kind | None:
     if state.outcome is None or state.outcome.failed:
-        return None  # an error does not tell of what
+        return None  # an error does not tell the kind
     latest = state.outcome.result()
     return (latest.model, latest.type) if isinstance(latest, Generation) else None
 
 
 def _curve(ends: Weights, median: float, spread: float, weight: float) -> Weights:
-    """A log-normal through the quartiles of `ends` (a mean would follow a few stragglers)."""
+    """Return a log-normal through the quartiles of `ends`: a mean would follow a few stragglers."""
     middle, variance, count = math.log(median), spread**2, sum(ends)
     if count > 0.01:
         low, seen, high = _quartiles(ends)
@@ -263,7 +267,7 @@ def _curve(ends: Weights, median: float, spread: float, weight: float) -> Weight
 
 
 def _quartiles(ends: Weights) -> Iterator[float]:
-    """Of the logarithm of the age."""
+    """Yield the quartiles of the logarithm of the age."""
     below = [0.0, *accumulate(ends)]
     for share in (0.25, 0.5, 0.75):
         target = share * below[-1]
@@ -272,7 +276,7 @@ def _quartiles(ends: Weights) -> Iterator[float]:
 
 
 def _between(chances: Weights, after: float, by: float) -> End:
-    """The chance of an end in each bin of an interval."""
+    """Return the chance of an end in each bin of an interval."""
     after = min(max(0.0, after), LONGEST_AGE)
     by = min(max(after + 0.01, by), EDGES[-1])
     first, last = bisect_right(EDGES, after) - 1, bisect_left(EDGES, by)
@@ -283,7 +287,7 @@ def _between(chances: Weights, after: float, by: float) -> End:
 
 
 def _faded(old: Weights, memory: float, end: End | None) -> Weights:
-    """Add one end, which is shared out in proportion, and spills over into the bins around."""
+    """Return the weights after one more end, which is spread in proportion and smoothed."""
     keep = math.exp(-1 / memory)
     new = [keep * before for before in old]
     if end:
@@ -303,5 +307,5 @@ def _rounded(weights: Weights) -> Weights:
 def _checked(weights: Any) -> Weights:
     checked = [float(weight) for weight in weights]
     if len(checked) != BINS or not all(0 <= weight < 1e6 for weight in checked):
-        raise ValueError(f"there must be {BINS} weights from 0 up")
+        raise ValueError(f"there must be {BINS} weights of at least 0")
     return checked

@@ -1,7 +1,7 @@
-"""The rules of a wait, without I/O, without an event loop and without a clock.
+"""The rules of a wait, without I/O, an event loop or a clock.
 
 `Progress` is the knowledge of one generation, `Deadline` the end of one wait. `decide` looks at
-both and says what to do next: sleep, poll, return or raise. The poller performs it, and so can any
+both and returns what to do next: sleep, poll, return or raise. The poller does it, and so can any
 other driver, such as a test or a workflow engine.
 """
 
@@ -27,47 +27,47 @@ from luma_poll.errors import (
 from luma_poll.models import LONGEST_AGE, MAX_CLOCK_ERROR, Generation
 
 NOT_FOUND_GRACE = 10.0
-"""Seconds during which a 404 is not believed after a snapshot was handed in: the id exists."""
+"""Seconds for which a 404 is not believed after a snapshot was handed in: the id exists."""
 BELIEVED_AFTER = 3
-"""Polls in a row after which a refusal is believed that is not in the API's own words..."""
+"""Refusals in a row, not in the API's own words, after which they are believed..."""
 BELIEVED_AFTER_SECONDS = 10.0
-"""...if the first of them is so many seconds ago: a gateway that restarts refuses for a moment."""
+"""...if this many seconds lie between: a gateway that restarts refuses for a moment."""
 STOPPED = 1.0
-"""Seconds past its deadline at which a wait wakes only if the whole process stood still."""
+"""Seconds: a wait that wakes later than this after its deadline was stopped with its process."""
 TIME_TO_ASK_AGAIN = 10.0
 """Seconds that such a wait gets for one more poll."""
 OUTPUT_POLLS = 4
-"""Answers of "completed" without any output after which that is an error."""
+"""Answers of "completed" without any output, after which they are an error."""
 LAST_POLL_MARGIN = 1.0
-"""Seconds before a deadline at which the last poll happens, so that its answer is in time..."""
+"""Seconds before a deadline when the last poll is sent, so that its answer is in time..."""
 LAST_POLL_SHARE = 0.1
-"""...or this share of the timeout, if that is less."""
+"""...or this share of the timeout, if it is less."""
 
 
 @dataclass(frozen=True)
 class Sleep:
-    """Do nothing until this time, unless an answer arrives before."""
+    """The decision to do nothing until this time, unless an answer arrives before."""
 
     until: float
 
 
 @dataclass(frozen=True)
 class Poll:
-    """Ask now. It is due since this time."""
+    """The decision to ask now; the poll has been due since this time."""
 
     due: float
 
 
 @dataclass(frozen=True)
 class Return:
-    """The generation has ended, with this last snapshot: completed with outputs, or failed."""
+    """The decision to end: the last snapshot has completed with outputs, or failed."""
 
     generation: Generation
 
 
 @dataclass(frozen=True)
 class Raise:
-    """The wait ends with this error."""
+    """The decision to end with this error."""
 
     error: LumaError
 
@@ -77,7 +77,7 @@ Decision: TypeAlias = Sleep | Poll | Return | Raise
 
 @dataclass(frozen=True)
 class Quiet:
-    """The time until which the API asked us to stay away, and its answer that says so."""
+    """The time until which the API asked us to send nothing, and the answer that said so."""
 
     until: float = -math.inf
     error: APIStatusError | None = None
@@ -85,13 +85,13 @@ class Quiet:
 
 @dataclass(frozen=True)
 class Deadline:
-    """When one wait began, and when it ends. Times are in seconds, all on the same clock.
+    """The beginning and the end of one wait. Times are in seconds, all on the same clock.
 
     Attributes:
         started: When the wait began.
         timeout: Seconds that it may take; None for no limit.
-        stopped_until: When the process went on, if it had been stopped past the deadline: what the
-            generation became meanwhile is not known, so the wait asks once more.
+        stopped_until: When the process continued, if it was stopped past the deadline. The
+            generation may have ended meanwhile, so the wait asks once more. Else None.
     """
 
     started: float
@@ -107,30 +107,30 @@ class Deadline:
 
     @property
     def margin(self) -> float:
-        """How long before the deadline the last poll happens."""
+        """The seconds before the deadline at which the last poll is sent."""
         if self.stopped_until is not None:
             return TIME_TO_ASK_AGAIN
         return min(LAST_POLL_MARGIN, LAST_POLL_SHARE * (self.at - self.started))
 
     @property
     def last_poll_at(self) -> float:
-        """When there is one more poll, if the schedule wants none before the deadline."""
+        """The time of one more poll, if the schedule wants none before the deadline."""
         return self.at - self.margin
 
     def is_served_by(self, poll: float) -> bool:
-        """True if a poll at this time makes the last one superfluous.
+        """Return True if a poll at this time makes the last one superfluous.
 
-        An answer of half a margin earlier is nearly as fresh, and a second request right after it
-        would tell nothing. A whole margin would be too much: an answer that old leaves out twice
-        as much of the time as the last poll itself does.
+        An answer from half a margin earlier is nearly as fresh, so a second request right after it
+        would tell nothing. A whole margin would be too much: an answer that old misses twice as
+        much of the time before the deadline as the last poll itself does.
         """
         return poll >= self.last_poll_at - self.margin / 2
 
     def after_a_stop(self, now: float, last_poll: float) -> Deadline:
-        """The deadline of a wait that wakes now, so late that the process must have been stopped.
+        """Return the deadline of a wait that wakes so late that its process must have been stopped.
 
         Returns:
-            One with time to ask once more; the same if that is not due.
+            A deadline with time to ask once more, or this one if there is no need.
         """
         if now < self.at or self.stopped_until is not None or self.is_served_by(last_poll):
             return self
@@ -138,7 +138,7 @@ class Deadline:
 
 
 class Deadlines:
-    """The deadlines for which one wait asks. To add, to remove and to look cost O(log n)."""
+    """The deadlines for which one wait asks. Adding, removing and looking cost O(log n)."""
 
     def __init__(self, deadlines: Iterable[Deadline] = ()) -> None:
         self._by_last_poll = Heap[Deadline]()
@@ -147,36 +147,36 @@ class Deadlines:
             self.add(deadline)
 
     def add(self, deadline: Deadline) -> tuple[Entry[Deadline], Entry[Deadline]]:
-        """Add one; returns its places, by which it is removed."""
+        """Add a deadline; return its places, for `remove`."""
         return (
             self._by_last_poll.push(deadline.last_poll_at, deadline),
             self._by_end.push(-deadline.at, deadline),
         )
 
     def remove(self, places: tuple[Entry[Deadline], Entry[Deadline]]) -> None:
-        """Remove one."""
+        """Remove a deadline."""
         self._by_last_poll.remove(places[0])
         self._by_end.remove(places[1])
 
     @property
     def end(self) -> float:
-        """The latest one."""
+        """The latest deadline; -inf without any."""
         latest = self._by_end.first()
         return -math.inf if latest is None else latest.at
 
     def last_poll_at(self, before: float, not_before: float, now: float) -> float:
-        """When the next last poll is due; inf if there is none.
+        """Return when the next last poll is due; inf if there is none.
 
         Args:
-            before: When the last poll was sent that was answered.
-            not_before: No request is sent until then.
+            before: When the latest request that was answered was sent.
+            not_before: The time before which no request is sent.
             now: The time.
         """
         while (deadline := self._by_last_poll.first()) is not None:
             at = max(deadline.last_poll_at, not_before)
             if not deadline.is_served_by(before) and now < deadline.at and at < deadline.at:
                 return at
-            # For good: all three only ever grow.
+            # Dropped for good: `before`, `not_before` and `now` only ever grow.
             self._by_last_poll.drop_first()
         return math.inf
 
@@ -186,18 +186,18 @@ class Progress:
     """The knowledge of one generation, and when to ask again.
 
     Attributes:
-        generation_id: The generation.
+        generation_id: The id of the generation.
         started: When it was first seen.
-        born: When it was submitted, as far as known; else when it was first seen.
+        born: When it was submitted, if that is known; else when it was first seen.
         due: When the schedule wants the next poll.
-        polls: Requests begun.
-        answers: Answers, those of the API and the snapshot that was handed in.
-        latest: The last snapshot.
-        trouble: The transient error that is the latest answer, if it is one.
-        result: The end: the last snapshot, or the error to raise.
-        last_poll: When the last request was sent that was answered.
-        unanswered: When the last request was sent, as long as it has no answer.
-        unfinished_at: When the last answer was asked for that said that it still runs.
+        polls: The number of requests begun.
+        answers: The number of answers from the API, and of snapshots handed in.
+        latest: The latest snapshot.
+        trouble: The latest answer, if it is a transient error.
+        result: The end: the last snapshot, or the error to raise. None before.
+        last_poll: When the latest request that was answered was sent.
+        unanswered: When the latest request was sent, while it has no answer; else None.
+        unfinished_at: When the latest request was sent whose answer said that it still runs.
     """
 
     generation_id: str
@@ -215,19 +215,19 @@ class Progress:
     _not_before: float = -math.inf
     _snapshot_at: float = -math.inf
     _without_output: int = 0
-    _refusals: int = 0  # in a row, of the same origin
+    _refusals: int = 0  # in a row, all by the API or all by something in between
     _refused_since: float = -math.inf
 
     def __post_init__(self) -> None:
         self.born = self.due = self.started
 
     def begin_poll(self, now: float) -> None:
-        """Note that a request is sent. One that is cut short leaves the poll due."""
+        """Note that a request is sent. If it is cut short, the poll stays due."""
         self.polls += 1
         self.unanswered = now
 
     def hand_in(self, snapshot: Generation, now: float) -> bool:
-        """Take a snapshot that somebody else fetched: as the first answer, or as the end.
+        """Take a snapshot that the caller has, as the first answer or as the end.
 
         Returns:
             True if it is news, and recorded.
@@ -241,12 +241,12 @@ class Progress:
     ) -> bool:
         """Take the answer to a request, which may be the end.
 
-        `consult` says when to ask again.
+        Call `consult` next, which decides when to ask again.
 
         Args:
             answer: The answer.
             now: The time.
-            asked: When the request was sent; by default the last one.
+            asked: When the request was sent; by default when the latest one was.
 
         Returns:
             True if it is recorded: an answer after the end changes nothing.
@@ -273,9 +273,9 @@ class Progress:
         return True
 
     def consult(self, schedule: Schedule, now: float) -> None:
-        """Let the schedule set `due`, after an answer; or learn from it, if that was the end.
+        """Let the schedule set `due` after an answer, or learn from it if that was the end.
 
-        A schedule is often random: a driver that replays answers sets `due` itself, from its log.
+        A schedule is often random: a driver that replays answers sets `due` from its own log.
         """
         answer = self.trouble or self.latest
         if answer is not None and self.result is None:
@@ -300,7 +300,7 @@ class Progress:
             self.unfinished_at = asked
 
     def _is_doubtful(self, answer: APIError, now: float) -> bool:
-        """True for a refusal that may be somebody else's, or a mistake: it has to be repeated."""
+        """Return True for a refusal that may not be the API's, or may pass: it must be repeated."""
         if not isinstance(answer, APIStatusError):
             return False
         before = self.trouble
@@ -313,8 +313,8 @@ class Progress:
             self._refusals, self._refused_since = 0, now
         self._refusals += 1
         if not answer.in_api_words:
-            # A gateway, a proxy or a CDN has spoken, not the API: a restart of theirs must not
-            # end a wait for what has been paid for.
+            # A gateway, a proxy or a CDN has answered, not the API. Its restart must not end the
+            # wait for a generation that has been paid for.
             since = now - self._refused_since
             return self._refusals < BELIEVED_AFTER or since < BELIEVED_AFTER_SECONDS
         if not isinstance(answer, NotFoundError):
@@ -324,7 +324,7 @@ class Progress:
         return self.latest is not None and self._refusals < 2  # it has been seen to exist
 
     def poll_at(self, deadlines: Deadlines, quiet: Quiet, now: float) -> float:
-        """Since when a poll is due for waits with these deadlines; inf if there will be none.
+        """Return since when a poll is due for these deadlines; inf if there will be none.
 
         It is the time at which the schedule, or a deadline, wants it; or that of the last request
         if that was cut short, so that those who were due by then go first. A quiet only delays it:
@@ -333,7 +333,7 @@ class Progress:
         at = max(self.due, self._not_before)
         if max(at, quiet.until) >= deadlines.end:
             at = math.inf
-        # Where the schedule polls only after a deadline, there is one more poll just before it.
+        # If the schedule's next poll comes only after a deadline, one more is sent just before it.
         last = deadlines.last_poll_at(self.last_poll, self._not_before, now)
         at = min(at, last)
         if self.unanswered is not None:
@@ -341,7 +341,7 @@ class Progress:
         return at if max(at, quiet.until) < deadlines.end else math.inf
 
     def next_poll(self, deadlines: Deadlines, quiet: Quiet, now: float) -> float | None:
-        """When the generation is polled for waits with these deadlines; None if it is not."""
+        """Return when the generation is polled for these deadlines; None if it is not."""
         if self.result is not None:
             return None
         at = self.poll_at(deadlines, quiet, now)
@@ -349,16 +349,16 @@ class Progress:
 
 
 def _least_delay(answer: Generation | APIError) -> float:
-    """Seconds for which a successful answer asks to leave this generation alone.
+    """Return the seconds for which a successful answer asks us not to poll this generation.
 
-    The same hint of an error is for all generations: a `Quiet`.
+    The `Retry-After` of an error applies to all generations: see `Quiet`.
     """
     hint = snapshot_retry_after(answer) if isinstance(answer, Generation) else None
     return hint or 0.0
 
 
 def _is_end(snapshot: Generation) -> bool:
-    """A completed one without outputs may be ahead of its outputs."""
+    """Return True for the last snapshot. A completed one without outputs may still get them."""
     return snapshot.state == "failed" or (snapshot.is_terminal and bool(snapshot.output))
 
 
@@ -372,15 +372,15 @@ def decide(
     asks_for: Deadlines | None,
     is_asking: bool = False,
 ) -> Decision:
-    """Say what a wait does now.
+    """Return what a wait does now.
 
     Args:
-        progress: What is known of the generation.
-        deadline: Of this wait.
-        quiet: How long the API wants to be left alone.
+        progress: The knowledge of the generation.
+        deadline: The deadline of this wait.
+        quiet: The quiet that the API asked for.
         now: The time.
         attempts: Requests sent for the generation since this wait began, for the error.
-        asks_for: The deadlines of the waits for which this one asks, its own among them; None
+        asks_for: The deadlines of the waits for which this one asks, including its own; None
             if another one asks.
         is_asking: True if a request for the generation is under way.
     """
@@ -388,7 +388,7 @@ def decide(
         return Return(progress.result)
     if progress.result is not None:
         return Raise(_own_copy(progress.result))
-    # An answer that is on its way still counts, whatever the API asks for meanwhile.
+    # A quiet past the deadline ends the wait now, unless an answer is still on its way.
     is_out_of_time = now >= deadline.at or (quiet.until >= deadline.at and not is_asking)
     stopped = deadline.stopped_until
     if is_out_of_time or (stopped is not None and progress.last_poll >= stopped):
@@ -400,7 +400,7 @@ def decide(
 
 
 def _own_copy(error: LumaError) -> LumaError:
-    """Many waits may raise the same end: each raises an error of its own."""
+    """Return a copy of an error that many waits may raise, each with its own traceback."""
     own = copy.copy(error)
     own.__cause__ = error.__cause__
     return own
@@ -417,11 +417,11 @@ def _timed_out(
         cause = quiet.error
         why = f" (the API asks for {quiet.until - now:.0f} s of quiet, past the deadline)"
     error = PollTimeoutError(
-        progress.generation_id,
+        why,
+        generation_id=progress.generation_id,
         last_generation=progress.latest,
         elapsed=now - deadline.started,
         attempts=attempts,
-        why=why,
     )
     error.__cause__ = cause
     return error

@@ -1,4 +1,4 @@
-"""How many requests may be under way, how many may start in a second, and when none may."""
+"""The limits of requests: how many at the same time, how many per second, and when none."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from luma_poll._polling.decisions import Quiet
 from luma_poll._tasks.alarm import Alarm
 from luma_poll._tasks.heap import Heap
 
-# A timer wakes a little late. What it is late is made up for, as long as it is no more than this.
+# Timers fire a little late. Up to this many seconds are made up for at the next start.
 _LATENESS = 0.05
 
 
 class RequestLimits:
-    """Lets requests start one by one, the longest overdue first.
+    """A queue from which requests start one by one, the longest overdue first.
 
-    The quiet that the API asks for is held here, at the head of the queue: one request sleeps
-    until it ends, and all the others keep their places and sleep on.
+    A quiet that the API asks for holds up the head of the queue: one request sleeps until it ends,
+    and the others keep their places.
 
     Args:
-        max_in_flight: Requests under way at the same time; None for no limit.
-        max_rate: Requests started per second, evenly spaced; None for no limit.
+        max_in_flight: The most requests under way at the same time; None for no limit.
+        max_rate: The most requests started per second, evenly spaced; None for no limit.
 
     Attributes:
-        quiet: Until it ends, no request starts.
-        in_flight: Requests under way.
+        quiet: The quiet during which no request starts.
+        in_flight: The number of requests under way.
     """
 
     def __init__(self, max_in_flight: int | None, max_rate: float | None) -> None:
@@ -39,7 +39,7 @@ class RequestLimits:
         self._queue = Heap[Alarm]()
 
     def set_max_rate(self, max_rate: float | None) -> None:
-        """Let so many requests start per second from now on; None for no limit."""
+        """Change how many requests may start per second; None for no limit."""
         self._interval = 0.0 if max_rate is None else 1.0 / max_rate
 
     async def acquire(self, due: float) -> float:
@@ -49,17 +49,17 @@ class RequestLimits:
             due: Since when the request is due, in seconds on anyio's clock.
 
         Returns:
-            Seconds that it waited for others: those of a quiet do not count.
+            The seconds that it waited because of other requests, without those of a quiet.
         """
         asked = anyio.current_time()
         ticket = Alarm()
-        # At once: whoever takes over from another has a place before the other leaves.
+        # Before any await: a waiter that takes over a poll is in the queue before the other leaves.
         place = self._queue.push(due, ticket)
         try:
             await anyio.lowlevel.checkpoint()
             while (turn := self._turn_of(ticket)) > anyio.current_time():
                 await ticket.sleep(turn)
-            # Whoever leaves, or is called back, at the tick of its turn takes nobody's start.
+            # A request that is cancelled at the very moment of its turn must not use up a start.
             await anyio.lowlevel.checkpoint_if_cancelled()
             on_time = max(self._next_start, self.quiet.until, asked)
             now = anyio.current_time()
@@ -76,7 +76,7 @@ class RequestLimits:
         self._wake_first()
 
     def _turn_of(self, ticket: Alarm) -> float:
-        """The time at which it may start; inf as long as that depends on others."""
+        """Return when it may start; inf while others are before it."""
         if self.in_flight >= self._most or self._queue.first() is not ticket:
             return math.inf
         return max(self._next_start, self.quiet.until)

@@ -1,4 +1,4 @@
-"""The observers of a poller or runner, and how they are told."""
+"""The observers of a poller or a Runner, and the calls that tell them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ class Observers:
     """The observers of what begins from now on.
 
     Attributes:
-        present: They, in the order in which they came.
+        present: The observers, in the order in which they were added.
     """
 
     def __init__(self) -> None:
         self.present: tuple[Observer, ...] = ()
 
     def add(self, observer: Observer) -> Callable[[], None]:
-        """Add one; returns a function that removes it again.
+        """Add an observer; return a function that removes it again.
 
         Raises:
-            ConfigurationError: It is not a function.
+            ConfigurationError: `observer` is not a function, or is async.
         """
         if not callable(observer) or is_async(observer):
             raise ConfigurationError(
                 f"an observer must be a function (not async), not {shown(observer)}"
             )
 
-        # A wrapper of its own, so that one function added twice is removed once.
+        # Wrapped, so that a function that was added twice is removed once at a time.
         def added(event: Event) -> object:
             return observer(event)
 
@@ -54,7 +54,7 @@ def is_async(function: object) -> bool:
 
 
 def tell(event: Event | RunEvent) -> None:
-    """Tell the observers of a wait or run. What they raise is logged and dropped."""
+    """Tell the observers of a wait or run. An exception in one is logged and dropped."""
     of = event.run if isinstance(event, RunEvent) else event.wait
     for observer in of.observers:
         try:
@@ -67,7 +67,7 @@ def tell(event: Event | RunEvent) -> None:
                 generation_id = generation.id
             attempt = getattr(event, "attempt", None)
             logger.exception(
-                "an observer raised; generation %s is waited for all the same",
+                "an observer raised; the wait for generation %s continues",
                 generation_id,
                 extra=fields(generation_id, generation=generation, attempt=attempt, error=error),
             )
@@ -97,7 +97,7 @@ def only(kind: type[T], function: Callable[[T], object]) -> Observer:
 
 
 def outcome_of(generation: Generation | None, error: BaseException | None) -> Outcome:
-    """Return the outcome of a wait with this last snapshot, or that raised this."""
+    """Return the outcome of a wait that ended with this snapshot, or raised this error."""
     if error is None:
         is_failed = generation is not None and generation.state == "failed"
         return "failed" if is_failed else "completed"

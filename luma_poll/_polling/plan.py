@@ -1,4 +1,4 @@
-"""The polls that cost least, if it is known how likely an end is at each age.
+"""The polls that cost least, given how likely an end is at each age.
 
 R. E. Barlow, L. C. Hunter and F. Proschan, "Optimum checking procedures", Journal of the Society
 for Industrial and Applied Mathematics 11, 1963.
@@ -15,13 +15,13 @@ PER_BIN = 9  # at most
 
 
 class Plan(NamedTuple):
-    """Some places, and the next poll after one at each of them, in seconds of age."""
+    """For each of `places` (ages in seconds), the age of the poll after one at that age."""
 
     places: Sequence[float]
     polls: Sequence[float]
 
     def gap(self, age: float) -> float:
-        """Seconds to the next poll, as planned for the nearest place."""
+        """Return the seconds to the next poll, as planned for the nearest place."""
         number = bisect_right(self.places, min(age, self.places[-1])) - 1
         if number + 1 < len(self.places):
             number += self.places[number + 1] - age < age - self.places[number]
@@ -29,16 +29,17 @@ class Plan(NamedTuple):
 
 
 def plan_polls(chances: Sequence[float], edges: Sequence[float], cost: float) -> Plan:
-    """Plan all polls of a generation, so that their cost and the delay are least.
+    """Plan all polls of a generation so that their cost plus the delay is least.
 
-    From the last place back. With a share S(t) ended by t, a poll at t leaves to pay: cost for each
-    generation that has not ended, and the least, over all later u, of u (S(u) - S(t)) and what a
-    poll at u leaves. Each u is a straight line in S(t), and the lowest one moves only towards
-    smaller u: so it is enough to keep those that are lowest somewhere, and the time is linear.
+    It works back from the last place. Let S(t) be the share that has ended by t. After a poll at t
+    there is left to pay: `cost` for each generation that has not ended, and the least, over all
+    later u, of u (S(u) - S(t)) plus what is left after a poll at u. Each u is a straight line in
+    S(t), and the lowest line moves only towards smaller u. So it is enough to keep the lines that
+    are lowest somewhere, and the time is linear.
 
     Args:
-        chances: Of an end in each bin, or in proportion to it; the last is the rest.
-        edges: Seconds: the bounds of the bins, one more than there are.
+        chances: The chance of an end in each bin, or proportional to it; the last is the rest.
+        edges: The bounds of the bins in seconds, one more than there are bins.
         cost: Seconds of delay that one poll is worth.
     """
     places, ended = _places(chances, edges, cost)
@@ -52,7 +53,7 @@ def plan_polls(chances: Sequence[float], edges: Sequence[float], cost: float) ->
             least = heights[best] - times[best] * share
         polls.append(times[best])
         height = least + time * share + cost * (1 - share)
-        while len(times) > 1 and (  # the last line is nowhere the lowest
+        while len(times) > 1 and (  # the last line is lowest nowhere
             (height - heights[-2]) * (times[-2] - times[-1])
             <= (heights[-1] - heights[-2]) * (times[-2] - time)
         ):
@@ -66,11 +67,12 @@ def plan_polls(chances: Sequence[float], edges: Sequence[float], cost: float) ->
 def _places(
     chances: Sequence[float], edges: Sequence[float], cost: float
 ) -> tuple[list[float], list[float]]:
-    """Ages at which a poll may be planned, and the share that has ended by then.
+    """Return ages at which a poll may be planned, and the share that has ended by each.
 
-    There are more where polls will be close. Their best density is about sqrt(h / 2c), with the
-    hazard rate h and the cost c (J. B. Keller, "Optimum checking schedules for systems subject to
-    random failure", Management Science 21, 1974); but the fewer are left, the less it matters.
+    They are denser at ages at which polls will be close together. The best density of polls is
+    about sqrt(h / 2c), with the hazard rate h and the cost c (J. B. Keller, "Optimum checking
+    schedules for systems subject to random failure", Management Science 21, 1974). The fewer
+    generations are left, the less it matters.
     """
     total = sum(chances)
     factor = PER_GAP**2 / (2 * cost * total)

@@ -1,4 +1,4 @@
-"""The log of polls: states, unknown ones once, and errors that are polled through."""
+"""The log of polls: states, unknown states once, and errors after which polling continues."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from luma_poll.models import Generation
 
 KNOWN_STATES = frozenset({"queued", "processing", "completed", "failed"})
 MAX_UNKNOWN_STATES = 100
-"""Unknown states that are remembered, to log each of them once; more are not logged."""
+"""Unknown states that are remembered, so that each is logged once; more are not logged."""
 
 
 class PollLog:
-    """Logs every poll of one poller."""
+    """The log records of one poller's polls."""
 
     def __init__(self) -> None:
         self._unknown_states: set[str] = set()
@@ -24,7 +24,7 @@ class PollLog:
         """Log one poll.
 
         Args:
-            progress: The generation's, with the answer recorded.
+            progress: The generation's progress, with the answer recorded.
             answer: The API's answer.
         """
         generation_id, attempt = progress.generation_id, progress.polls
@@ -39,7 +39,7 @@ class PollLog:
         unreadable = (generation.model_extra or {}).get("unreadable_output")
         is_unknown = state not in KNOWN_STATES and state not in self._unknown_states
         if not (unreadable or is_unknown or logger.isEnabledFor(logging.DEBUG)):
-            return  # most polls, and so with little work
+            return  # true of most polls, so this costs little
         extra = fields(generation_id, generation=generation, attempt=progress.polls)
         logger.debug("generation %s: %s", generation_id, state, extra=extra)
         if unreadable and progress.result is not None:

@@ -19,14 +19,14 @@ class PollResult:
     """
 
     generation_id: str
-    # For type checkers, Any stands for "None, but not after `if result.ok`": pyright cannot narrow
-    # by the truth of an attribute, and a union of two classes would be no class to construct.
+    # With Any, type checkers accept `result.generation` after `if result.ok`. Pyright cannot narrow
+    # by the truth of another attribute, and a union of two classes could not be constructed.
     generation: Generation | Any
     error: Exception | None = None
 
     @property
     def ok(self) -> bool:
-        """True if it completed, with outputs."""
+        """True if the generation completed, with outputs."""
         return self.error is None
 
     @property
@@ -34,7 +34,8 @@ class PollResult:
         """The outputs.
 
         Raises:
-            GenerationError: It failed; or whatever else `Poller.wait` would have raised.
+            GenerationError: The generation failed.
+            Exception: Whatever else `Poller.wait` would have raised.
         """
         if self.error is not None:
             raise self.error

@@ -1,4 +1,4 @@
-"""Waits for generations: the loop behind every entry point."""
+"""The Poller: the wait behind every entry point."""
 
 from __future__ import annotations
 
@@ -47,19 +47,14 @@ from luma_poll.events import Observer, PollEvent
 from luma_poll.models import Generation, GenerationLike, GenerationOutput, field_of
 
 AnyGeneration: TypeAlias = str | UUID | GenerationLike | Mapping[str, Any]
-"""An id, or a snapshot of a generation such as the one from `create`, ours or the SDK's.
+"""An id, or a snapshot of a generation, such as `create` returns (ours or the SDK's).
 
 A mapping is a snapshot as JSON, such as a line of the command line's `--json`.
 """
 
-TIMEOUT = 600.0
-"""Seconds that a generation is waited for, unless the user says otherwise."""
-MAX_RATE = 30.0
-"""Requests per second, unless the user says otherwise."""
-
 
 class SupportsGet(Protocol):
-    """`client.generations`: fetches one snapshot."""
+    """The `generations` of a client that can get them by id."""
 
     def get(self, generation_id: str, /) -> Awaitable[Any]:
         """Fetch one snapshot of a generation."""
@@ -76,21 +71,21 @@ class SupportsGenerations(Protocol):
 
 
 class Poller:
-    """Waits for generations. Create one and share it: its limits hold over all its waits.
+    """A poller that waits for generations. Make one and share it: its limits cover all its waits.
 
         outputs = await Poller(client).wait(generation_id, timeout=300)
 
     Args:
-        client: A `LumaClient`, the official SDK's `AsyncLuma`, or anything with
-            `generations.get(id)` that gives an awaitable of an object with `id` and `state`.
-            During a wait the schedule is the only retry: retries of the first two are off.
-        wait: The schedule: a tenacity wait strategy; by default `DEFAULT_WAIT`.
-        timeout: Seconds that a wait may take, unless it says otherwise; None for no limit.
-        max_in_flight: Requests under way at the same time; None for no limit.
-        max_rate: Requests started per second; None for no limit. The API refuses "thousands per
-            minute"; the default of 30 per second is 1,800 per minute.
-        on_poll: A function (not async), called with a `PollEvent` after every poll. An exception
-            in it is logged and dropped.
+        client: A `LumaClient`, the official SDK's `AsyncLuma`, or any object whose
+            `generations.get(id)` can be awaited for an object with `id` and `state`. The Poller
+            turns off the retries of the first two, because its schedule retries.
+        wait: The schedule, as a tenacity wait strategy; by default `DEFAULT_WAIT`.
+        timeout: Seconds that a wait may take by default; None for no limit.
+        max_in_flight: The most requests under way at the same time; None for no limit.
+        max_rate: The most requests started per second; None for no limit. The API refuses
+            "thousands per minute"; the default of 30 per second is 1,800 per minute.
+        on_poll: A function (not async), called with a `PollEvent` after every poll. If it raises,
+            the exception is logged and dropped.
 
     Raises:
         ConfigurationError: An argument is unusable.
@@ -101,9 +96,9 @@ class Poller:
         client: SupportsGenerations,
         *,
         wait: Schedule | None = None,
-        timeout: float | None = TIMEOUT,
+        timeout: float | None = 600.0,
         max_in_flight: int | None = 64,
-        max_rate: float | None = MAX_RATE,
+        max_rate: float | None = 30.0,
         on_poll: Callable[[PollEvent], None] | None = None,
     ) -> None:
         if not callable(getattr(getattr(client, "generations", None), "get", None)):
@@ -131,23 +126,23 @@ class Poller:
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that a wait may take, unless it says otherwise; None for no limit."""
+        """The seconds that a wait may take by default; None for no limit."""
         return self._timeout
 
     def observe(self, observer: Observer) -> Callable[[], None]:
-        """Call a function with each event of the waits that begin from now on.
+        """Call a function with every event of the waits that begin from now on.
 
             stop = poller.observe(print)
 
         Args:
-            observer: A function (not async), called with the events of `luma_poll.events`. What it
-                raises is logged and dropped.
+            observer: A function (not async), called with the events of `luma_poll.events`. If it
+                raises, the exception is logged and dropped.
 
         Returns:
-            A function that ends it. Waits under way are observed to their ends.
+            A function that stops observing. Waits that are under way are observed to their end.
 
         Raises:
-            ConfigurationError: It is not a function.
+            ConfigurationError: `observer` is not a function, or is async.
         """
         return self._streams.observers.add(observer)
 
@@ -160,16 +155,17 @@ class Poller:
         """Poll until the generation has ended, and return its outputs.
 
         Args:
-            generation: Its id, or a snapshot of it (from `create`, ours or the official SDK's),
-                which then counts as the first answer.
-            timeout: Seconds; None for no limit; by default that of the poller.
+            generation: The id, or a snapshot (from `create`, ours or the official SDK's), which
+                then counts as the first answer.
+            timeout: Seconds that the wait may take; None for no limit; by default the poller's
+                timeout.
 
         Returns:
             The outputs, at least one. Their URLs work for an hour.
 
         Raises:
-            GenerationError: It failed; the class says why.
-            PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+            GenerationError: The generation failed; the class says why.
+            PollTimeoutError: The timeout came first; the generation keeps running: wait again.
             APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
             ConfigurationError: An argument is unusable; nothing was sent.
         """
@@ -188,21 +184,21 @@ class Poller:
                 async for result in results:
                     ...
 
-        Leaving the block cancels the waits that are under way. The failure of one is its result,
-        and does not affect the others. An exception of the iterable itself is raised after the
-        results of the items before it.
+        Leaving the block cancels the waits that are under way. A failure affects only its own
+        result. If the iterable itself raises, its exception comes after the results of the items
+        before.
 
         Args:
-            generations: Ids or snapshots, as `wait` takes: any iterable or async iterable. They are
+            generations: An iterable or async iterable of ids or snapshots, as for `wait`. They are
                 taken one by one, as there is room, so there may be more than fit into memory. An
                 id that is given twice has two results. An async generator is closed at the end.
-            timeout: Seconds for each wait, from when it begins; None for no limit; by default
-                that of the poller.
-            limit: Waits that are under way, or that have ended but whose result has not been
-                taken; None for no limit.
+            timeout: Seconds for each wait, from its beginning; None for no limit; by default the
+                poller's timeout.
+            limit: The most waits that are under way, or whose result you have not read yet; None
+                for no limit.
 
         Returns:
-            An async context manager that gives an async iterator over the results.
+            An async context manager with an async iterator over the results.
 
         Raises:
             ConfigurationError: An argument is unusable.
@@ -218,17 +214,17 @@ class Poller:
     ) -> list[PollResult]:
         """Wait for many generations, and return a result for each, in the order given.
 
-        The failure of one is its result, and does not affect the others. `as_completed` is the
-        better choice where an interruption must not lose the results so far.
+        A failure affects only its own result. Use `as_completed` if an interruption must not lose
+        the results so far.
 
             for result in await poller.wait_all(ids):
                 print(result.generation_id, result.error or result.outputs[0].url)
 
         Args:
-            generations: As for `as_completed`.
-            timeout: Seconds for each wait, from when it begins; None for no limit; by default
-                that of the poller.
-            limit: Waits that are under way at the same time; None for no limit.
+            generations: Ids or snapshots, as for `as_completed`.
+            timeout: Seconds for each wait, from its beginning; None for no limit; by default the
+                poller's timeout.
+            limit: The most waits under way at the same time; None for no limit.
 
         Returns:
             The results, in the order of `generations`.
@@ -242,7 +238,7 @@ class Poller:
     def _waiter(
         self, generations: object, timeout: float | UseDefault | None, limit: object
     ) -> Callable[[AnyGeneration], Awaitable[PollResult]]:
-        """Check the arguments of a batch; returns the function that waits for one of them."""
+        """Check the arguments of a batch; return the function that waits for one generation."""
         is_one = isinstance(generations, (str, bytes, BaseModel)) or _is_snapshot(generations)
         if is_one or not isinstance(generations, (Iterable, AsyncIterable)):
             raise ConfigurationError(
@@ -253,7 +249,7 @@ class Poller:
         return partial(self._result, timeout=check_timeout(timeout, self._timeout))
 
     async def _result(self, generation: AnyGeneration, timeout: float | None) -> PollResult:
-        """Wait for one; any failure is part of the result."""
+        """Wait for one generation; any failure is part of the result."""
         name = _name_of(generation)
         last = None
         try:
@@ -278,21 +274,22 @@ class Poller:
     ) -> AsyncGenerator[Generation]:
         """Poll until the generation has ended; yield the first snapshot and every change of state.
 
-        The last one is terminal; a failed one is yielded, not raised.
+        The last snapshot is terminal; one that failed is yielded, not raised.
 
             async for generation in poller.watch(generation_id):
                 print(generation.state)
 
         Args:
-            generation: Its id, or a snapshot of it, which then counts as the first answer.
-            timeout: Seconds; None for no limit; by default that of the poller.
+            generation: The id, or a snapshot, which then counts as the first answer.
+            timeout: Seconds that the wait may take; None for no limit; by default the poller's
+                timeout.
 
         Yields:
-            Snapshots. Nobody asks on behalf of this wait while you process one.
+            Snapshots. This wait sends no requests while you process one.
 
         Raises:
-            OutputNotFoundError: It completed without any output.
-            PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+            OutputNotFoundError: The generation completed without any output.
+            PollTimeoutError: The timeout came first; the generation keeps running: wait again.
             APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
             ConfigurationError: An argument is unusable; nothing was sent.
         """
@@ -310,14 +307,14 @@ class Poller:
                 latest = waiter.stream.progress.latest
                 if latest is not None and not latest.is_terminal and latest.state != state:
                     state = latest.state
-                    # The caller may keep this snapshot for an hour. Meanwhile another wait asks:
-                    # one that asked for all would make them wait for this one's caller.
+                    # The caller may take an hour for this snapshot. Meanwhile another wait asks, so
+                    # that the others do not have to wait for this one's caller.
                     with waiter.away():
                         yield latest
                     continue  # there may be news by now
                 match waiter.decide(streams.quiet):
                     case Sleep(until):
-                        # If another wait asks, this is until the deadline: its answer wakes all.
+                        # If another wait asks, until the deadline: news wakes this one.
                         await waiter.sleep(until)
                     case Poll(due):
                         # It asks for all waits of the stream, and may end without an answer.
@@ -326,12 +323,12 @@ class Poller:
                         raise error
                     case Return(last):
                         break
-        # The stream is left before the caller sees the end: a `with` around this `yield` would stay
-        # open for as long as the caller likes, and a wait that has ended would count as one.
+        # Outside the `with`: inside, a wait that has ended would stay in the stream for as long as
+        # the caller takes for this last snapshot.
         yield last
 
     def _set_max_rate(self, max_rate: float | None) -> None:
-        """For a fleet, which divides its rate by the workers that are alive."""
+        """Change the rate, for a fleet that divides its own among the workers that are alive."""
         self._streams.set_max_rate(max_rate)
 
     def __repr__(self) -> str:
@@ -339,8 +336,8 @@ class Poller:
 
 
 def _name_of(generation: object) -> str:
-    """The id, or its text if it is not a valid id."""
-    if isinstance(generation, Mapping):  # its text may have signed URLs
+    """Return the id, or a text for what was given if that is not a valid id."""
+    if isinstance(generation, Mapping):  # only its id: the rest may have signed URLs
         name = generation.get("id")
     else:
         name = getattr(generation, "id", generation)
@@ -352,13 +349,13 @@ def _is_snapshot(value: object) -> bool:
 
 
 def _resolved(generation: AnyGeneration) -> tuple[str, Generation | None]:
-    """The id, and the snapshot if one was given."""
+    """Return the id, and the snapshot if one was given."""
     if isinstance(generation, (str, UUID)):
         return check_generation_id(generation), None
     try:
         snapshot = as_generation(generation)
     except InvalidResponseError:
-        if isinstance(field_of(generation, "state"), str):  # all but readable: ask for it
+        if isinstance(field_of(generation, "state"), str):  # a snapshot with a damaged field: ask
             return check_generation_id(field_of(generation, "id")), None
         raise ConfigurationError(
             "a generation is given by its id or by a snapshot with id and state, "
@@ -368,9 +365,9 @@ def _resolved(generation: AnyGeneration) -> tuple[str, Generation | None]:
 
 
 def without_retries(client: SupportsGenerations) -> SupportsGenerations:
-    """Switch off the retries of the clients that are known to have some: the schedule retries.
+    """Turn off the retries of the clients that are known to have some: the schedule retries.
 
-    They are known by the packages of their classes: a poller imports no client.
+    They are recognised by the packages of their classes, because a poller imports no client.
     """
     packages = {base.__module__.partition(".")[0] for base in type(client).__mro__}
     if "luma_agents" in packages and not iscoroutinefunction(client.generations.get):

@@ -1,11 +1,11 @@
-"""When to poll again: a schedule is a tenacity wait strategy.
+"""Schedules: tenacity wait strategies that decide when to poll again.
 
 Any callable that takes a `tenacity.RetryCallState` and returns seconds will do: `wait_fixed(2)`,
-`wait_chain(...)`, `wait_exponential(...) + wait_random(-1, 1)`. The state says:
+`wait_chain(...)`, `wait_exponential(...) + wait_random(-1, 1)`. The state has:
 
-- `attempt_number`: how many answers there have been, from 1;
+- `attempt_number`: the number of answers so far, from 1;
 - `seconds_since_start`: the age of the generation in seconds, as far as known, on anyio's clock;
-- `outcome`: the latest answer: `outcome.result()` gives the `Generation` or raises the error.
+- `outcome`: the latest answer: `outcome.result()` returns the `Generation` or raises the error.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ DEFAULT_WAIT: Schedule = tenacity.wait_exponential(
 """Exponential backoff with a cap, and jitter both ways: 4.5 s x 1.02 to 8 s, each +- 0.5 s."""
 
 SPEED = "LUMA_POLL_SPEED"
-"""Environment variable for tests against a fast sandbox: how many times as fast schedules are."""
+"""The environment variable that speeds up schedules by a factor, for tests with a fast sandbox."""
 
 
 class Observer(Protocol):
-    """A schedule that learns has this method: the poller calls it at each end."""
+    """A schedule that learns: the poller calls its `observe` at each end."""
 
     def observe(self, generation: Generation, /, *, after: float, by: float) -> None:
-        """The generation ended at an age between `after` and `by` seconds."""
+        """Learn that a generation ended at an age between `after` and `by` seconds."""
         ...
 
 
@@ -54,7 +54,7 @@ def tell_end(schedule: Schedule, generation: Generation, *, after: float, by: fl
 
     An exception in `observe` is logged and dropped: the generation has ended all the same.
     """
-    observers = {id(each): each for each in _observers(schedule)}  # each once, hashable or not
+    observers = {id(each): each for each in _observers(schedule)}  # by id: some are not hashable
     for observer in observers.values():
         try:
             observer.observe(generation, after=after, by=by)
@@ -94,11 +94,11 @@ def next_delay(
         outcome.set_exception(answer)
     else:
         outcome.set_result(answer)
-    nothing: Any = None  # there is no function that tenacity would call again
+    nothing: Any = None  # tenacity has no function to call here
     state = tenacity.RetryCallState(nothing, nothing, (), {})
     state.attempt_number = attempt
     state.outcome = outcome
-    # tenacity stamps its states with time.monotonic(); the library's time is anyio's.
+    # tenacity would stamp the state with time.monotonic(); the library's clock is anyio's.
     state.start_time, state.outcome_timestamp = born, now
     delay: Any = schedule(state)
     try:
@@ -113,10 +113,10 @@ def next_delay(
 
 
 def scaled_by_environment(schedule: Schedule) -> Schedule:
-    """Return the schedule, as many times as fast as `LUMA_POLL_SPEED` says; as it is without it.
+    """Return the schedule, sped up by the factor in `LUMA_POLL_SPEED` if that is set.
 
     Raises:
-        ConfigurationError: The variable is not a number above zero.
+        ConfigurationError: The variable is not a number above 0.
     """
     given = os.environ.get(SPEED)
     if not given:
@@ -131,7 +131,7 @@ def scaled_by_environment(schedule: Schedule) -> Schedule:
 
 
 class _Scaled:
-    """A schedule in another time: it sees long ages, and its long delays become short."""
+    """A schedule in fast motion: it sees longer ages, and its delays become shorter."""
 
     def __init__(self, schedule: Schedule, speed: float) -> None:
         self._schedule = schedule

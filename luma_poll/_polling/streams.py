@@ -2,20 +2,22 @@
 
 The states of a waiter:
 
-    join ─> present ──────────── decide ─────────────> end (return or raise)
-             │   ^               │    ^
-        away │   │ back    Sleep │    │ woken, or it is time
-             v   │               v    │
-            away                asleep
-                                 │ Poll
-                                 v
-                 called back <─ queueing ─> asking ─> its answer wakes those for whom it is news
+    join ─> present ────────── decide ── Return, Raise ─> end
+             │   ^             │    │ ^
+        away │   │ back  Sleep │    │ └─────────────────────────────────┐
+             v   │             v    └─ Poll ─> queueing ────> asking    │
+            away             asleep               │             │       │
+                               │ woken, or        │ called      │ answered, or
+                               │ it is time       │ back        │ called back
+                               └──────────────────┴─────────────┴───────┘
 
-- away: its caller has a snapshot in hand, for as long as it likes. It asks for nobody.
-- queueing: it waits for its turn under the limits. A newcomer that stays longer, or news, call it
-  back, and it decides again.
-- asking: its request is under way. The other waits sleep until its answer, or their deadlines.
-  Where the waiter leaves, the request is cut short, and another one asks.
+- away: its caller processes a snapshot, for as long as it likes. Meanwhile another waiter asks.
+- asleep: it sleeps until its next poll. If another waiter asks, it sleeps until news or its own
+  deadline.
+- queueing: it waits for its turn under the limits. It is called back by news, and by a newcomer
+  that stays longer and asks in its place.
+- asking: its request is under way, and its answer wakes everyone for whom it is news. If the waiter
+  leaves, the request is cut short, and another waiter asks.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ from luma_poll.events import (
 from luma_poll.models import Generation
 
 MOST_CUTS = 2
-"""Requests cut short by others after which a wait asks by itself."""
+"""Requests of others that were cut short, after which a waiter asks for itself."""
 
 
 class Waiter(Alarm):
@@ -67,10 +69,10 @@ class Waiter(Alarm):
 
     Attributes:
         stream: The stream that it shares with the other waits for the generation.
-        deadline: Its own.
-        turn: While it asks, from queueing for a turn to the answer: the scope of that.
-        wait: As its observers know it; None if there are none.
-        cuts: Requests of the stream that had been cut short when it came.
+        deadline: Its own deadline.
+        turn: The cancel scope of its poll, from queueing to the answer; None when it has none.
+        wait: The wait, as its observers know it; None without observers.
+        cuts: How many requests of the stream had been cut short when it came.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Waiter(Alarm):
         self._end = ends.push(deadline.at, self)
 
     def decide(self, quiet: Quiet) -> Decision:
-        """Say what to do now."""
+        """Return what to do now."""
         stream = self.stream
         return decide(
             stream.progress,
@@ -106,20 +108,23 @@ class Waiter(Alarm):
         self.look_at_the_clock(until)
 
     def look_at_the_clock(self, expected: float) -> None:
-        """Take time to ask once more, if the process was stopped past the deadline."""
+        """Extend the deadline for one more poll, if the process was stopped past it.
+
+        A laptop that slept through the deadline wakes to a generation that may have ended.
+        """
         now = anyio.current_time()
         if now - expected < STOPPED:
             return
         deadline = self.deadline.after_a_stop(now, self.stream.progress.last_poll)
         if deadline is not self.deadline:
-            self.stream.leave(self)  # its places are those of the old deadline
+            self.stream.leave(self)  # its places in the heaps are ordered by the old deadline
             self._ends.remove(self._end)
             self.deadline = deadline
             self._end = self._ends.push(deadline.at, self)
             self.stream.enter(self)
 
     def call_back(self) -> None:
-        """Make it decide again, even while it queues for its turn or its request is under way."""
+        """Make it decide again, even if it queues for its turn or its request is under way."""
         self.wake()
         self.is_called_back = True
         if self.turn is not None:
@@ -127,7 +132,7 @@ class Waiter(Alarm):
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Let others ask: the caller has the snapshot, and may keep it for as long as it likes."""
+        """Let another waiter ask while the caller processes a snapshot, however long it takes."""
         latest = self.stream.progress.latest
         if self.wait is not None and latest is not None:
             tell(WaitStateChanged(self.wait, latest))
@@ -161,22 +166,22 @@ class Waiter(Alarm):
 class Stream:
     """The one stream of requests for a generation.
 
-    The waiter that stays longest asks for all. Its deadline is the last to cut a request short,
-    so that no shorter one ever throws away an answer for which another would have stayed.
+    The waiter with the latest deadline asks for all. Any other would cut its request short at its
+    own deadline, and throw away an answer that the one with the latest would have waited for.
 
-    A deadline does not tell who will be cancelled before. So when a waiter has left in the middle
-    of its request, the one that has been there longest asks until there is an answer: it has shown
-    that it stays, and those that come and go cannot take its place. A waiter that has seen two
-    requests cut short does not depend on others any more, and asks by itself: four do so at once,
-    and one more for each that leaves in the middle. So thousands do not all ask, and however many
-    leave together, the next ones are twice as many.
+    A waiter may also leave before its deadline, cancelled. So after one has left in the middle of
+    its request, the waiter that came first asks until there is an answer: it has shown that it
+    stays, and those that come and go cannot take its place. A waiter that has seen two requests cut
+    short stops relying on others, and asks for itself: four do so at once, and one more for each
+    that leaves in the middle. So thousands do not all ask, and however many leave together, the
+    next ones are twice as many.
 
     Attributes:
-        progress: What is known of the generation.
-        waits: The waits that share the stream, those that are away included, in their order.
+        progress: The knowledge of the generation.
+        waits: The waits that share the stream, in the order they came, including those away.
         turns: The waiters that queue for a turn or whose request is under way.
-        asking: Those of them whose request is under way.
-        deadlines: Of the waiters that are present.
+        asking: The waiters whose request is under way.
+        deadlines: The deadlines of the waiters that are present.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -185,20 +190,20 @@ class Stream:
         self.turns: dict[Waiter, None] = {}
         self.asking: set[Waiter] = set()
         self.deadlines = Deadlines()
-        self._by_end = Heap[Waiter]()  # the longest first
-        # Those that came first are first. Not a dict: to find its first key is slow after removals.
+        self._by_end = Heap[Waiter]()  # the latest deadline first
+        # In the order they came. Not a dict: finding its first key is slow after many removals.
         self._places: OrderedDict[Waiter, Any] = OrderedDict()
         self._cuts = self._cuts_before_answer = 0
-        self._has_been_left = False  # by one that asked, since the last answer
+        self._has_been_left = False  # True if a waiter left while it asked, since the last answer
 
     def _first(self) -> Waiter | None:
-        """The one that asks for all."""
+        """Return the waiter that asks for all, or None."""
         if self._has_been_left:
             return next(iter(self._places), None)
         return self._by_end.first()
 
     def is_asked_by(self, waiter: Waiter) -> bool:
-        """True if this waiter asks, for all or, if need be, by itself."""
+        """Return True if this waiter asks, for all or, after too many cuts, for itself."""
         if self._has_lost_patience(waiter) and len(self.turns) < self._most_at_once:
             return True
         return not self.asking and self._first() is waiter
@@ -212,20 +217,20 @@ class Stream:
         return self._cuts - max(waiter.cuts, self._cuts_before_answer) >= MOST_CUTS
 
     def enter(self, waiter: Waiter) -> None:
-        """Count a waiter among those that may ask."""
+        """Add a waiter to those that may ask."""
         waiter.cuts = self._cuts
         before = self._first()
         places = self._by_end.push(-waiter.deadline.at, waiter), self.deadlines.add(waiter.deadline)
         self._places[waiter] = places
         if before is None or self.asking:
-            return  # a request that is under way is not begun again
+            return  # the answer to a request under way serves the newcomer, too
         if self._first() is waiter:
-            before.call_back()  # it leaves its place in the queue to the one that stays longer
+            before.call_back()  # if it queues, it leaves the poll to the one that stays longer
         else:
-            before.wake()  # it may have to ask earlier, for the sake of the newcomer's deadline
+            before.wake()  # the newcomer's deadline may need a poll before it planned one
 
     def leave(self, waiter: Waiter) -> None:
-        """Count it no longer: the next one asks."""
+        """Remove a waiter from those that may ask, and wake the next one that asks."""
         place, deadline_places = self._places.pop(waiter)
         self._by_end.remove(place)
         self.deadlines.remove(deadline_places)
@@ -234,40 +239,41 @@ class Stream:
         if first is None or self.asking:
             return
         if self.progress.due > anyio.current_time():
-            first.call_back()  # it may queue for a last poll that nobody needs any more
+            first.call_back()  # it may queue for a last poll that only the one that left needed
         else:
-            first.wake()  # and if it queues, it keeps its place
+            first.wake()  # its poll is due by the schedule: if it queues, it keeps its place
 
     def note_answer(self) -> None:
-        """Begin to count again: nobody has been disappointed since."""
+        """Note an answer: the cuts before it no longer count."""
         self._cuts_before_answer, self._has_been_left = self._cuts, False
 
     def note_cut(self, *, has_left: bool) -> None:
-        """Note that a request was cut short although others may have waited for its answer."""
+        """Note that a request was cut short, although others may have waited for its answer."""
         self._cuts += 1
         self._has_been_left |= has_left
         self._wake_impatient()
 
     def _wake_impatient(self) -> None:
-        """Wake those that ask by themselves now; they have been here longest."""
+        """Wake the waiters that ask for themselves now."""
+        # They are the ones that came first, because they have seen the most cuts.
         for waiter in islice(self._places, self._most_at_once):
             if not self._has_lost_patience(waiter):
                 return
             waiter.wake()
 
     def wake_first(self) -> None:
-        """Wake the one that asks, after an answer that changes nothing for the others."""
+        """Wake the waiter that asks, after an answer that changes nothing for the others."""
         first = self._first()
         if first is not None:
             first.wake()
 
     def wake_all(self) -> None:
-        """Wake everybody, after news."""
+        """Wake every waiter, after news."""
         for waiter in self._places:
             waiter.wake()
 
     def call_back(self, waiters: Iterable[Waiter]) -> None:
-        """Make these decide again, even while they queue or their requests are under way."""
+        """Make these waiters decide again, even if they queue or their requests are under way."""
         for waiter in list(waiters):
             waiter.call_back()
 
@@ -278,20 +284,20 @@ class _Loop:
 
     limits: RequestLimits
     by_id: dict[str, Stream] = field(default_factory=dict)
-    # A quiet that outlasts a deadline ends that wait.
+    # All waiters by deadline, to find those that a new quiet outlasts: it ends their waits.
     ends: Heap[Waiter] = field(default_factory=Heap)
 
 
 class Streams:
     """The streams of one poller, and the limits that hold for all their requests.
 
-    All of it belongs to one event loop; the next one starts with a new one.
+    They belong to one event loop; another one starts without any.
 
     Args:
         get: Fetches a snapshot by id.
-        schedule: When to ask again.
-        max_in_flight: Requests under way at the same time; None for no limit.
-        max_rate: Requests started per second; None for no limit.
+        schedule: Decides when to ask again.
+        max_in_flight: The most requests under way at the same time; None for no limit.
+        max_rate: The most requests started per second; None for no limit.
 
     Attributes:
         observers: The observers of its waits and polls.
@@ -315,7 +321,7 @@ class Streams:
         return len(self._loop.kept.by_id)
 
     def summary(self) -> str:
-        """The limits, and how much is under way, for the poller's repr."""
+        """Return the limits, and how much is under way, for the poller's repr."""
         most, rate = self._bounds
         under_way = f"in_flight={self._limits.in_flight}, generations={len(self)}"
         return f"max_in_flight={most}, max_rate={rate}, {under_way}"
@@ -326,11 +332,11 @@ class Streams:
 
     @property
     def quiet(self) -> Quiet:
-        """How long the API asked for quiet."""
+        """The latest quiet that the API asked for."""
         return self._limits.quiet
 
     def set_max_rate(self, max_rate: float | None) -> None:
-        """Let so many requests start per second from now on; None for no limit."""
+        """Change how many requests may start per second; None for no limit."""
         self._bounds = self._bounds[0], max_rate
         self._limits.set_max_rate(max_rate)
 
@@ -338,7 +344,7 @@ class Streams:
     def join(
         self, generation_id: str, snapshot: Generation | None, timeout: float | None
     ) -> Iterator[Waiter]:
-        """Take part in the stream of a generation; a snapshot of it counts as an answer.
+        """Join the stream of a generation, with a snapshot of it that counts as an answer, if any.
 
         Raises:
             ConfigurationError: Waits are under way in another event loop.
@@ -374,9 +380,9 @@ class Streams:
     async def poll(self, waiter: Waiter, due: float) -> None:
         """Send one request when its turn has come, and take its answer.
 
-        It ends without one when the waiter is called back.
+        It returns without an answer if the waiter is called back.
         """
-        limits = self._limits  # of this event loop, also when the request is closed later
+        limits = self._limits  # the ones it acquires: another event loop may take over meanwhile
         waiter.is_called_back = False
         with anyio.CancelScope(deadline=waiter.deadline.at) as waiter.turn:
             waiter.stream.turns[waiter] = None
@@ -404,15 +410,18 @@ class Streams:
             return answer
         finally:
             stream.asking.discard(waiter)
-            if answer is None:  # cut short: the next one asks, as if this request had not been
+            if answer is None:  # cut short: the next waiter asks as if nothing had been sent
                 now = _now(began)
                 if waiter.wait is not None:
                     _tell_poll(
                         waiter, waiter.wait, None, now, quiet=0.0, next_poll=None, began=began
                     )
+                # A waiter that was called back leaves because there is another answer already.
                 if not waiter.is_called_back:
                     stream.note_cut(has_left=now < waiter.deadline.at)
-                if self.quiet.until > now:  # its answer would have counted for them
+                # While it asked, the others counted on its answer, even past a quiet. Now those
+                # whose deadline comes before the end of the quiet must give up.
+                if self.quiet.until > now:
                     stream.wake_all()
 
     async def _fetch(self, generation_id: str) -> Generation | APIError:
@@ -424,7 +433,7 @@ class Streams:
                 raise
             if translated is not error:
                 translated.__cause__ = error.with_traceback(None)
-            # It is an answer now: without tracebacks it keeps no frames alive.
+            # It is kept as an answer, perhaps for an hour: a traceback would keep frames alive.
             return translated.with_traceback(None)
 
     def _take(self, waiter: Waiter, answer: Generation | APIError, began: float) -> None:
@@ -434,11 +443,11 @@ class Streams:
         is_news, next_poll = progress.record(answer, now, asked=began), None
         stream.note_answer()
         stream.turns.pop(waiter, None)
-        stream.call_back(stream.turns)  # they ask for what is known now
+        stream.call_back(stream.turns)  # any other turn asks for what is known now
         has_ended = progress.result is not None
         has_changed = (progress.latest and progress.latest.state) != state
-        # Of thousands that watch, all but one need not hear that nothing has changed. A quiet may
-        # outlast the deadlines of those that were spared.
+        # If nothing has changed, waking only the one that asks next spares thousands of watchers.
+        # But after a quiet all must look whether it outlasts their deadlines.
         if has_ended or has_changed or self.quiet.until > now:
             stream.wake_all()
         else:
@@ -446,9 +455,9 @@ class Streams:
         try:
             if is_news:
                 progress.consult(self._schedule, now)
-            if waiter.wait is not None:  # else nobody asks for it
+            if waiter.wait is not None:  # only observers need it
                 next_poll = progress.next_poll(stream.deadlines, self.quiet, now)
-        finally:  # also if the schedule raises: each poll that began has an end
+        finally:  # even if the schedule raises, observers see an end for each poll that began
             if waiter.wait is not None:
                 _tell_poll(
                     waiter, waiter.wait, answer, now, quiet=quiet, next_poll=next_poll, began=began
@@ -464,15 +473,17 @@ class Streams:
         stream.wake_all()
         if stream.progress.result is not None:
             self._forget(stream)
-            stream.call_back(stream.turns)  # what a request under way asks is known
-        else:  # what queues for its turn is no longer due
+            stream.call_back(stream.turns)  # it has ended: the answer of any request is known
+        else:
+            # The schedule starts over from this answer, so what queues is no longer due. A request
+            # under way continues: its answer is newer than the snapshot.
             stream.call_back(stream.turns.keys() - stream.asking)
 
     def _keep_quiet(self, answer: Generation | APIError, now: float) -> float:
-        """Heed `Retry-After` for all waits; those that it outlasts hear of it at once.
+        """Apply a `Retry-After` to all waits; those with an earlier deadline decide again at once.
 
         Returns:
-            Seconds by which it prolongs the quiet.
+            The seconds by which it prolongs the quiet.
         """
         if not isinstance(answer, APIStatusError) or not answer.retryable:
             return 0.0
@@ -482,7 +493,7 @@ class Streams:
             return 0.0
         self._limits.quiet = Quiet(until, answer)
         for waiter in self._loop.kept.ends.pop_up_to(until):
-            if not waiter.stream.asking:  # an answer that is on its way still counts
+            if not waiter.stream.asking:  # else an answer is on its way, and still counts
                 waiter.call_back()
         return until - before
 
@@ -524,7 +535,7 @@ def _tell_poll(
 
 
 def _now(default: float) -> float:
-    """The time, or the default where the event loop was closed in the middle of a wait."""
+    """Return the time, or the default if the event loop was closed in the middle of a wait."""
     try:
         return anyio.current_time()
     except RuntimeError:

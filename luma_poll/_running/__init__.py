@@ -1,1 +1,1 @@
-"""Submitting generations, as many at once as the account allows."""
+"""Submission of generations, as many at once as the account allows."""

@@ -22,12 +22,12 @@ from luma_poll.errors import ConfigurationError, LumaError
 
 @dataclass(frozen=True)
 class Taken:
-    """A request that a batch has taken, with what was found out about it ahead.
+    """A request that a batch has taken, with what is already known about it.
 
     Attributes:
         given: The request, as it was given.
         request: The request, checked, if it has been read: what is sent is what was looked up.
-        record: Its identity in the journal, likewise.
+        record: Its identity in the journal, if the request has been read.
     """
 
     given: AnyRequest
@@ -40,12 +40,13 @@ class Batch:
 
     Args:
         run: Runs a request; calls `take_next` once, as soon as the next one may be taken.
-        seconds: The timeout of each; None for no limit.
+        seconds: The timeout of each, in seconds; None for no limit.
         recorder: Knows which requests the journal has; None for a batch of one.
 
     Attributes:
         refusal: The 401, 402 or 403 that ends this batch, once one has arrived.
-        order: The places, in what was given, of the requests in the order in which they are taken.
+        order: The index of each request in what was given, in the order in which they are taken;
+            empty if they are taken as given.
     """
 
     def __init__(
@@ -66,8 +67,8 @@ class Batch:
     async def take(self, requests: object) -> AsyncGenerator[Taken]:
         """Yield the requests, each when the one before has had its turn.
 
-        Those of a list that the journal has come first: they need no turn, and what has completed
-        or runs is delivered whatever becomes of the new ones.
+        Requests of a list that the journal knows come first. They need no turn, and are delivered
+        whatever happens to the new ones.
         """
         if isinstance(requests, Sequence) and self._recorder is not None and self._recorder.is_on:
             ahead = await anyio.to_thread.run_sync(self._look_ahead, requests)
@@ -84,7 +85,7 @@ class Batch:
                 await self._next.sleep(math.inf)
 
     def _look_ahead(self, requests: Sequence[AnyRequest]) -> list[Taken]:
-        """Read the requests, but for those with files, which are read in their turn."""
+        """Read the requests, except those with files, which are read when they are run."""
         return [self._read(given) for given in requests]
 
     def _read(self, given: AnyRequest) -> Taken:
@@ -92,7 +93,7 @@ class Batch:
             return Taken(given)
         try:
             request = read_request(given)
-        except ConfigurationError:  # its result, when it is its turn
+        except ConfigurationError:  # raised again when it is run, and then it is its result
             return Taken(given)
         return Taken(given, request, identify(request.params, request.key, self.key_of))
 
@@ -101,7 +102,10 @@ class Batch:
         self._has_found = True
 
     def note_new(self, record: Record | None) -> None:
-        """Note that one is submitted: without a key of its own, it may be meant to continue."""
+        """Note that a request is new to the journal; warn if none of the batch was found so far.
+
+        Only a key made from the parameters can miss its entry by a mistake, a changed parameter.
+        """
         if self._recorder is not None and record is not None and not record.is_named:
             if not self._has_found:
                 self._recorder.warn_of_strangers()
@@ -112,17 +116,19 @@ class Batch:
         self._next.wake()
 
     async def run(self, taken: Taken) -> RunResult:
-        """Run one. After a refusal that every submission would meet, nothing more is sent."""
+        """Run one request. After a refusal that all others would get, nothing more is sent."""
         result = await self._run(taken, self)
-        if self.refusal is None and ends_all(result.error):  # of another batch of the runner
+        # The submitter sets this for its own batch. Another batch of the same Runner, whose turns
+        # ended with the same refusal, learns it here.
+        if self.refusal is None and ends_all(result.error):
             self.refusal = result.error
         return result
 
     def check(self) -> None:
-        """Raise the refusal that every submission would meet."""
+        """Raise the refusal that every submission would get, if there was one."""
         if self.refusal is not None:
-            raise copy.copy(self.refusal)
+            raise copy.copy(self.refusal)  # a copy: each result gets a traceback of its own
 
     def key_of(self, digest: str) -> str:
-        """Return a key for a request without one; requests that are alike are numbered."""
+        """Return a key for a request without one; equal requests are numbered."""
         return self._keys.of(digest)

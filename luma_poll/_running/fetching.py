@@ -1,4 +1,4 @@
-"""The files of a batch: fetched by the client as its generations end."""
+"""The files of a batch, downloaded by the client as its generations end."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from luma_poll.errors import ConfigurationError
 
 
 class Fetching:
-    """Runs the requests of a batch, and fetches the files of those that complete.
+    """A batch with downloads: runs each request, then fetches the files of what completes.
 
     Args:
-        client: The client, of which `download` is used.
+        client: The client whose `download` is used.
         batch: The batch.
-        directory: The directory of the files.
-        name: Their name, a template; None for the keys and ids.
+        directory: The directory for the files.
+        name: The template of their names; None for the keys and ids.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class Fetching:
         self._seen: dict[str, str] = {}
 
     async def check(self, requests: object) -> None:
-        """Find out what can be known before anything is submitted.
+        """Check everything that can be checked before anything is submitted.
 
         Raises:
             ConfigurationError: The client cannot download, the directory or the name is
-                unusable, or two of a list of requests would have one name.
+                unusable, or two requests of a list would write the same files.
         """
         if not hasattr(self._client, "check_download"):
-            raise ConfigurationError("download= needs a LumaClient: this client cannot download")
+            raise ConfigurationError("download= needs a LumaClient; this client cannot download")
         await self._client.check_download(self._directory, name=self._name)
         if isinstance(requests, Sequence):
             for given in requests:
@@ -49,10 +49,10 @@ class Fetching:
             self._seen.clear()
 
     async def run(self, taken: Taken) -> RunResult:
-        """Run one, then fetch its files; a failure of that is part of the result."""
+        """Run one request, then fetch its files; a failed download is part of the result."""
         try:
             key = self._note_key(taken.given)
-        except ConfigurationError as error:  # of requests that are taken one by one
+        except ConfigurationError as error:  # an iterator's requests cannot be checked earlier
             self._batch.take_next()
             return RunResult(taken.given, None, error)
         result = await self._batch.run(taken)
@@ -69,19 +69,20 @@ class Fetching:
         """Return the key that names the files of a request.
 
         Raises:
-            ConfigurationError: There must be one and is none, or another request has it.
+            ConfigurationError: The name needs a key and the request has none, or another request
+                has the same key.
         """
         key = given.get("key") if isinstance(given, Mapping) else None
         if not isinstance(key, str):
             if self._name is not None and "{key}" in self._name:
-                raise ConfigurationError("name has a {key}, and a request has none: give it one")
+                raise ConfigurationError("name contains {key}, but a request has no key")
             return None
-        # On macOS and Windows names that differ in case or composition are one file.
+        # On macOS and Windows, names that differ only in case or composition are the same file.
         composed = unicodedata.normalize("NFC", key).casefold()
         identity = unicodedata.normalize("NFC", composed)
         if identity in self._seen:
             raise ConfigurationError(
-                f"the keys {self._seen[identity]!r} and {key!r} are one name for two files: "
+                f"the keys {self._seen[identity]!r} and {key!r} would name the same file: "
                 "give each request a key of its own"
             )
         self._seen[identity] = key

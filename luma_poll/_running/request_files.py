@@ -1,4 +1,4 @@
-"""Requests from a file: a prompt on each line, JSON, or a table; checked as a whole."""
+"""Requests from a file: a prompt per line, JSON, or a table; checked as a whole."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final, Literal, TypeAlias, cast, get_args
+from typing import IO, Any, Final, Literal, TypeAlias, cast, get_args, overload
 
 from luma_poll._api.known_parameters import unknown_names
 from luma_poll._api.request_body import LISTS_OF_MEDIA, MEDIA_PLACES
@@ -29,7 +29,7 @@ FORMATS: Final[Mapping[str, RequestFormat]] = {
     ".csv": "csv",
     ".tsv": "tsv",
 }
-"""The format of a file by the end of its name."""
+"""The format for each ending of a file's name."""
 TEXT_COLUMNS: Final = (
     "prompt",
     "key",
@@ -40,19 +40,19 @@ TEXT_COLUMNS: Final = (
     "style",
     "user_id",
 )
-"""Columns whose cells are text, whatever they look like: a key may be 17."""
+"""Columns whose cells are always text, even if they look like a number: a key may be 17."""
 MOST_PROBLEMS: Final = 50
 """Problems that one error lists."""
 _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _Numbered: TypeAlias = Iterator[tuple[int, Any]]
 
 
-class _ProblemError(Exception):
-    """A problem with one line; `ends` if nothing behind it can be read."""
+class _UnreadableError(Exception):
+    """A problem with one line, after which nothing can be read."""
 
-    def __init__(self, line: int, why: str, *, ends: bool = False) -> None:
+    def __init__(self, line: int, why: str) -> None:
         super().__init__(why)
-        self.line, self.ends = line, ends
+        self.line = line
 
 
 def requests_from(
@@ -64,40 +64,41 @@ def requests_from(
 ) -> RequestFile:
     """Read the requests in a file, for `run_all` and `as_completed`.
 
-    The whole file is checked now, before anything is submitted; all its problems are in one error,
-    with their lines. The requests themselves are read as they are taken.
+    The whole file is read and checked now, before anything is submitted. One error lists all
+    problems with their lines.
 
         results = await runner.run_all(luma_poll.requests_from("products.csv"))
 
-    - `.txt`: a prompt on each line. Lines that are blank, or begin with `#`, are skipped.
-    - `.jsonl`, `.ndjson`: a prompt, or an object of parameters, on each line.
+    - `.txt`: a prompt per line. Blank lines, and lines that begin with `#`, are skipped.
+    - `.jsonl`, `.ndjson`: a prompt, or an object of parameters, per line.
     - `.json`: an array of these.
-    - `.csv`, `.tsv`: the first row has the names of the parameters, with dots for nested ones
-      (`video.duration`, `image_ref.0`). An empty cell is not given.
+    - `.csv`, `.tsv`: the first row names the parameters, with dots for nested ones
+      (`video.duration`, `image_ref.0`). An empty cell means "not given".
 
-    `prompt` and `key` are names like the others. A reference to an image or a video may be a path,
-    which is relative to the file, or an address.
+    `prompt` and `key` are names like the others. A reference to an image or a video may be a URL,
+    or a path relative to the file.
 
     Args:
-        path: The file, or one that is open for reading bytes.
-        format: What it is, where its name does not say that.
-        defaults: Parameters of all requests that do not have their own.
-        extra_parameters: Names to accept besides the known ones: what the API has learned since.
+        path: The path of the file, or a file that is open for reading bytes.
+        format: The format of the file, if its name does not tell.
+        defaults: Parameters for every request that does not have its own.
+        extra_parameters: Names to accept besides the known ones, such as new parameters of the API.
 
     Returns:
-        An iterable of mappings, with a length.
+        A sequence of mappings.
 
     Raises:
-        ConfigurationError: It cannot be read, has no request, or has problems.
+        ConfigurationError: The file cannot be read, has no request, or has problems.
     """
     return RequestFile(path, format, defaults or {}, extra_parameters)
 
 
-class RequestFile:
-    """The requests in a file, which has been checked: made by `requests_from`.
+class RequestFile(Sequence[dict[str, Any]]):
+    """The requests in a file that has been checked, as `requests_from` returns them.
 
     Attributes:
-        name: The name of the file, for people.
+        name: The name of the file, for messages.
+        lines: The number of the line on which each request begins.
     """
 
     def __init__(
@@ -108,40 +109,38 @@ class RequestFile:
         extra_parameters: Collection[str],
     ) -> None:
         self.name: str
-        self._content: bytes | None = None
         if isinstance(path, (str, os.PathLike)):
-            self._path = Path(path)
-            self.name = str(path)
+            self._path, self.name = Path(path), str(path)
+            read = self._path.read_bytes
         else:
-            self._path = Path()
-            self._content = _whole(path)
+            self._path, read = Path(), path.read
             self.name = "standard input" if getattr(path, "name", 0) == "<stdin>" else "the file"
         self._format = self._checked_format(form)
+        try:
+            content = read()
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"cannot read {self.name}: {_reason(error)}") from None
+        if not isinstance(content, bytes):
+            raise ConfigurationError("the file is open as text: use mode 'rb'")
+        self._is_sure = form is not None
         self._defaults = {name: value for name, value in defaults.items() if value is not None}
         self._extra = extra_parameters
-        self._is_sure = form is not None
-        self._state = self._current_state()
-        self._count = self._check()
+        self.lines: list[int] = []
+        self._requests: list[dict[str, Any]] = []
+        self._read(content)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._requests)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        return self._requests[index]
 
     def __repr__(self) -> str:
-        return f"<{self._count} requests from {self.name}>"
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (request for _, request in self.numbered())
-
-    def numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield each request, and the number of the line where it begins.
-
-        Raises:
-            ConfigurationError: The file has changed since it was checked.
-        """
-        if self._current_state() != self._state:
-            raise ConfigurationError(f"{self.name} has changed since it was checked")
-        for line, given in self._given():
-            yield line, self._request(given)
+        return f"<{len(self)} requests from {self.name}>"
 
     def _checked_format(self, form: str | None) -> RequestFormat:
         known = get_args(RequestFormat)
@@ -151,51 +150,28 @@ class RequestFile:
         if found is None:
             ends = ", ".join(FORMATS)
             raise ConfigurationError(
-                f"{self.name}: its name does not say what it is: use one of {ends}, or give the "
+                f"{self.name}: the name does not tell the format: use one of {ends}, or give the "
                 f"format ({', '.join(known)})"
             )
         return cast(RequestFormat, found)
 
-    def _current_state(self) -> tuple[int, int] | None:
-        if self._content is not None:
-            return None
-        try:
-            status = self._path.stat()
-        except (OSError, ValueError) as error:
-            raise self._unreadable(error) from None
-        if not self._path.is_file():  # a pipe or a device: it can be read once
-            self._content = _whole(self._path)
-        return status.st_size, status.st_mtime_ns
-
-    def _unreadable(self, error: Exception) -> ConfigurationError:
-        return ConfigurationError(f"cannot read {self.name}: {_reason(error)}")
-
-    def _check(self) -> int:
-        """Read all of it; returns the number of requests."""
+    def _read(self, content: bytes) -> None:
+        """Read all of it, and tell all its problems at once."""
         problems: list[str] = []
-        lines: dict[str, int] = {}
-        count = 0
-        rows = self._given()
-        while True:
-            line = 0
-            try:
-                line, given = next(rows)
-                count += 1
-                self._check_request(given, line, lines)
-            except StopIteration:
-                break
-            except _ProblemError as problem:
-                where = f"line {problem.line}: " if problem.line else ""
-                problems.append(f"{where}{problem}")
-                if problem.ends:
-                    break
-            except ConfigurationError as error:
-                problems.append(f"line {line}: {error}")
+        lines_of_keys: dict[str, int] = {}
+        try:
+            for line, given in self._rows(content):
+                try:
+                    self._requests.append(self._checked(given, line, lines_of_keys))
+                    self.lines.append(line)
+                except ConfigurationError as error:
+                    problems.append(f"line {line}: {error}")
+        except _UnreadableError as error:
+            problems.append(f"line {error.line}: {error}")
         if problems:
             raise self._error(problems)
-        if not count:
+        if not self._requests:
             raise ConfigurationError(f"there is no prompt in {self.name}")
-        return count
 
     def _error(self, problems: list[str]) -> ConfigurationError:
         if len(problems) == 1:
@@ -208,16 +184,17 @@ class RequestFile:
             problems=told,
         )
 
-    def _check_request(self, given: Any, line: int, lines: dict[str, int]) -> None:
-        if isinstance(given, _ProblemError):
+    def _checked(self, given: Any, line: int, lines_of_keys: dict[str, int]) -> dict[str, Any]:
+        if isinstance(given, ConfigurationError):
             raise given
         request = self._request(given)
         for name, nearest in unknown_names({**request, "key": None}, self._extra):
             hint = f": do you mean {nearest}?" if nearest else ""
-            raise _ProblemError(line, f"there is no parameter {name!r}{hint}")
-        read = read_request(request)
-        if read.key is not None and lines.setdefault(read.key, line) != line:
-            raise _ProblemError(line, f"the key {read.key!r} is that of line {lines[read.key]} too")
+            raise ConfigurationError(f"there is no parameter {name!r}{hint}")
+        key = read_request(request).key
+        if key is not None and (first := lines_of_keys.setdefault(key, line)) != line:
+            raise ConfigurationError(f"the key {key!r} is also on line {first}")
+        return request
 
     def _request(self, given: Any) -> dict[str, Any]:
         if isinstance(given, str):
@@ -228,12 +205,12 @@ class RequestFile:
         return request
 
     def _with_paths(self, place: str, value: Any) -> Any:
-        """Return parameters in which text where a reference belongs is an address or a path."""
+        """Return parameters in which each text in place of a reference is a URL or a path."""
         if isinstance(value, dict):
             dot = f"{place}." if place else ""
             return {name: self._with_paths(f"{dot}{name}", item) for name, item in value.items()}
         if place in LISTS_OF_MEDIA and isinstance(value, str):
-            value = [value]  # one reference, in the cell of a table
+            value = [value]  # a cell of a table holds one reference
         if isinstance(value, list):
             return [self._with_paths(f"{place}[{n}]", item) for n, item in enumerate(value)]
         if isinstance(value, str) and MEDIA_PLACES.fullmatch(place):
@@ -242,40 +219,21 @@ class RequestFile:
             return self._path.parent / Path(value).expanduser()
         return value
 
-    def _given(self) -> _Numbered:
-        """Yield the line of each request, and what stands there, or a `_ProblemError`."""
-        with self._open() as file:
-            text = self._decoded(file)
-            read: Callable[[Iterable[str]], _Numbered] = getattr(self, f"_read_{self._format}")
-            yield from read(text)
-
-    def _open(self) -> IO[bytes]:
-        if self._content is not None:
-            return io.BytesIO(self._content)
-        try:
-            return self._path.open("rb")
-        except (OSError, ValueError) as error:
-            raise self._unreadable(error) from None
-
-    def _decoded(self, file: IO[bytes]) -> Iterator[str]:
-        """Yield the lines, with their ends."""
-        start = file.read(4)
-        mark, encoding = next(
-            (each for each in _MARKS if start.startswith(each[0])), (b"", "utf-8")
-        )
-        file.seek(0 if encoding == "utf-16" else len(mark))
-        if encoding == "utf-8":
-            yield from _utf8_lines(file)
-            return
-        # newline="": the csv module finds the ends of rows by itself.
-        with io.TextIOWrapper(file, encoding, newline="") as text:
-            number = 1
-            try:
-                for line in text:
-                    yield line
-                    number += 1
-            except UnicodeError:
-                raise _ProblemError(number, "it is not UTF-16", ends=True) from None
+    def _rows(self, content: bytes) -> _Numbered:
+        """Yield the line of each request with its content, or with what is wrong there."""
+        text = _decoded(content)
+        lines = io.StringIO(text, newline="\n")
+        match self._format:
+            case "text":
+                return self._read_text(lines)
+            case "jsonl":
+                return _read_jsonl(lines)
+            case "json":
+                return _read_json(text)
+            case "csv":  # Excel writes semicolons where the comma is part of numbers
+                return self._read_table(lines, ",;")
+            case "tsv":
+                return self._read_table(lines, "\t")
 
     def _read_text(self, text: Iterable[str]) -> _Numbered:
         is_first = True
@@ -284,52 +242,26 @@ class RequestFile:
             if not prompt or prompt.startswith("#"):
                 continue
             if not self._is_sure and (odd := _looks_structured(prompt, is_first)):
-                raise _ProblemError(
+                raise _UnreadableError(
                     number,
                     f"{odd}, not a prompt: give the file another name, or the format 'text'",
-                    ends=True,
                 )
             is_first = False
             yield number, prompt
 
-    def _read_jsonl(self, text: Iterable[str]) -> _Numbered:
-        for number, line in enumerate(text, 1):
-            if (content := line.strip()) and not content.startswith("#"):
-                try:
-                    yield number, _parse(content)
-                except ConfigurationError as error:
-                    yield number, _ProblemError(number, str(error))
-
-    def _read_json(self, text: Iterable[str]) -> _Numbered:
-        content = "".join(text)
-        try:
-            items = _parse(content)
-        except ConfigurationError as error:
-            line = getattr(error, "line", 1)
-            raise _ProblemError(line, str(error), ends=True) from None
-        if not isinstance(items, list):
-            raise _ProblemError(1, "it is not a JSON array", ends=True)
-        yield from zip(_lines_of_items(content, len(items)), items, strict=True)
-
-    def _read_csv(self, text: Iterable[str]) -> _Numbered:
-        return self._read_table(text, ",;")
-
-    def _read_tsv(self, text: Iterable[str]) -> _Numbered:
-        return self._read_table(text, "\t")
-
     def _read_table(self, text: Iterable[str], delimiters: str) -> _Numbered:
         lines = iter(text)
         header = next(lines, "")
-        # Excel writes semicolons where the comma is part of numbers.
+        # Excel writes semicolons in locales in which the comma is part of a number.
         delimiter = next((each for each in delimiters if each in header), delimiters[0])
         try:
             names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
         except csv.Error as error:
-            raise _ProblemError(1, f"it is no row of a table ({error})", ends=True) from None
+            raise _UnreadableError(1, f"it is not a row of a table ({error})") from None
         if twice := [name for name, times in Counter(names).items() if name and times > 1]:
-            raise _ProblemError(1, f"two columns are called {twice[0]!r}", ends=True)
+            raise _UnreadableError(1, f"two columns are called {twice[0]!r}")
         if "prompt" not in names and "prompt" not in self._defaults and "type" not in names:
-            raise _ProblemError(1, "no column is called 'prompt'", ends=True)
+            raise _UnreadableError(1, "no column is called 'prompt'")
         rows, begin = csv.reader(lines, delimiter=delimiter, strict=True), 2
         while True:
             try:
@@ -337,27 +269,26 @@ class RequestFile:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise _ProblemError(
-                    begin, f"it is no row of a table ({error})", ends=True
-                ) from None
+                raise _UnreadableError(begin, f"it is not a row of a table ({error})") from None
             if any(cell.strip() for cell in row):
                 try:
                     yield begin, _request_of(names, row)
                 except ConfigurationError as error:
-                    yield begin, _ProblemError(begin, str(error))
+                    yield begin, error
             begin = rows.line_num + 2
 
 
 @dataclass
 class Overview:
-    """All that would be submitted.
+    """A summary of what would be submitted.
 
     Attributes:
-        count: Requests.
-        models: How many ask for each model; an empty name stands for the API's default.
-        types: The same for the types.
-        keys: The key of each, given or made from its parameters, in order.
-        media: The files, bytes and images of all, by name: bytes of each, and how often it occurs.
+        count: The number of requests.
+        models: The number of requests for each model; an empty name is the API's default.
+        types: The number of requests for each type, likewise.
+        keys: The key of each request, given or made from its parameters, in order.
+        media: The files, bytes and images of all requests, by name: the size of each in bytes, and
+            how often it occurs.
     """
 
     count: int = 0
@@ -371,7 +302,7 @@ def overview(requests: Iterable[Any]) -> Overview:
     """Look at requests without submitting any; this reads the files that they refer to.
 
     Raises:
-        ConfigurationError: One is unusable.
+        ConfigurationError: A request is unusable.
     """
     found, keys = Overview(), Keys()
     for given in requests:
@@ -387,29 +318,43 @@ def overview(requests: Iterable[Any]) -> Overview:
     return found
 
 
-def _whole(file: Path | IO[bytes]) -> bytes:
+def _decoded(content: bytes) -> str:
+    mark, encoding = next((each for each in _MARKS if content.startswith(each[0])), (b"", "utf-8"))
+    content = content[len(mark) :] if encoding == "utf-8" else content
     try:
-        content = file.read_bytes() if isinstance(file, Path) else file.read()
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"cannot read {file}: {_reason(error)}") from None
-    if not isinstance(content, bytes):
-        raise ConfigurationError("the file is open as text: use mode 'rb'")
-    return content
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode(encoding, "ignore")
+        raise _UnreadableError(before.count("\n") + 1, f"it is not {encoding.upper()}") from None
+    if encoding == "utf-8" and (nul := text.find("\0")) >= 0:
+        raise _UnreadableError(
+            text.count("\n", 0, nul) + 1,
+            "has NUL characters: it may be UTF-16 without a mark; save it as UTF-8",
+        )
+    return text
 
 
-def _utf8_lines(file: IO[bytes]) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
-        if b"\0" in line:
-            why = "has NUL characters: it may be UTF-16 without a mark; save it as UTF-8"
-            raise _ProblemError(number, why, ends=True)
-        try:
-            yield line.decode()
-        except UnicodeDecodeError:
-            raise _ProblemError(number, "it is not UTF-8", ends=True) from None
+def _read_jsonl(lines: Iterable[str]) -> _Numbered:
+    for number, line in enumerate(lines, 1):
+        if (content := line.strip()) and not content.startswith("#"):
+            try:
+                yield number, _parse(content)
+            except ConfigurationError as error:
+                yield number, error
+
+
+def _read_json(text: str) -> _Numbered:
+    try:
+        items = _parse(text)
+    except ConfigurationError as error:
+        raise _UnreadableError(getattr(error, "line", 1), str(error)) from None
+    if not isinstance(items, list):
+        raise _UnreadableError(1, "it is not a JSON array")
+    yield from zip(_lines_of_items(text, len(items)), items, strict=True)
 
 
 def _looks_structured(line: str, is_first: bool) -> str | None:
-    """Return what a line of a text looks like, if it is no prompt."""
+    """Return what a line of text looks like, if it does not look like a prompt."""
     try:
         value = json.loads(line.rstrip(","))
     except (ValueError, RecursionError):
@@ -425,7 +370,7 @@ def _looks_structured(line: str, is_first: bool) -> str | None:
 
 
 class _NoJSONError(ConfigurationError):
-    """Text is no JSON; `line` says where."""
+    """The error for text that is not JSON; `line` says where."""
 
     line = 1
 
@@ -451,7 +396,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _lines_of_items(content: str, count: int) -> Iterator[int]:
-    """Yield the line where each item of a valid array begins."""
+    """Yield the line on which each item of a valid array begins."""
     decoder = json.JSONDecoder()
     place, line, seen = content.index("[") + 1, 1, 0
     for _ in range(count):
@@ -472,7 +417,7 @@ def _request_of(names: list[str], row: list[str]) -> dict[str, Any]:
         if not cell.strip():
             continue
         if not name:
-            raise ConfigurationError(f"the column of {cell[:50]!r} has no name")
+            raise ConfigurationError(f"the column with {cell[:50]!r} has no name")
         _put(request, name, _value(name, cell))
     return {name: _as_lists(value) for name, value in request.items()}
 
@@ -481,7 +426,7 @@ def _value(name: str, cell: str) -> Any:
     text = cell.strip()
     if name in TEXT_COLUMNS:
         if text.lower() == "nan":
-            raise ConfigurationError(f"{name} is {text}: an empty cell of pandas?")
+            raise ConfigurationError(f"{name} is {text}: is it an empty cell from pandas?")
         return text
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -494,7 +439,7 @@ def _value(name: str, cell: str) -> Any:
 
 
 def _put(request: dict[str, Any], name: str, value: Any) -> None:
-    """Put the value of a cell where the dots in the name of its column say."""
+    """Put the value of a cell into the place that the dots in its column's name give."""
     *path, last = name.split(".")
     for step in path:
         request = request.setdefault(step, {})
@@ -506,7 +451,7 @@ def _put(request: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _as_lists(value: Any) -> Any:
-    """Return nested columns, in which those whose names are numbers are lists."""
+    """Return nested columns, with those whose names are numbers made into lists."""
     if not isinstance(value, dict):
         return value
     items = {name: _as_lists(item) for name, item in value.items()}

@@ -1,4 +1,4 @@
-"""Requests as callers give them, and as they are submitted."""
+"""Requests, as callers give them and as they are submitted."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from luma_poll._running.account import Kind
 from luma_poll.errors import ConfigurationError
 
 MAX_KEY_LENGTH = 1000
-"""Characters; a key is a name, and messages show it."""
+"""Characters; a key is a name, which messages show."""
 
 AnyRequest: TypeAlias = str | Mapping[str, Any]
-"""A prompt, or a mapping of the parameters of `generations.create`; `key` in it is ours."""
+"""A prompt, or a mapping of the parameters of `generations.create`, with or without a `key`."""
 
 
 class Keys:
-    """Keys for the requests of a batch that have none; requests that are alike are numbered."""
+    """Keys for the requests of a batch that have none; equal requests are numbered."""
 
     def __init__(self) -> None:
         self._digests = Counter[str]()
@@ -39,7 +39,7 @@ class Request:
 
     Attributes:
         params: The parameters of `generations.create`, with the prompt; none of them is None.
-        key: What the caller calls it, or None.
+        key: The caller's name for it, or None.
     """
 
     params: Mapping[str, Any] = field(repr=False)
@@ -47,7 +47,7 @@ class Request:
 
     @property
     def is_large(self) -> bool:
-        """True if it takes a thread to read its files."""
+        """True if its files are large enough to be read in a thread."""
         return any(found.size > PIECE for found in self.local_media)
 
     @property
@@ -57,7 +57,7 @@ class Request:
 
     @property
     def kind(self) -> Kind:
-        """The parameters that its weight depends on, as far as is known."""
+        """The parameters that its weight depends on, as far as we know."""
         return shown(self.params.get("model")), shown(self.params.get("type"))
 
 
@@ -65,7 +65,7 @@ def read_request(given: object) -> Request:
     """Check a request of a batch.
 
     Raises:
-        ConfigurationError: It is unusable.
+        ConfigurationError: The request is unusable; the message names the parameter.
     """
     if isinstance(given, str):
         return Request(read_params({"prompt": given}), None)
@@ -82,16 +82,16 @@ def read_request(given: object) -> Request:
 
 
 async def read_request_async(given: object) -> Request:
-    """Check a request of a batch; in a thread if there are files to look at."""
+    """Check a request of a batch, in a thread if there are files to look at."""
     slow = isinstance(given, Mapping) and takes_time_to_read(given)
     return await in_thread(slow, read_request, given)
 
 
 def check_key(key: object) -> str:
-    """Return a key that names a request for people and for good.
+    """Return the key, which is stored and shown as it is.
 
     Raises:
-        ConfigurationError: It cannot be one.
+        ConfigurationError: It is not text, is blank, or is too long.
     """
     if not isinstance(key, str) or not key.strip():
         raise ConfigurationError(f"a key is a string that is not blank, not {shown(key)}")

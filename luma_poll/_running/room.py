@@ -1,11 +1,12 @@
-"""The queue of what is to be submitted: the first submits when the account allows it."""
+"""The queue of requests to be submitted: the first one submits when the account allows it."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -27,10 +28,10 @@ class _Ticket(Alarm):
 
 
 class Turn:
-    """A turn to submit, from its begin to its outcome.
+    """A turn to submit, from its beginning to its outcome.
 
     Attributes:
-        outcome: What became of the submission; None as long as that is open.
+        outcome: The outcome of the submission; None while it is under way.
     """
 
     def __init__(self, account: Account, kind: Kind, wake: Callable[[], object]) -> None:
@@ -41,7 +42,7 @@ class Turn:
         account.begin(kind)
 
     def end(self, outcome: Outcome) -> None:
-        """Note what became of the submission, and wake the next; the first outcome counts."""
+        """Note the outcome of the submission, and wake the next; only the first outcome counts."""
         if self.outcome is None:
             self.outcome = outcome
             self._account.end(self._kind, outcome, anyio.current_time())
@@ -49,16 +50,18 @@ class Turn:
 
 
 class SubmissionQueue:
-    """Gives requests their turns in their order, as the account allows.
+    """A queue that gives each request its turn, in order, as the account allows.
 
-    Strictly in order: a heavy request is not passed by light ones, which would starve it.
+    Light requests do not overtake a heavy one: they would keep taking the room that it needs.
 
     Args:
-        account: Hears of the begin and of the outcome of each turn.
+        account: Decides when the first one may submit; it is told the start and the outcome.
+        look: Asks for the ends of abandoned generations while the first one waits for them.
     """
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, look: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._account = account
+        self._look = look
         self._waiting = Heap[_Ticket]()
 
     def __len__(self) -> int:
@@ -68,19 +71,19 @@ class SubmissionQueue:
     async def turn(
         self, place: float, kind: Kind, deadline: float = math.inf
     ) -> AsyncIterator[Turn | None]:
-        """Wait for a turn to submit. It ends with the block, whatever happens.
+        """Wait for a turn to submit. The turn ends with the block, whatever happens.
 
         Args:
-            place: The lower, the sooner.
-            kind: Of the request.
-            deadline: On anyio's clock, for the wait; inf for none.
+            place: The place in the queue; a lower one comes sooner.
+            kind: The kind of the request.
+            deadline: When to stop waiting, on anyio's clock; inf for never.
 
         Yields:
             The turn; None if the deadline came first.
 
         Raises:
-            SubmissionLimitError: There will be no turn.
-            LumaError: That of `stop`.
+            SubmissionLimitError: `max_submissions` is reached, so there will be no turn.
+            LumaError: The error that `stop` was called with.
         """
         turn = None
         with anyio.CancelScope(deadline=deadline):
@@ -89,7 +92,7 @@ class SubmissionQueue:
             yield turn
         finally:
             if turn is not None:
-                turn.end(NOT_SENT)  # of no effect on one that has its outcome
+                turn.end(NOT_SENT)  # without effect if it has its outcome
 
     async def _next_turn(self, place: float, kind: Kind) -> Turn:
         ticket = _Ticket(kind)
@@ -97,11 +100,22 @@ class SubmissionQueue:
         try:
             await anyio.lowlevel.checkpoint()
             while (at := self._turn_of(ticket)) > anyio.current_time():
-                await ticket.sleep(at)
+                await self._sleep(ticket, at)
             return Turn(self._account, kind, self.wake)
         finally:
+            # Also when cancelled: the one behind is first now, and only a wake makes it look.
             self._waiting.remove(entry)
             self.wake()
+
+    async def _sleep(self, ticket: _Ticket, at: float) -> None:
+        """Sleep until then, or until something changes; look meanwhile where that may help."""
+        if self._waiting.first() is not ticket or not self._account.is_held_up:
+            await ticket.sleep(at)
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._look)
+            await ticket.sleep(at)
+            tasks.cancel_scope.cancel()
 
     def wake(self) -> None:
         """Let the first one look again, after something has changed."""
@@ -110,7 +124,7 @@ class SubmissionQueue:
             first.wake()
 
     def stop(self, error: LumaError) -> None:
-        """End the waits of all with this error; none of them is sent."""
+        """End every wait with this error; nothing of theirs is sent."""
         for ticket in self._waiting:
             ticket.refusal = copy.copy(error)
             ticket.wake()
@@ -120,7 +134,7 @@ class SubmissionQueue:
             raise ticket.refusal
         if self._account.is_exhausted:
             raise SubmissionLimitError(
-                "max_submissions of this Runner is reached; nothing was sent."
+                "this Runner has reached its max_submissions; nothing was sent."
             )
         if self._waiting.first() is not ticket:
             return math.inf

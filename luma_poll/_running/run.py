@@ -1,4 +1,4 @@
-"""One request on its way: all that is known of it by now."""
+"""One request on its way, with everything that is known about it so far."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from luma_poll.events import (
 from luma_poll.models import Generation
 
 ACCEPTED = (RunSubmitted, RunFound, RunStateChanged, RunFailed, RunEnded)
-"""Events by which the attempt that they are about has an id."""
+"""Events about an attempt that already has an id."""
 
 
 @dataclass(eq=False)
@@ -35,16 +35,17 @@ class Run:
 
     Attributes:
         info: The run, as its observers know it.
-        batch: That it is one of.
-        place: In the queue.
+        batch: The batch that it belongs to.
+        place: Its place in the queue.
         request: The request, checked.
         record: Its identity in the journal.
-        found: What the journal says of it, if it was submitted before.
+        found: The journal's entry for it, if it was submitted before.
         submitted: The ids of its attempts.
         latest: The latest snapshot.
-        deadline: Of all its attempts, from the first accepted submission on; inf for none.
-        failure: Of its latest attempt.
-        refusals: Of its submission, with nothing of ours under way.
+        deadline: When all its attempts must have ended, on anyio's clock; inf before the first
+            submission is accepted, and if there is no timeout.
+        failure: The failure of its latest attempt.
+        refusals: How often its submission was refused with nothing of ours under way.
     """
 
     info: RunInfo
@@ -62,7 +63,7 @@ class Run:
 
     @property
     def key(self) -> str | None:
-        """Its key: of the journal's record, else the one that was given."""
+        """Its key: the journal's, else the one that was given."""
         if self.record is not None:
             return self.record.key
         request: Request | None = vars(self).get("request")  # None before it is checked
@@ -74,31 +75,31 @@ class Run:
         return self.info.request
 
     def begin_timeout(self, now: float) -> None:
-        """Let the timeout count from now on, unless it does already."""
+        """Start the timeout now, unless it has started."""
         self.deadline = min(self.deadline, now + self.batch.seconds)
 
     def take_next(self) -> None:
-        """Let the batch take its next request: only this one's first turn counts."""
+        """Let the batch take its next request, at this one's first turn only."""
         if not self._has_had_turn:
             self._has_had_turn = True
             self.batch.take_next()
 
     def tell(self, step: type[RunEvent], *details: Any) -> None:
-        """Tell the observers of a step.
+        """Send the observers an event.
 
         Args:
             step: The class of the event.
-            details: What that class has beyond run, attempt and snapshot.
+            details: Its further fields, after run, attempt and snapshot.
         """
         if not self.info.observers:
             return
-        # The attempt that was accepted is counted already, and so is one that has ended.
+        # Once an attempt has an id, `submitted` includes it.
         is_counted = issubclass(step, ACCEPTED)
         attempt = max(1, len(self.submitted) + (not is_counted))
         tell(step(self.info, attempt, self.latest, *details))
 
     def see(self, snapshot: Generation) -> None:
-        """Keep a snapshot, and tell the observers if its state is another one."""
+        """Keep a snapshot, and tell the observers if the state has changed."""
         is_news = self.latest is None or (self.latest.id, self.latest.state) != (
             snapshot.id,
             snapshot.state,

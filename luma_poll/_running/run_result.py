@@ -20,12 +20,12 @@ class RunResult:
         generation: The last snapshot of the last attempt, or None if there was none; never None
             if `ok`.
         error: The exception that `Runner.run` would have raised, or None.
-        submitted: The ids, one for each attempt that was accepted. Where `error` is a timeout or
+        submitted: The ids, one for each attempt that was accepted. If `error` is a timeout or
             an `APIError`, the last of them may still finish and be billed: wait for it by its id.
-        key: The request's key: the one given, or else that of its journal; None without either.
-        paths: The files, if they were to be downloaded and were; else empty.
-        download_error: The reason why they were not, or None. The generation is complete and
-            paid for all the same: `LumaClient.download` fetches it by its id.
+        key: The key of the request: the one you gave, else the journal's; None without both.
+        paths: The downloaded files; empty if there was no download, or it failed.
+        download_error: The exception that ended the download, or None. The generation is complete
+            and paid for: fetch it by its id, with `LumaClient.download`.
     """
 
     request: AnyRequest
@@ -41,7 +41,7 @@ class RunResult:
 
     @property
     def ok(self) -> bool:
-        """True if it completed, with outputs."""
+        """True if the generation completed, with outputs."""
         return self.error is None
 
     @property
@@ -49,7 +49,8 @@ class RunResult:
         """The outputs.
 
         Raises:
-            GenerationError: It failed; or whatever else `Runner.run` would have raised.
+            GenerationError: The generation failed.
+            Exception: Whatever else `Runner.run` would have raised.
         """
         if self.error is not None:
             raise self.error

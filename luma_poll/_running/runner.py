@@ -1,4 +1,4 @@
-"""The public Runner: prompts in, generations out."""
+"""The Runner: prompts in, generations out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from luma_poll._journal.steps import Raise, Submit, may_submit_again
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.observers import Observers, is_async, only, outcome_of
 from luma_poll._polling.poller import Poller, without_retries
-from luma_poll._running.account import Account
+from luma_poll._running.account import LONGEST_RUN, Account
 from luma_poll._running.batch import Batch, Taken
 from luma_poll._running.fetching import Fetching
 from luma_poll._running.outstanding import Outstanding
@@ -59,38 +59,38 @@ from luma_poll.events import Run as RunInfo
 from luma_poll.models import Generation
 
 REQUEST_COST = 0.05
-"""Seconds of delay that a poll may cost: while the account is full, a delay is an idle slot."""
+"""Seconds of delay that one poll is worth: while the account is full, a delay is an idle slot."""
 
 MAX_FETCHES = 8
-"""Completed generations of a journal that are fetched again at the same time."""
+"""The most completed generations of a journal that are fetched again at the same time."""
 
 
 class Runner:
-    """Submits generations, as many at once as the account allows, and waits for them.
+    """A runner that submits generations, as many as the account allows, and waits for them.
 
-    Make one and share it: what it learns of the account holds for all its runs. Nothing is
-    submitted twice unless `max_attempts` says so.
+    Make one and share it: what it learns about the account serves all its runs. Nothing is
+    submitted twice unless you allow it with `max_attempts`.
 
         async with LumaClient() as client:
             for result in await Runner(client).run_all(["a red fox", "a grey owl"]):
                 print(result.request, result.error or result.outputs[0].url)
 
     Args:
-        client: A `LumaClient`, or the official SDK's `AsyncLuma`. Their own retries are off: those
-            of the SDK can submit, and bill, twice.
-        poller: Waits for what was submitted. By default one with an `AdaptiveWait` that polls a
-            little more often than usual, since the next submission waits for an end to be seen.
-        max_running: Generations under way at once; None for as many as the account allows, which
-            is learned from its answers.
+        client: A `LumaClient`, or the official SDK's `AsyncLuma`. The Runner turns off the retries
+            of either: the SDK's can submit, and bill, twice.
+        poller: The poller that waits for the generations. The default polls a little more often
+            than a plain `Poller`, because an end that is seen late delays the next submission.
+        max_running: The most generations under way at once; None for as many as the account
+            allows, which the Runner learns from the API's answers.
         max_attempts: How often one request may be submitted in all. With 2 or more, a request
             whose generation failed with a retryable error is submitted again, and billed again.
-        max_submissions: Submissions of this runner in all; None for no limit.
-        journal: Keeps track of the submissions, so that the next process with the same file
-            continues what this one has begun, and submits nothing twice.
+        max_submissions: The most submissions of this Runner in all; None for no limit.
+        journal: A file that records the submissions, so that the next process with the same file
+            continues where this one stopped, and submits nothing twice.
         on_submit: A function (not async), called with a `RunSubmitted` as soon as there is an id.
-        on_state: The same, called with a `RunStateChanged` at each change of state of a run's
-            generation, the first state and the last one included. What either raises is logged
-            and dropped.
+        on_state: A function (not async), called with a `RunStateChanged` for the first state of a
+            generation and for each change. If one of these two raises, the exception is logged and
+            dropped.
 
     Raises:
         ConfigurationError: An argument is unusable.
@@ -146,40 +146,41 @@ class Runner:
             self._outstanding,
             self._recorder,
             self._numbers,
+            self._look_for_ends,
         )
 
     @property
     def poller(self) -> Poller:
-        """The poller that waits for its generations."""
+        """The poller that waits for the generations."""
         return self._poller
 
     @property
     def journal(self) -> Journal | None:
-        """The journal that it keeps, if there is one."""
+        """The journal, or None."""
         return self._journal
 
     @property
     def outstanding(self) -> dict[str, AnyRequest]:
-        """The ids whose end has not been seen, with their requests; each for an hour at most.
+        """The ids whose end has not been seen, with their requests; each for at most an hour.
 
         After an interruption these may still be running, and be billed: wait for them by id.
         """
         return self._outstanding.requests
 
     def observe(self, observer: Observer) -> Callable[[], None]:
-        """Call a function with each event of its runs, and of the waits of its poller.
+        """Call a function with every event of the runs, and of the waits of the poller.
 
             stop = runner.observe(print)
 
         Args:
-            observer: A function (not async), called with the events of `luma_poll.events`. What it
-                raises is logged and dropped.
+            observer: A function (not async), called with the events of `luma_poll.events`. If it
+                raises, the exception is logged and dropped.
 
         Returns:
-            A function that ends it. What is under way is observed to its end.
+            A function that stops observing. Runs that are under way are observed to their end.
 
         Raises:
-            ConfigurationError: It is not a function.
+            ConfigurationError: `observer` is not a function, or is async.
         """
         stop_runs = self._observers.add(observer)
         stop_waits = self._poller.observe(observer)
@@ -199,32 +200,32 @@ class Runner:
         key: str | None = None,
         **params: Unpack[CreateParams],
     ) -> Generation:
-        """Submit a generation when there is room for it, and wait for its end.
+        """Submit a generation as soon as there is room for it, and wait for its end.
 
             generation = await runner.run("a red fox", model="uni-1", timeout=300)
             print(generation.output[0].url)
 
         Args:
             prompt: The prompt.
-            timeout: Seconds from the first accepted submission, over all attempts; None for no
-                limit; by default that of the poller. Waiting for room does not count:
-                `anyio.fail_after` around the call bounds that too.
-            key: A name of yours for the request, such as an order's number; it is not sent. With a
-                journal, a key is submitted once: when it has ended, its end is given again. By
-                default it is made from the parameters.
+            timeout: Seconds from the first accepted submission, for all attempts together; None for
+                no limit; by default the poller's timeout. Waiting for room does not count: put
+                `anyio.fail_after` around the call to limit that too.
+            key: Your own name for the request, such as an order number; it is not sent. A journal
+                submits a key once: later calls with this key continue that submission, or return
+                its result. By default the key is made from the parameters.
             params: The API's other parameters, as for `generations.create`.
 
         Returns:
             The completed generation.
 
         Raises:
-            GenerationError: It failed; the class says why.
-            PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+            GenerationError: The generation failed; the class says why.
+            PollTimeoutError: The timeout came first; the generation keeps running: wait by its id.
             SubmissionLimitError: `max_submissions` is reached; nothing was sent.
             SubmissionUnknownError: A process died while it submitted this key; nothing was sent.
             JournalError: The journal cannot be written; nothing was sent.
-            APIError: It could not be submitted, or waited for. `may_have_been_accepted` is true of
-                a failed submission that may be running; it is not repeated.
+            APIError: The submission or the wait failed. If `may_have_been_accepted`, the generation
+                may be running, and the Runner does not submit it again.
             ConfigurationError: An argument is unusable; nothing was sent.
         """
         seconds = check_timeout(timeout, self._poller.timeout)
@@ -250,20 +251,21 @@ class Runner:
                 async for result in results:
                     ...
 
-        Leaving the block stops submitting at once and cancels the waits; what was submitted runs
-        on, and `submitted` has the ids. The failure of one is its result, and does not affect the
-        others, except that 401, 402 and 403 end all submitting: the rest get that error unsent.
+        Leaving the block stops submitting at once and cancels the waits. What was submitted keeps
+        running; `outstanding` has the ids. A failure affects only its own result, with one
+        exception: after a 401, 402 or 403 nothing more is sent, and the rest get that error.
 
         Args:
-            requests: Prompts, or mappings of the parameters of `generations.create`: any iterable
-                or async iterable. They are taken one by one, as there is room to submit them.
-            timeout: As for `run`, for each.
-            download: A directory for the files of what completes, which `RunResult.paths` names.
+            requests: An iterable or async iterable of prompts, or of mappings of the parameters of
+                `generations.create`. They are taken one by one, as there is room to submit them.
+            timeout: Seconds for each request, as for `run`.
+            download: A directory for the files of completed generations; `RunResult.paths` has
+                their paths. None to download nothing.
             name: The name of the files, such as `"{key}-{n}"`; by default the key if a request
-                has one, else the id. `LumaClient.download` describes it.
+                has one, else the id. See `LumaClient.download`.
 
         Returns:
-            An async context manager that gives an async iterator over the results.
+            An async context manager with an async iterator over the results.
 
         Raises:
             ConfigurationError: An argument is unusable.
@@ -284,24 +286,24 @@ class Runner:
     ) -> list[RunResult]:
         """Run many requests, and return a result for each, in the order given.
 
-        `as_completed` is the better choice where an interruption must not lose the results so far.
+        Use `as_completed` if an interruption must not lose the results so far.
 
             for result in await runner.run_all(["a red fox", "a grey owl"]):
                 print(result.request, result.error or result.outputs[0].url)
 
         Args:
-            requests: As for `as_completed`.
-            timeout: As for `run`, for each.
-            download: As for `as_completed`.
-            name: As for `as_completed`.
+            requests: The requests, as for `as_completed`.
+            timeout: Seconds for each request, as for `run`.
+            download: A directory for the files, as for `as_completed`.
+            name: The name of the files, as for `as_completed`.
 
         Returns:
             The results, in the order of `requests`.
 
         Raises:
             ConfigurationError: An argument is unusable.
-            Exception: What `requests` raises, after the requests before have ended: their results
-                are its attribute `results`, and its notes name the ids.
+            Exception: Whatever iterating over `requests` raises, after the earlier requests have
+                ended: its attribute `results` has their results, and a note names their ids.
         """
         batch = self._batch(requests, timeout)
         run = batch.run
@@ -310,7 +312,7 @@ class Runner:
             await fetching.check(requests)
             run = fetching.run
         results = await run_in_order(run, batch.take(requests), limit=None, ids=_ids)
-        # Taken in another order where the journal had some of them.
+        # The requests that the journal knew were taken first: back to the order given.
         places = sorted(range(len(batch.order)), key=batch.order.__getitem__)
         return [results[place] for place in places] if places else results
 
@@ -325,7 +327,7 @@ class Runner:
         return Batch(self._result, seconds, self._recorder)
 
     async def _result(self, taken: Taken, batch: Batch) -> RunResult:
-        """Run one; any failure is part of the result."""
+        """Run one request; any failure is part of the result."""
         given, number = taken.given, next(self._numbers)
         key = given.get("key") if isinstance(given, Mapping) else None
         info = RunInfo(number, given, key, self._observers.present)
@@ -338,7 +340,7 @@ class Runner:
             run.latest = await self._perform(run)
         except Exception as raised:
             error = raised
-            if isinstance(error, GenerationError):
+            if isinstance(error, GenerationError) and error.generation is not None:
                 run.see(error.generation)
         except BaseException:
             run.tell(RunEnded, "cancelled", None)
@@ -373,7 +375,7 @@ class Runner:
             await anyio.sleep(pause)
 
     def _begin_loop(self) -> None:
-        """Begin again in another event loop."""
+        """Start over in another event loop."""
         self._account.begin_loop()
         self._outstanding.begin_loop(anyio.current_time())
         self._recorder.begin_loop()
@@ -381,7 +383,7 @@ class Runner:
         self._fetches = anyio.Semaphore(MAX_FETCHES)
 
     async def _start(self, run: Run) -> Generation | str:
-        """Submit it, or find that it was; returns its first snapshot, or its id."""
+        """Submit it, unless the journal has it; return its first snapshot, or its id."""
         step = await self._recorder.next_step(run.record, run.submitted, self._max_attempts)
         run.submitted[:] = step.submitted
         if isinstance(step, Submit):
@@ -391,8 +393,10 @@ class Runner:
         run.take_next()
         if isinstance(step, Raise):
             raise step.error
-        if run.failure is not None and run.failure.generation.id == step.generation_id:
-            raise run.failure  # its end is not recorded as a failure, so it is not submitted again
+        if run.failure is not None and run.failure.generation_id == step.generation_id:
+            # The journal does not have this end as a failure (it completed without outputs, or
+            # could not be written), so it names no next attempt: waiting again would never end.
+            raise run.failure
         run.found = step
         run.batch.note_found()
         if step.running:
@@ -404,31 +408,32 @@ class Runner:
         return step.generation_id
 
     async def _wait(self, run: Run, generation: Generation | str) -> Generation:
-        """Wait for its end, and record it; returns the completed generation."""
+        """Wait for its end, and record it; return the completed generation."""
         generation_id = generation if isinstance(generation, str) else generation.id
         try:
             latest = await self._recorder.writing_beside(self._fetch(run, generation))
         except GenerationError as error:
             self._leave(generation_id, ended=True)
-            run.latest = error.generation
-            await self._recorder.finish(run.record, run.latest, error)
+            run.latest = error.generation or run.latest
+            await self._recorder.finish(run.record, generation_id, error)
             raise
         except BaseException:
             self._leave(generation_id, ended=False)
             raise
         self._leave(generation_id, ended=True)
-        await self._recorder.finish(run.record, latest, None)
+        await self._recorder.finish(run.record, generation_id, None)
         return latest
 
     async def _fetch(self, run: Run, generation: Generation | str) -> Generation:
-        """Wait for its end; what has completed before is fetched in its turn."""
+        """Wait for its end; what has already completed is fetched in its turn."""
         found, record = run.found, run.record
         if found is None or record is None or generation != found.generation_id:
             return await self._watch(run, generation)
         try:
             if found.running:
                 return await self._watch(run, generation)
-            async with self._fetches:  # a few at a time, so that the polls of what runs go on
+            # A few at a time: thousands of fetches would hold up the polls of what still runs.
+            async with self._fetches:
                 run.begin_timeout(anyio.current_time())
                 return await self._watch(run, generation)
         except (APIError, PollTimeoutError) as error:
@@ -444,6 +449,15 @@ class Runner:
                 run.see(snapshot)
         assert run.latest is not None, "watch ends with a terminal snapshot"
         return run.latest.raise_for_failure()
+
+    async def _look_for_ends(self) -> None:
+        """Ask if what no run waits for any longer has ended: it counts for `max_running`."""
+        left = self._outstanding.left
+        async with self._poller.as_completed(left, timeout=LONGEST_RUN, limit=None) as results:
+            async for result in results:
+                ended = result.generation is not None and result.generation.is_terminal
+                if ended or isinstance(result.error, NotFoundError):
+                    self._leave(result.generation_id, ended=True)
 
     def _leave(self, generation_id: str, *, ended: bool) -> None:
         self._outstanding.leave(generation_id, ended=ended)

@@ -1,4 +1,4 @@
-"""The log's word on submissions that do not go through: at once, and then each minute."""
+"""The warning in the log while submissions do not go through: at once, then every minute."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ REPEAT = 60.0
 
 
 class Standstill:
-    """Warns of a runner whose submissions do not go through.
+    """The warnings of one Runner whose submissions do not go through.
 
     Args:
-        base_url: That of the client, or None.
+        base_url: The client's base URL, or None.
     """
 
     def __init__(self, base_url: object) -> None:
@@ -25,18 +25,18 @@ class Standstill:
         self.begin_loop()
 
     def begin_loop(self) -> None:
-        """Begin again in another event loop, whose clock may be another one."""
+        """Start over in another event loop, whose clock may differ."""
         self._began = self._said = -math.inf
         self._since: datetime | None = None
 
     def note(self, outcome: Outcome, now: float, next_try: float, *, running: int) -> None:
-        """Note what became of a submission.
+        """Note the outcome of a submission, and warn if it did not go through.
 
         Args:
-            outcome: Of the submission.
-            now: Seconds on the clock.
+            outcome: The outcome.
+            now: The time, in seconds on the clock.
             next_try: When the next may be sent, on the same clock.
-            running: Generations of ours under way: a full account is what they are for.
+            running: Our generations under way: with some, a refusal is a full account and normal.
         """
         if isinstance(outcome, Accepted):
             if self._since is not None:
@@ -52,7 +52,7 @@ class Standstill:
     def _warn(self, error: Exception, now: float, next_try: float) -> None:
         since = f"{self._since:%H:%M:%S} UTC" if self._since else ""
         logger.warning(
-            "no submission to %s has gone through since %s (%.0f s): %s One asks again in %.1f s.",
+            "no submission to %s has gone through since %s (%.0f s): %s Next try in %.1f s.",
             self._host or "the API",
             since,
             now - self._began,

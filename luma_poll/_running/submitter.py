@@ -1,9 +1,9 @@
-"""One submission: in its turn, sent to its end, and noted whatever becomes of it."""
+"""One submission: made in its turn, sent to its end, and recorded whatever its outcome."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -46,11 +46,11 @@ from luma_poll.models import Generation
 
 
 class SupportsGetAndCreate(SupportsGet, Protocol):
-    """Generations that can be submitted, and asked for."""
+    """The `generations` of a client that can submit them, and get them by id."""
 
     @property
     def create(self) -> Callable[..., Awaitable[Any]]:
-        """Submit one: takes the parameters by name, the prompt among them."""
+        """An async function that submits one; takes the parameters and the prompt by name."""
         ...
 
 
@@ -64,18 +64,19 @@ class SupportsCreate(Protocol):
 
 
 LONGEST_STAND = 3
-"""Refusals, with nothing of ours under way, after which a request lets the others pass."""
+"""Refusals with nothing of ours under way after which a request lets the others go first."""
 
 
 class Submitter:
-    """Submits requests, each in its turn, and never twice where the API may have accepted it.
+    """The part of a Runner that submits: each request in its turn, never twice if in doubt.
 
     Args:
-        client: Whose `generations.create` submits.
-        account: What may be submitted now.
-        outstanding: Hears of each id.
-        recorder: Of the journal.
-        numbers: The next place in the queue.
+        client: The client whose `generations.create` is called.
+        account: Decides when the next may be submitted.
+        outstanding: The ids that are waited for; each new id is added.
+        recorder: Writes the journal.
+        numbers: Gives the next place in the queue.
+        look: Asks for the ends of abandoned generations.
     """
 
     def __init__(
@@ -85,35 +86,40 @@ class Submitter:
         outstanding: Outstanding,
         recorder: Recorder,
         numbers: count[int],
+        look: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._client = client
         self._account = account
         self._outstanding = outstanding
         self._recorder = recorder
         self._numbers = numbers
+        self._look = look
         self._standstill = Standstill(getattr(client, "base_url", None) and str(client.base_url))
         self.begin_loop()
 
     def begin_loop(self) -> None:
-        """Begin again in another event loop."""
-        self.queue = SubmissionQueue(self._account)
+        """Start over in another event loop."""
+        self.queue = SubmissionQueue(self._account, self._look)
         self._standstill.begin_loop()
 
     async def submit(self, run: Run, attempt: int) -> Generation:
-        """Submit it in its turn, and where it was refused, in its next one."""
+        """Submit it in its turn; after a refusal, in its next turn."""
         self._check(run.request)
         upload = getattr(getattr(self._client, "files", None), "upload_once", None)
-        params = await uploaded(run.request.params, upload)  # it may take long: before its turn
+        # Before its turn: an upload may take minutes, and a turn keeps the others waiting.
+        params = await uploaded(run.request.params, upload)
         run.request = replace(run.request, params=params)
         give_up_at = math.inf
         while True:
-            run.batch.check()
+            run.batch.check()  # each time: another request may have met a 401, 402 or 403
             async with self.queue.turn(run.place, run.request.kind, run.deadline) as turn:
                 if turn is None:
-                    # The deadline is over all attempts: the last failure is the result.
+                    # A deadline exists only from the first accepted submission on, so this is a
+                    # later attempt: the failure of the one before is the result.
                     assert run.failure is not None, "no deadline comes before the first submission"
                     raise run.failure
                 run.take_next()
+                # From the first turn on: waiting for room is not a failure of the API.
                 give_up_at = min(give_up_at, anyio.current_time() + run.batch.seconds)
                 run.tell(RunSubmitting)
                 outcome = await self._post(run, attempt, turn)
@@ -123,37 +129,39 @@ class Submitter:
                 raise outcome.error
 
     def _may_wait_again(self, run: Run, outcome: NotAccepted | Unknown, give_up_at: float) -> bool:
-        """True if it waits for another turn: a 429 as long as it takes, the rest for its time."""
+        """Return True if it may have another turn: after a 429 always, else until `give_up_at`."""
         if isinstance(outcome, Unknown):
             return False
         if outcome.is_refusal:
             if self._account.running == 0:
-                # Nothing of ours is in its way, so it may be too heavy for the account: it keeps
-                # its place for a while, and then lets the others try.
+                # None of ours is in its way, so it may be too heavy for the account. It keeps its
+                # place for a few tries, then lets the others try: they may be lighter.
                 run.refusals += 1
                 if run.refusals % LONGEST_STAND == 0:
                     run.place = next(self._numbers)
             return not self._account.cannot_fit(run.request.kind)
-        run.place = next(self._numbers)  # behind the others: each of them may as well try
+        run.place = next(self._numbers)  # behind the others, so that one bad request blocks none
         return outcome.may_pass and anyio.current_time() < give_up_at
 
     def _check(self, request: Request) -> None:
-        """Find parameters that this client does not take before anything is recorded or sent."""
+        """Refuse parameters that this client does not take, before anything is recorded or sent."""
         try:
             signature(self._client.generations.create).bind(**request.params)
         except TypeError as error:
             raise ConfigurationError(f"generations.create: {error}; nothing was sent") from None
 
     async def _post(self, run: Run, attempt: int, turn: Turn) -> Outcome:
-        """Send one submission to its end, whoever cancels it: the answer has an id, or a bill.
+        """Send one submission to its end, even if cancelled: the answer has an id that costs money.
 
-        In a task of its own, as only that is out of the reach of asyncio's own cancellation.
+        It has a task of its own, because anyio's shield does not stop asyncio's `task.cancel()`:
+        that reaches only the task it was called on, which waits here for the answer.
         """
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._post_in_turn, run, attempt, turn)
         except BaseException:
-            if isinstance(turn.outcome, Accepted):  # nobody will wait for it
+            # Cancelled, yet accepted meanwhile: no run will wait for it, but the account runs it.
+            if isinstance(turn.outcome, Accepted):
                 generation = turn.outcome.generation
                 self._outstanding.leave(generation.id, ended=generation.is_terminal)
             raise
@@ -161,7 +169,7 @@ class Submitter:
         return turn.outcome
 
     async def _post_in_turn(self, run: Run, attempt: int, turn: Turn) -> None:
-        """Submit once: the intent on disk, the request on the wire, the outcome to all."""
+        """Submit once: first the intent on disk, then the request on the wire, then the outcome."""
         record, recorder, handle = run.record, self._recorder, new_submission_id()
         try:
             with anyio.CancelScope(shield=True):
@@ -169,28 +177,31 @@ class Submitter:
         except LumaError as error:
             turn.end(NotAccepted(error))
             return
-        # On disk: the intent. A process that dies from here on leaves an `unknown`.
+        # The intent is on disk. If the process dies from here on, the next one finds `unknown`.
         outcome: Outcome = NOT_SENT
         try:
-            await anyio.lowlevel.checkpoint_if_cancelled()  # the last moment not to send it
+            await anyio.lowlevel.checkpoint_if_cancelled()  # the last chance not to send it
             with anyio.CancelScope(shield=True):
-                # On the wire, until there is an answer. What ends this by force finds CUT_OFF.
+                # On the wire until the answer comes. An exception that no shield stops, such as a
+                # KeyboardInterrupt, leaves CUT_OFF as the outcome.
                 outcome = CUT_OFF
                 outcome = await submit_once(partial(self._create, run.request, handle), handle)
         finally:
-            # Known to the account, to the batch and to observers, in one step; then on disk.
+            # First the account, the batch and the observers, in one step without an await, so that
+            # no other turn begins between; the disk takes time, and is told after them.
             self._tell(run, turn, outcome)
             await recorder.end(record, attempt, outcome)
 
     async def _create(self, request: Request, handle: str) -> object:
         params = await encoded(request.params)
         create = self._client.generations.create
-        if "extra_headers" in signature(create).parameters:  # the official SDK's
+        # Our own client reads the handle from a context variable; the official SDK needs it here.
+        if "extra_headers" in signature(create).parameters:
             params["extra_headers"] = {"X-Request-Id": handle}
         return await create(**params)
 
     def _tell(self, run: Run, turn: Turn, outcome: Outcome) -> None:
-        """Tell those who must know at once: nobody has a turn between."""
+        """Tell the queue, the account, the log and the observers, before anything else can run."""
         now = anyio.current_time()
         if isinstance(outcome, NotAccepted) and ends_all(outcome.error):
             self._stop(run, outcome.error)
@@ -198,7 +209,7 @@ class Submitter:
         if isinstance(outcome, NotAccepted) and outcome.may_pass and self._account.gives_up(now):
             self._stop(run, outcome.error)
         next_try = self._account.may_submit_at(run.request.kind)
-        if next_try == math.inf:  # others are under way
+        if next_try == math.inf:  # others are in flight; their answers decide
             next_try = self._account.quiet_until
         self._standstill.note(outcome, now, next_try, running=self._account.running)
         if isinstance(outcome, Accepted):
@@ -206,7 +217,7 @@ class Submitter:
         elif isinstance(outcome, Unknown):
             error = outcome.error
             logger.warning(
-                "a submission may have been accepted, and be billed: %s (X-Request-Id %s)",
+                "a submission may have been accepted, and may be billed: %s (X-Request-Id %s)",
                 error,
                 getattr(error, "submission_id", None),
                 extra=fields(error=error),
@@ -215,7 +226,7 @@ class Submitter:
             run.tell(RunRefused if outcome.is_refusal else RunUnreachable, outcome.error)
 
     def _stop(self, run: Run, error: Exception) -> None:
-        """Send neither those that wait for a turn nor those of the batch that are about to."""
+        """End the waits for a turn, and refuse the rest of the batch, so that nothing is sent."""
         assert isinstance(error, LumaError), "what ends all is an error of ours"
         self.queue.stop(error)
         run.batch.refusal = error
@@ -224,7 +235,8 @@ class Submitter:
         """Note the id of an accepted submission."""
         kind, now = run.request.kind, anyio.current_time()
         if not self._outstanding.add(generation.id, run.given, kind, now):
-            self._account.finish(kind)  # the API has answered with an id that it gave before
+            # The API answered with an id that we already wait for: the account counts it twice.
+            self._account.finish(kind)
         run.latest = generation
         run.submitted.append(generation.id)
         run.begin_timeout(now)

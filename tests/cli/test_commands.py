@@ -251,7 +251,7 @@ def test_a_help_is_readable_on_a_narrow_terminal() -> None:
         (None, 0),
         (GenerationFailedError(snapshot("failed")), 1),
         (ConfigurationError("no API key"), 2),
-        (PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1), 3),
+        (PollTimeoutError(generation_id=ID, last_generation=None, elapsed=1, attempts=1), 3),
         (ServerError("HTTP 500", status_code=500), 4),
         (DownloadError("full", generation_id=ID, path=Path("a"), retryable=False), 4),
     ],

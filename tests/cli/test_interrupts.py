@@ -132,7 +132,7 @@ def test_ctrl_c_counts_what_its_command_names(cli: Cli, monkeypatch: pytest.Monk
         f"  luma-poll wait {shlex.join(slow)}",
     ]
     batch = Batch(["late", "refused", "slow"])
-    late = PollTimeoutError("late", last_generation=None, elapsed=1, attempts=1)
+    late = PollTimeoutError(generation_id="late", last_generation=None, elapsed=1, attempts=1)
     batch.end(Result("late", None, late))
     batch.end(Result("refused", None, ServerError("HTTP 500", status_code=500)))
     assert list(batch.rest) == ["late", "refused", "slow"]

@@ -165,7 +165,7 @@ def test_prompts_come_from_standard_input(cli: Cli) -> None:
             "line 2: the key",
         ),
         ('[{"prompt": "one"}]\n', "prompts.txt", "line 1: it looks like JSON"),
-        ("prompts:\n- fox\n", "prompts.yaml", "its name does not say what it is"),
+        ("prompts:\n- fox\n", "prompts.yaml", "the name does not tell the format"),
         ('{"model": "x"}\n', "p.jsonl", "p.jsonl, line 1: prompt must be"),
         ('"ok"\n{"prompt": "x", "key": 7}\n', "p.jsonl", "p.jsonl, line 2: a key is a string"),
     ],

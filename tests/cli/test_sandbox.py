@@ -4,6 +4,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 from typing import Any
 
 import anyio
@@ -40,9 +41,10 @@ def test_sigterm_is_as_ctrl_c(cli: Cli, monkeypatch: pytest.MonkeyPatch, ctrl_c:
     assert code == 130
     url = re.search(r"http://127\.0\.0\.1:\d+/v1", err)
     assert url
+    word = "set" if sys.platform == "win32" else "export"
     assert out.splitlines() == [
-        f"LUMA_BASE_URL={url[0]}",
-        "LUMA_AGENTS_API_KEY=luma-api-sandbox",
+        f"{word} LUMA_BASE_URL={url[0]}",
+        f"{word} LUMA_AGENTS_API_KEY=luma-api-sandbox",
     ]
 
 
@@ -78,7 +80,7 @@ def test_the_sandbox_prints_an_address_to_connect_to(
 
     monkeypatch.setattr("luma_poll._cli.sandbox_command.anyio.sleep_forever", sleep_forever)
     out = cli("sandbox", "--host", host, "--port", "0").out
-    assert out.startswith(f"LUMA_BASE_URL=http://{reachable}:")
+    assert f" LUMA_BASE_URL=http://{reachable}:" in out.splitlines()[0]
 
 
 def test_the_sandbox_ends_with_sigterm() -> None:

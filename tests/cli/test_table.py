@@ -141,7 +141,7 @@ def test_a_summary_stays_inside_the_terminal(height: int) -> None:
     """However small it is; the latest failures are kept."""
     table = table_of(40)
     for number in range(30):
-        timeout = PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1)
+        timeout = PollTimeoutError(generation_id=ID, last_generation=None, elapsed=1, attempts=1)
         table.end(f"number-{number}", f"a state of some length {number}", timeout)
     drawn = lines(table, width=30, height=height)
     assert 1 <= len(drawn) <= height

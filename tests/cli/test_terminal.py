@@ -217,7 +217,11 @@ def test_a_table_escapes_what_it_shows(height: int | None) -> None:
     table = LiveTable(("generation",), None)
     for number in range(12):
         table.add(f"{number}{EVIL}", f"{number}{EVIL}", state=EVIL)
-    table.end(f"11{EVIL}", EVIL, PollTimeoutError(ID, last_generation=None, elapsed=1, attempts=1))
+    table.end(
+        f"11{EVIL}",
+        EVIL,
+        PollTimeoutError(generation_id=ID, last_generation=None, elapsed=1, attempts=1),
+    )
     drawn = lines(table, width=300, height=height)
     assert not RAW.search("".join(drawn))
     assert sum(ESCAPED in line for line in drawn) == (12 if height is None else 2)

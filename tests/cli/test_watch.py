@@ -29,3 +29,10 @@ def test_watch_prints_snapshots_as_json(cli: Cli) -> None:
     told = cli("watch", submit("sandbox:duration=5"), "--json")
     states = [json.loads(line)["state"] for line in told.out.splitlines()]
     assert states == ["queued", "processing", "completed"]
+
+
+def test_a_watch_that_was_too_short_is_continued_with_a_longer_timeout(cli: Cli) -> None:
+    """The same one would end in the same way."""
+    slow = submit("sandbox:duration=60")
+    told = cli("watch", slow, "--timeout", "0.3")
+    assert (told.code, told.err.splitlines()[-1]) == (3, f"  luma-poll watch {slow} --timeout 600")

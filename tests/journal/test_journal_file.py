@@ -64,7 +64,7 @@ def test_a_journal_that_is_moved_while_it_is_open_is_whole(
     with Journal(tmp_path / "moved.db") as journal:
         assert len(journal.entries("running")) == 3
     assert [record.getMessage() for record in caplog.records if "moved" in record.getMessage()] == [
-        f"journal {path} was moved while it is in use, and is written where it is now: another "
+        f"journal {path} was moved while in use, and is still written in its new place: a "
         "process that opens the old path begins a new journal, and submits again"
     ]
 
@@ -74,7 +74,7 @@ def test_nothing_is_sent_for_a_journal_that_was_deleted(path: Path) -> None:
     """Its entries would be gone with the process."""
     with Journal(path) as journal:
         path.unlink()
-        with pytest.raises(JournalError, match="was deleted while it is in use: nothing was sent"):
+        with pytest.raises(JournalError, match="was deleted while in use: nothing was sent"):
             submit(journal, "k")
 
 
@@ -486,7 +486,7 @@ def test_ids_are_compared_as_uuids(path: Path) -> None:
         journal._store.begin("b", "f", {}, 1)
         journal._store.lose("b", 1)
         for spelling in (ID, ID.upper(), ID.replace("-", ""), f"{{{ID}}}"):
-            with pytest.raises(ConfigurationError, match="is that of request 'a'"):
+            with pytest.raises(ConfigurationError, match="belongs to request 'a'"):
                 journal.resolve("b", generation_id=spelling)
         assert states(journal)["b"] == "unknown"
 

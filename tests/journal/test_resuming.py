@@ -229,7 +229,7 @@ async def test_a_completed_one_that_cannot_be_fetched_says_so(path: Path) -> Non
         complete(journal, api, ["old"])
         (result,) = await Runner(api, journal=journal).run_all(["old"], timeout=20)
         assert isinstance(result.error, PollTimeoutError)
-        assert "has completed before, and could not be fetched again" in str(result.error)
+        assert "completed earlier, but could not be fetched again" in str(result.error)
         assert "with the same journal" in str(result.error)
         assert "may still finish" not in str(result.error)
         assert list(result.submitted) == ["id-0"]
@@ -359,7 +359,7 @@ def test_a_batch_of_which_the_journal_has_nothing_is_warned_of(
     resume(api, path, run, given([{"prompt": "x", "key": "named"}]))
     assert "none of this batch" not in caplog.text, "a name of its own is no accident"
     resume(api, path, run, given([{"prompt": prompt, "model": "uni-1"} for prompt in OLD]))
-    assert caplog.text.count("none of this batch is one of them: all of it is submitted") == 1
+    assert caplog.text.count("none for a request of this batch: all of it is submitted") == 1
 
 
 def test_entries_by_the_older_rules_are_found(path: Path, run: Run) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from tenacity import wait_fixed
 
-from luma_poll import Journal, JournalEntry, LumaClient, Poller
+from luma_poll import JournalEntry, LumaClient, Poller
 from luma_poll.sandbox import Sandbox
 
 pytest.importorskip("mcp", reason="the extra mcp is not installed")
@@ -21,7 +21,8 @@ from mcp import Client
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, ImageContent, TextContent
 
-from luma_poll.mcp import choose_key, open_server, read_reference
+from luma_poll._mcp.references import read_reference
+from luma_poll.mcp import choose_key, open_server, spent_since
 
 pytestmark = pytest.mark.anyio
 SLOW = "a fox sandbox:duration=1000"
@@ -34,13 +35,28 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+class Wire(httpx.ASGITransport):
+    """The way to a sandbox, which may lose the answers to submissions, or be cut."""
+
+    answers_lost = False
+    is_cut = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self.is_cut:
+            raise httpx.ConnectError("no route to the host")
+        answer = await super().handle_async_request(request)
+        if self.answers_lost and request.method == "POST":
+            raise httpx.ReadError("the connection broke")
+        return answer
+
+
 @asynccontextmanager
 async def connected(
-    sandbox: Sandbox, directory: Path, **options: Any
+    sandbox: Sandbox, directory: Path, *, wire: Wire | None = None, **options: Any
 ) -> AsyncGenerator[Callable[..., Any]]:
     """The `call_tool` of a client of a new server; the journal stays in the directory."""
     async with AsyncExitStack() as stack:
-        transport = httpx.ASGITransport(app=sandbox.app)
+        transport = wire or httpx.ASGITransport(app=sandbox.app)
         http = await stack.enter_async_context(httpx.AsyncClient(transport=transport))
         luma = LumaClient("luma-api-secret", base_url="http://localhost/v1", http_client=http)
         poller = Poller(luma, wait=wait_fixed(0.05))
@@ -53,8 +69,8 @@ async def connected(
         server = await stack.enter_async_context(open_server(luma, **given))
         client = await stack.enter_async_context(Client(server))
 
-        async def call(name: str, **arguments: Any) -> CallToolResult:
-            return await client.call_tool(name, arguments)
+        async def call(name: str, *, progress: Any = None, **arguments: Any) -> CallToolResult:
+            return await client.call_tool(name, arguments, progress_callback=progress)
 
         yield call
 
@@ -152,7 +168,8 @@ async def test_an_id_can_be_waited_for_and_looked_at(tmp_path: Path) -> None:
 async def test_the_purse_has_a_bottom(tmp_path: Path, limit: str) -> None:
     """A refusal says that nothing was sent, and that calling again does not help."""
     sandbox = Sandbox()
-    async with connected(sandbox, tmp_path, **{limit: 1}) as call:
+    options: dict[str, Any] = {limit: 1}
+    async with connected(sandbox, tmp_path, **options) as call:
         report(await call("generate", prompt=FAST))
         again = report(await call("generate", prompt=FAST))
         said = refusal(await call("generate", prompt="an owl"))
@@ -197,13 +214,208 @@ async def test_a_failure_is_an_error_with_advice(tmp_path: Path) -> None:
 
 
 async def test_an_unknown_submission_is_not_waited_for(tmp_path: Path) -> None:
-    """The model is told that people must settle it, and not to submit it again."""
-    with Journal(tmp_path / "luma.db"):
-        pass
+    """People must settle it: nothing is submitted again, and the purse has paid for it."""
+    sandbox = Sandbox()
+    wire = Wire(app=sandbox.app)
+    wire.answers_lost = True
+    async with connected(sandbox, tmp_path, wire=wire) as call:
+        first = refusal(await call("generate", prompt=FAST, key="fox"))
+        again = refusal(await call("generate", prompt=FAST, key="fox"))
+        waited = refusal(await call("wait_for", key_or_id="fox"))
+        listed = report(await call("journal"))
+    assert "not known whether the generation was accepted" in first
+    assert '(key "fox")' in first
+    assert "may have been submitted" in again
+    assert "Do not submit it again" in waited
+    assert [each["state"] for each in listed["entries"]] == ["unknown"]
+    assert listed["submissions_left"] == 19
+    assert sandbox.calls["POST /generations"] == 1
+
+
+async def test_what_was_not_accepted_is_not_paid_for(tmp_path: Path) -> None:
+    """A model that tries options which do not exist keeps its purse."""
+    sandbox = Sandbox()
+    async with connected(sandbox, tmp_path, max_submissions=1) as call:
+        for wrong in ({"model": "gpt-9"}, {"options": {"colour": "red"}}, {"type": "hologram"}):
+            assert "HTTP 400" in refusal(await call("generate", prompt=FAST, **wrong))
+        assert report(await call("journal"))["submissions_left"] == 1
+        assert report(await call("generate", prompt=FAST))["submissions"] == 1
+        assert report(await call("journal"))["submissions_left"] == 0
+
+
+async def test_a_full_account_is_waited_for(tmp_path: Path) -> None:
+    """As long as there is no room, nothing was submitted, and the report says so."""
+    sandbox = Sandbox(max_concurrent=1)
+    async with connected(sandbox, tmp_path, patience=0.5) as call:
+        first = report(await call("generate", prompt=SLOW))
+        second = report(await call("generate", prompt=FAST, key="second"))
+        waited = report(await call("wait_for", key_or_id="second"))
+    assert (first["state"] != "waiting for room", first["submissions"]) == (True, 1)
+    assert (second["state"], second["submissions"]) == ("waiting for room", 0)
+    assert second["generation_id"] is None
+    assert "not submitted yet" in second["next"]
+    assert waited == second
+
+
+async def test_an_outage_is_waited_out(tmp_path: Path) -> None:
+    """Nothing was sent, so nothing was paid; when it is over, one submission is made."""
+    sandbox = Sandbox()
+    wire = Wire(app=sandbox.app)
+    wire.is_cut = True
+    async with connected(sandbox, tmp_path, wire=wire, patience=0.3) as call:
+        cut = report(await call("generate", prompt=FAST, key="fox"))
+        wire.is_cut = False
+        with anyio.fail_after(30):
+            while report(told := await call("wait_for", key_or_id="fox"))["state"] != "completed":
+                pass
+    assert (cut["state"], cut["submissions"]) == ("waiting for room", 0)
+    assert report(told)["submissions"] == 1
+    assert sandbox.calls["POST /generations"] == 1
+
+
+@pytest.mark.parametrize("prompt", [FAST, SLOW])
+async def test_a_key_is_of_one_request(tmp_path: Path, prompt: str) -> None:
+    """With other parameters it is refused: while the first one runs, and after its end."""
+    sandbox = Sandbox()
+    async with connected(sandbox, tmp_path, patience=0.5) as call:
+        report(await call("generate", prompt=prompt, key="fox"))
+        said = refusal(await call("generate", prompt="an owl", key="fox"))
+    assert "other parameters" in said
+    assert "othing was sent" in said
+    assert sandbox.calls["POST /generations"] == 1
+
+
+@pytest.mark.parametrize("key", ["{n}", "{colour}", "../../x", "/etc/x", "~", "x" * 900])
+async def test_a_key_is_a_name_and_no_path(tmp_path: Path, key: str) -> None:
+    """Its file lies in the directory, and `wait_for` finds it."""
+    async with connected(Sandbox(), tmp_path) as call:
+        told = report(await call("generate", prompt=FAST, key=key))
+        again = report(await call("wait_for", key_or_id=key))
+    assert [Path(file).parent for file in told["files"]] == [tmp_path / "out"]
+    assert again["files"] == told["files"]
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+@pytest.mark.parametrize("key", ["", " ", "a\0b", "\ud800", "x" * 5000])
+async def test_what_is_no_key_is_refused(tmp_path: Path, key: str) -> None:
+    """Before anything is sent, and without the whole of it in the answer."""
     sandbox = Sandbox()
     async with connected(sandbox, tmp_path) as call:
-        listed = report(await call("journal"))
-    assert listed == {"entries": [], "total": 0, "submissions_left": 20}
+        said = refusal(await call("generate", prompt=FAST, key=key))
+    assert "a key " in said
+    assert len(said) < 200
+    assert sandbox.calls["POST /generations"] == 0
+
+
+@pytest.mark.parametrize("text", ["nope", "../../x", "a\0b", "", "x" * 5000])
+async def test_an_unknown_key_is_an_error(tmp_path: Path, text: str) -> None:
+    """Neither a key nor an id; nothing is submitted."""
+    sandbox = Sandbox()
+    async with connected(sandbox, tmp_path) as call:
+        waited = refusal(await call("wait_for", key_or_id=text))
+        looked = refusal(await call("generation", generation_id=text))
+    assert "is not a generation id" in waited or "Nor is it a key" in waited
+    assert len(waited) + len(looked) < 700
+    assert sandbox.calls["POST /generations"] == 0
+
+
+async def test_many_calls_at_once_share_one_purse(tmp_path: Path) -> None:
+    """The last submission is spent once, whichever call comes first."""
+    sandbox = Sandbox()
+    told: list[CallToolResult] = []
+    async with (
+        connected(sandbox, tmp_path, max_submissions=3, max_per_day=2) as call,
+        anyio.create_task_group() as tasks,
+    ):
+
+        async def generate(number: int) -> None:
+            told.append(await call("generate", prompt=f"{FAST} {number}"))
+
+        for number in range(6):
+            tasks.start_soon(generate, number)
+    assert sorted(each.is_error for each in told) == [False] * 2 + [True] * 4
+    assert sandbox.calls["POST /generations"] == 2
+
+
+async def test_a_purse_may_be_empty_from_the_start(tmp_path: Path) -> None:
+    """For an agent that may look, and not spend."""
+    async with connected(Sandbox(), tmp_path, max_submissions=0) as call:
+        assert "limit" in refusal(await call("generate", prompt=FAST))
+        assert report(await call("journal"))["submissions_left"] == 0
+
+
+async def test_a_day_ends_after_a_day() -> None:
+    """What changed at its very beginning still counts: rather too much than too little."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    entries = [entry("a", "completed", 86_400), entry("b", "completed", 86_401)]
+    assert spent_since(entries, now - timedelta(days=1)) == 1
+
+
+async def test_progress_is_told_to_those_who_ask(tmp_path: Path) -> None:
+    """With the state in words; a client without a token is told nothing, and served as well."""
+    told: list[tuple[float, float | None, str | None]] = []
+
+    async def progress(seconds: float, total: float | None, message: str | None) -> None:
+        told.append((seconds, total, message))
+
+    async with connected(Sandbox(), tmp_path, patience=0.5) as call:
+        report(await call("generate", prompt=SLOW, progress=progress))
+    assert told
+    assert told[0][1:] == (0.5, "waiting for room")
+
+
+async def test_an_error_that_nobody_foresaw_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is told the key, and nothing that is secret."""
+
+    async def download(*_: object, **__: object) -> object:
+        raise RuntimeError("https://storage/a.png?X-Amz-Signature=0123456789abcdef")
+
+    sandbox = Sandbox()
+    async with connected(sandbox, tmp_path) as call:
+        with monkeypatch.context() as broken:
+            broken.setattr(LumaClient, "download", download)
+            said = refusal(await call("generate", prompt=FAST, key="fox"))
+        told = report(await call("generate", prompt=FAST, key="fox"))
+    assert "RuntimeError" in said
+    assert '(key "fox")' in said
+    assert "0123456789abcdef" not in said
+    assert told["state"] == "completed"
+    assert sandbox.calls["POST /generations"] == 1
+
+
+async def test_an_error_in_the_block_comes_out_as_it_is(tmp_path: Path) -> None:
+    """Not in a group of exceptions."""
+    with pytest.raises(ZeroDivisionError):
+        async with (
+            LumaClient("luma-api-secret", base_url="http://localhost/v1") as luma,
+            open_server(luma, journal=tmp_path / "luma.db", download=tmp_path),
+        ):
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"source": {"url": "http://10.0.0.1/a.png"}},
+        {"image_ref": [{"url": "https://169.254.169.254/a"}]},
+        {"video": {"start_frame": {"url": "file:///etc/passwd"}}},
+        {"video": {"edit": {"keyframes": ["../secret.txt"]}}},
+        {"source": "/etc/passwd"},
+        {"webhook": "http://localhost/"},
+        {"prompt": "an owl"},
+        {"key": "owl"},
+    ],
+)
+async def test_options_are_no_way_around(tmp_path: Path, options: dict[str, Any]) -> None:
+    """What is refused beside the options is refused in them, however deep."""
+    sandbox = Sandbox()
+    (tmp_path / "inputs").mkdir()
+    async with connected(sandbox, tmp_path, inputs=tmp_path / "inputs") as call:
+        said = refusal(await call("generate", prompt=FAST, options=options))
+    assert "only public" in said or "no file of that name" in said or "no options" in said
+    assert sandbox.calls["POST /generations"] == 0
 
 
 @pytest.mark.parametrize(
@@ -227,6 +439,12 @@ async def test_an_unknown_submission_is_not_waited_for(tmp_path: Path) -> None:
         "https://printer.local/a.png",
         "https://api.internal/a.png",
         "https://[half",
+        "a\0b",
+        "loop.png",
+        "x" * 5000,
+        "\ud800",
+        "~/photo.png",
+        "",
     ],
 )
 async def test_a_hostile_reference_is_refused(tmp_path: Path, text: str) -> None:
@@ -235,6 +453,7 @@ async def test_a_hostile_reference_is_refused(tmp_path: Path, text: str) -> None
     inputs.mkdir()
     (tmp_path / "secret.txt").write_text("secret")
     (inputs / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (inputs / "loop.png").symlink_to(inputs / "loop.png")
     with pytest.raises(ToolError) as caught:
         read_reference(text, inputs)
     assert "secret" not in str(caught.value)
@@ -259,7 +478,10 @@ async def test_an_input_file_is_sent(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 64)
     async with connected(sandbox, tmp_path, inputs=tmp_path) as call:
         report(await call("generate", prompt=FAST, type="image_edit", source="photo.png"))
+        video = {"start_frame": "photo.png"}
+        await call("generate", prompt=FAST, model="ray-3.2", type="video", options={"video": video})
     assert sandbox.submissions[0].params["source"]["media_type"] == "image/png"
+    assert sandbox.submissions[1].params["video"]["start_frame"]["media_type"] == "image/png"
 
 
 async def test_the_tools_tell_what_they_do(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ async def test_a_failure_is_raised_and_not_submitted_again() -> None:
     api.answers = [FAILED]
     with pytest.raises(GenerationFailedError) as caught:
         await Runner(api).run("a red fox")
-    assert caught.value.generation.id == api.accepted[0][1]
+    assert caught.value.generation_id == api.accepted[0][1]
     assert len(api.accepted) == 1
 
 
@@ -225,6 +225,31 @@ async def test_max_running_holds() -> None:
     results = await Runner(api, max_running=3).run_all(prompts(12))
     assert all(result.ok for result in results)
     assert (api.most_running, api.refusals) == (3, [])
+
+
+@pytest.mark.anyio
+async def test_what_timed_out_counts_for_max_running_until_it_ends() -> None:
+    """It is asked for while the next one waits, so that this waits no longer than it must."""
+    api = FakeAccount(duration=100)
+    runner = Runner(api, max_running=2)
+    late = await runner.run_all(prompts(2), timeout=10)
+    assert all(isinstance(result.error, PollTimeoutError) for result in late)
+    assert all(result.ok for result in await runner.run_all(prompts(4), timeout=300))
+    assert api.most_running == 2
+    assert 100 < api.accepted[2][0] - api.accepted[0][0] < 130
+    assert runner.outstanding == {}
+
+
+@pytest.mark.anyio
+async def test_what_was_cancelled_counts_for_max_running_for_an_hour_at_most() -> None:
+    """Its end may never be seen; the API ends every generation within an hour."""
+    api = FakeAccount(duration=9000)
+    runner = Runner(api, max_running=1)
+    with anyio.move_on_after(10):
+        await runner.run("a fox")
+    api.duration = 10
+    assert (await runner.run("an owl")).state == "completed"
+    assert 3600 < api.accepted[1][0] - api.accepted[0][0] < 3610
 
 
 @pytest.mark.anyio
@@ -392,7 +417,7 @@ async def test_no_more_attempts_than_allowed() -> None:
     api.answers = [FAILED] * 3
     (result,) = await Runner(api, max_attempts=2).run_all(["a red fox"])
     assert isinstance(result.error, GenerationFailedError)
-    assert result.error.generation.id == result.submitted[-1]
+    assert result.error.generation_id == result.submitted[-1]
     assert len(api.accepted) == 2
 
 

@@ -185,6 +185,6 @@ async def failing(poller: Poller) -> None:
         assert_type(error.last_generation, Generation | None)
         assert_type(error.generation_id, str)
     except GenerationError as error:
-        assert_type(error.generation, Generation)
+        assert_type(error.generation, Generation | None)
         assert_type(error.failure_code, str | None)
         assert_type(error.retryable, bool)

@@ -1,0 +1,1 @@
+"""Behind the door `luma_poll.mcp`."""
