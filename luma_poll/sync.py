@@ -22,7 +22,7 @@ from typing import Unpack
 from luma_poll._api.parameters import CreateParams, SupportsRead, SupportsSave, explicit
 from luma_poll._client.uploads import UploadProgress
 from luma_poll._downloads.download import Downloadable
-from luma_poll._downloads.output import MAX_BYTES, MAX_READ, DownloadProgress
+from luma_poll._downloads.output import DownloadProgress
 from luma_poll._downloads.saving import Overwrite
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.poll_result import PollResult
@@ -126,6 +126,7 @@ def run(
     prompt: str,
     *,
     timeout: float | None = 600.0,
+    key: str | None = None,
     max_attempts: int = 1,
     on_submit: Callable[[RunSubmitted], object] | None = None,
     auth_token: str | None = None,
@@ -140,6 +141,7 @@ def run(
     Args:
         prompt: The prompt.
         timeout: Seconds from the first accepted submission, over all attempts; None for no limit.
+        key: Your own name for it, which `on_submit` gets as `event.run.key`; it is not sent.
         max_attempts: How often it may be submitted in all. With 2 or more, it is submitted again,
             and billed again, after a failure that is retryable.
         on_submit: Called with a `RunSubmitted` as soon as there is an id, in another
@@ -169,7 +171,7 @@ def run(
         ) as session,
         _noting_what_runs(session),
     ):
-        return session.run(prompt, timeout=timeout, **params)
+        return session.run(prompt, timeout=timeout, key=key, **params)
 
 
 def run_all(
@@ -233,7 +235,7 @@ def download(
     key: str | None = None,
     overwrite: Overwrite = False,
     timeout: float | None = 600.0,
-    max_bytes: int | None = MAX_BYTES,
+    max_bytes: int | None = 2 * 1024**3,
     on_progress: Callable[[DownloadProgress], object] | None = None,
     auth_token: str | None = None,
     base_url: str | None = None,
@@ -281,7 +283,7 @@ def read(
     generation: Downloadable,
     *,
     timeout: float | None = 600.0,
-    max_bytes: int | None = MAX_READ,
+    max_bytes: int | None = 256 * 1024**2,
     auth_token: str | None = None,
     base_url: str | None = None,
 ) -> list[bytes]:

@@ -31,6 +31,8 @@ from luma_poll._api.parameters import (
     VideoOptions,
 )
 from luma_poll._arguments import USE_DEFAULT, UseDefault
+from luma_poll._downloads.download import Downloadable
+from luma_poll._downloads.saving import Overwrite
 from luma_poll._journal.entry import EntryState
 from luma_poll._polling.poller import AnyGeneration, SupportsGenerations, SupportsGet
 from luma_poll._polling.schedules import Observer, Schedule
@@ -46,6 +48,7 @@ __all__ = [
     "AspectRatio",
     "CreateParams",
     "DepthControl",
+    "Downloadable",
     "EntryState",
     "FaceControl",
     "GenerationLike",
@@ -56,6 +59,7 @@ __all__ = [
     "Model",
     "NormalsControl",
     "Observer",
+    "Overwrite",
     "PoseControl",
     "RequestFile",
     "RequestFormat",

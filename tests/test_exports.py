@@ -60,7 +60,7 @@ ABOVE = {
     "_running": ["_journal", "_polling"],
     "_sync": ["_client", "_downloads", "_journal", "_polling", "_running"],
     "opentelemetry": ["_polling", "_running", "_sync"],
-    "typing": ["_journal", "_polling", "_running"],
+    "typing": ["_downloads", "_journal", "_polling", "_running"],
     "problems": [],
     "_fastapi": [],
     "_fleet": ["_journal", "_polling", "_running"],

@@ -29,7 +29,6 @@ from luma_poll._cli.results import Result, writing
 from luma_poll._cli.terminal import in_words, put_line, say, say_lines
 from luma_poll._cli.wait_command import Batch, wait_for
 from luma_poll._client.client import LumaClient
-from luma_poll._polling.poller import TIMEOUT
 from luma_poll._running.requests import read_request
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import Generation
@@ -67,7 +66,7 @@ def create(
         typer.Option(
             callback=positive,
             metavar="SECONDS",
-            help=f"How long to wait (default: {TIMEOUT:g}); inf: no limit.",
+            help="How long to wait (default: 600); inf: no limit.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -102,7 +101,7 @@ def create(
                     batch,
                     client,
                     put_and_open,
-                    timeout=timeout or TIMEOUT,
+                    timeout=timeout or 600.0,
                     directory=download,
                     quiet=quiet,
                 )

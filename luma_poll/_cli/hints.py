@@ -9,8 +9,6 @@ from typing import Any
 
 import typer
 
-from luma_poll._polling.poller import TIMEOUT
-
 FEW = 10
 """Up to so many ids fit into a command to copy, and so many results need no summary."""
 
@@ -44,7 +42,7 @@ def longer_timeout(ctx: typer.Context, was_too_short: bool) -> dict[str, float]:
     """A longer `--timeout` in place of one that was given, for a command that goes on waiting."""
     if not was_too_short or not options_given(ctx, "timeout"):
         return {}
-    return {"timeout": max(TIMEOUT, 2 * ctx.params["timeout"])}
+    return {"timeout": max(600.0, 2 * ctx.params["timeout"])}
 
 
 def command(name: str, *words: str) -> str:

@@ -50,7 +50,7 @@ from luma_poll._client.client import LumaClient
 from luma_poll._journal.entry import JournalEntry
 from luma_poll._journal.journal import Journal
 from luma_poll._polling.adaptive import AdaptiveWait
-from luma_poll._polling.poller import MAX_RATE, TIMEOUT, Poller
+from luma_poll._polling.poller import Poller
 from luma_poll._running.request_files import Overview, RequestFormat
 from luma_poll._running.run_result import RunResult
 from luma_poll._running.runner import REQUEST_COST, Runner
@@ -110,8 +110,8 @@ def run(
             metavar="PATH", help="Remember the submissions: the same command continues the run."
         ),
     ] = None,
-    timeout: TimeoutOption = TIMEOUT,
-    max_rate: MaxRateOption = MAX_RATE,
+    timeout: TimeoutOption = 600.0,
+    max_rate: MaxRateOption = 30.0,
     as_json: JsonOption = False,
     output: OutputOption = None,
     yes: Annotated[

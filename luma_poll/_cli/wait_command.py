@@ -31,7 +31,7 @@ from luma_poll._cli.table import LiveTable
 from luma_poll._cli.terminal import err, say_lines
 from luma_poll._client.client import LumaClient
 from luma_poll._polling.poll_result import PollResult
-from luma_poll._polling.poller import MAX_RATE, TIMEOUT, Poller
+from luma_poll._polling.poller import Poller
 from luma_poll._tasks.each import run_each
 from luma_poll.errors import ConfigurationError, PollTimeoutError
 from luma_poll.models import Generation
@@ -47,8 +47,8 @@ def wait(
         list[str] | None,
         typer.Option(metavar="PATH", help="Read ids from a file too; # begins a comment."),
     ] = None,
-    timeout: TimeoutOption = TIMEOUT,
-    max_rate: MaxRateOption = MAX_RATE,
+    timeout: TimeoutOption = 600.0,
+    max_rate: MaxRateOption = 30.0,
     as_json: JsonOption = False,
     output: OutputOption = None,
     download: DownloadOption = None,
@@ -183,7 +183,7 @@ async def wait_for(
     put: Put,
     *,
     timeout: float,
-    max_rate: float = MAX_RATE,
+    max_rate: float = 30.0,
     directory: str | None = None,
     quiet: bool = False,
 ) -> None:

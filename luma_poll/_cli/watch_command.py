@@ -12,7 +12,7 @@ from luma_poll._cli.options import IdArgument, JsonOption, TimeoutOption, open_c
 from luma_poll._cli.process import orderly_exit
 from luma_poll._cli.results import put_urls
 from luma_poll._cli.terminal import put_line
-from luma_poll._polling.poller import TIMEOUT, Poller
+from luma_poll._polling.poller import Poller
 from luma_poll.errors import PollTimeoutError
 from luma_poll.models import Generation
 
@@ -20,7 +20,7 @@ from luma_poll.models import Generation
 def watch(
     ctx: typer.Context,
     generation_id: IdArgument,
-    timeout: TimeoutOption = TIMEOUT,
+    timeout: TimeoutOption = 600.0,
     as_json: JsonOption = False,
 ) -> None:
     """Print every change of a generation's state, then the URLs of its outputs.

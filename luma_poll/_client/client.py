@@ -25,7 +25,7 @@ from luma_poll._client.exchange import Session
 from luma_poll._client.generations import Generations
 from luma_poll._client.uploads import Files
 from luma_poll._downloads.download import Downloadable, Source, check_target, download, read, stream
-from luma_poll._downloads.output import MAX_BYTES, MAX_READ, TIMEOUT, DownloadProgress
+from luma_poll._downloads.output import DownloadProgress
 from luma_poll._downloads.saving import Overwrite
 from luma_poll._downloads.storage import Storage
 
@@ -155,8 +155,8 @@ class LumaClient:
         name: str | None = None,
         key: str | None = None,
         overwrite: Overwrite = False,
-        timeout: float | None = TIMEOUT,
-        max_bytes: int | None = MAX_BYTES,
+        timeout: float | None = 600.0,
+        max_bytes: int | None = 2 * 1024**3,
         on_progress: Callable[[DownloadProgress], object] | None = None,
     ) -> list[Path]:
         """Fetch the outputs of a completed generation into files.
@@ -229,8 +229,8 @@ class LumaClient:
         self,
         generation: Downloadable,
         *,
-        timeout: float | None = TIMEOUT,
-        max_bytes: int | None = MAX_READ,
+        timeout: float | None = 600.0,
+        max_bytes: int | None = 256 * 1024**2,
     ) -> list[bytes]:
         """Fetch the outputs of a completed generation into memory.
 
@@ -258,7 +258,7 @@ class LumaClient:
         self,
         generation: Downloadable,
         *,
-        timeout: float | None = TIMEOUT,
+        timeout: float | None = 600.0,
         max_bytes: int | None = None,
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Pass on the bytes of one output as they arrive, and resume them after each fault.

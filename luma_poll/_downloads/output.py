@@ -30,12 +30,6 @@ from luma_poll._downloads.storage import (
 from luma_poll._logging import fields, logger
 from luma_poll.errors import APIError, APIStatusError, DownloadError
 
-MAX_BYTES: Final = 2 * 1024**3
-"""Bytes of one file, unless the caller says otherwise."""
-MAX_READ: Final = 256 * 1024**2
-"""Bytes of one output in memory, unless the caller says otherwise."""
-TIMEOUT: Final = 600.0
-"""Seconds for all outputs of a generation, unless the caller says otherwise."""
 NOWHERE: Final = Path("memory")
 """The path, in messages, of an output that is in no file."""
 MAX_PAUSE = 8.0

@@ -28,7 +28,6 @@ from luma_poll._fleet.capacity import account_of, facts_of
 from luma_poll._fleet.ends import event_of, message_id, to_json, unknown
 from luma_poll._fleet.engine import Database, FleetDatabaseError
 from luma_poll._fleet.tables import SCHEMA
-from luma_poll._polling.poller import MAX_RATE
 from luma_poll._running.account import Kind
 from luma_poll.errors import ConfigurationError
 
@@ -43,6 +42,7 @@ FleetState: TypeAlias = Literal[
     "unknown",
     "cancelled",
 ]
+Conditions: TypeAlias = tuple[sa.ColumnElement[bool], ...]
 STATES: tuple[FleetState, ...] = get_args(FleetState)
 UNDER_WAY = ("queued", "submitting", "running")
 ENDED_FOR_GOOD = ("completed", "failed", "refused", "cancelled")
@@ -212,7 +212,7 @@ class Ledger:
                 first = {
                     "id": 1,
                     "version": SCHEMA,
-                    "max_rate": MAX_RATE,
+                    "max_rate": 30.0,
                     "mode": "running",
                     "account": "{}",
                     "refusals": 0,
@@ -372,10 +372,9 @@ class Ledger:
 
     def holds(self, turn: Turn) -> bool:
         """Say if a permit is still good: nobody has taken its worker for dead."""
-        rows = self._rows.c
-        mine = rows.permit == turn.permit, rows.state == "submitting"
+        mine = sa.select(self._rows.c.key).where(*self._of(turn, "submitting"))
         with self.database.transaction() as (connection, _):
-            return connection.execute(sa.select(rows.key).where(*mine)).first() is not None
+            return connection.execute(mine).first() is not None
 
     def accept(self, turn: Turn, worker: str, generation_id: str) -> Wait | None:
         """Record the id that the API gave for a permit.
@@ -383,17 +382,12 @@ class Ledger:
         Returns:
             The wait for it, or None if it was resolved otherwise meanwhile.
         """
-        rows, posts = self._rows, self._posts
+        rows = self._rows
         with self.database.transaction() as (connection, now):
-            connection.execute(
-                sa.update(posts)
-                .where(posts.c.permit == turn.permit)
-                .values(generation_id=generation_id, ended_at=now)
-            )
-            mine = rows.c.key == turn.key, rows.c.permit == turn.permit
+            self._end_post(connection, turn, ended_at=now, generation_id=generation_id)
             connection.execute(
                 sa.update(rows)
-                .where(*mine, rows.c.state.in_(("submitting", "unknown")))
+                .where(*self._of(turn, "submitting", "unknown"))
                 .values(
                     state="running",
                     owner=worker,
@@ -405,6 +399,7 @@ class Ledger:
                 )
             )
             # Also if it was done by an earlier call, whose answer was lost.
+            mine = rows.c.key == turn.key, rows.c.permit == turn.permit
             done = sa.select(*self._of_waits).where(*mine, rows.c.generation_id == generation_id)
             row = connection.execute(done).first()
             return None if row is None else _wait(row, now)
@@ -423,15 +418,10 @@ class Ledger:
     def _hand_back(
         self, connection: sa.Connection, now: float, turn: Turn, pause: float, refused: bool
     ) -> None:
-        rows = self._rows
-        self._end_post(connection, turn, now, refused=True)
+        self._end_post(connection, turn, ended_at=now, refused=True)
         connection.execute(
-            sa.update(rows)
-            .where(
-                rows.c.key == turn.key,
-                rows.c.permit == turn.permit,
-                rows.c.state.in_(("submitting", "unknown")),
-            )
+            sa.update(self._rows)
+            .where(*self._of(turn, "submitting", "unknown"))
             .values(
                 state="queued",
                 attempt=turn.attempt - 1,
@@ -468,37 +458,24 @@ class Ledger:
 
     def end_unsent(self, turn: Turn, state: str, end: str) -> None:
         """Record that a submission was certainly not accepted, and never will be."""
-        rows = self._rows
         with self.database.transaction() as (connection, now):
-            self._end_post(connection, turn, now, refused=True)
-            mine = (
-                rows.c.key == turn.key,
-                rows.c.permit == turn.permit,
-                rows.c.state.in_(("submitting", "unknown")),
-            )
-            self._end(connection, now, mine, state, end)
+            self._end_post(connection, turn, ended_at=now, refused=True)
+            self._end(connection, now, self._of(turn, "submitting", "unknown"), state, end)
 
     def lose(self, turn: Turn) -> None:
         """Record that it is not known whether it was accepted."""
-        rows = self._rows
         with self.database.transaction() as (connection, now):
-            self._end_post(connection, turn, now, refused=False)
-            mine = (
-                rows.c.key == turn.key,
-                rows.c.permit == turn.permit,
-                rows.c.state == "submitting",
-            )
-            self._lose(connection, now, mine)
+            self._end_post(connection, turn, ended_at=now, refused=False)
+            self._end(connection, now, self._of(turn, "submitting"), "unknown")
 
-    def _end_post(
-        self, connection: sa.Connection, turn: Turn, now: float, *, refused: bool
-    ) -> None:
+    def _of(self, turn: Turn, *states: FleetState) -> Conditions:
+        """The row of a turn, in one of these states."""
+        rows = self._rows.c
+        return rows.key == turn.key, rows.permit == turn.permit, rows.state.in_(states)
+
+    def _end_post(self, connection: sa.Connection, turn: Turn, **values: Any) -> None:
         posts = self._posts
-        connection.execute(
-            sa.update(posts)
-            .where(posts.c.permit == turn.permit)
-            .values(ended_at=now, refused=refused)
-        )
+        connection.execute(sa.update(posts).where(posts.c.permit == turn.permit).values(**values))
 
     def learn(self, turn: Turn, outcome: Outcome) -> None:
         """Tell the account of an outcome, which is on record already."""
@@ -632,7 +609,7 @@ class Ledger:
                 .values(state="queued", owner=None, permit=None, due_at=now + pause, updated_at=now)
             )
 
-    def _runs(self, wait: Wait) -> tuple[sa.ColumnElement[bool], ...]:
+    def _runs(self, wait: Wait) -> Conditions:
         # Whoever sees the end first: a worker that was stopped for a while changes nothing later.
         rows = self._rows.c
         return (
@@ -645,33 +622,27 @@ class Ledger:
         self,
         connection: sa.Connection,
         now: float,
-        where: tuple[sa.ColumnElement[bool], ...],
+        where: Conditions,
         state: str,
-        end: str,
-    ) -> None:
-        rows = self._rows
-        ended = (
-            sa.update(rows)
-            .where(*where)
-            .values(state=state, end=end, owner=None, ends=rows.c.ends + 1, updated_at=now)
-            .returning(rows.c.key, rows.c.callback, rows.c.ends)
-        )
-        for row in connection.execute(ended).all():
-            self._announce(connection, now, row, state, json.loads(end))
-
-    def _lose(
-        self, connection: sa.Connection, now: float, where: tuple[sa.ColumnElement[bool], ...]
+        end: str | None = None,
     ) -> int:
+        """End submissions, and let their callbacks be made; an unknown one may still have an end.
+
+        Returns:
+            How many there were.
+        """
         rows = self._rows
-        lost = connection.execute(
+        values = {"state": state, "owner": None, "ends": rows.c.ends + 1, "updated_at": now}
+        ended = connection.execute(
             sa.update(rows)
             .where(*where)
-            .values(state="unknown", owner=None, ends=rows.c.ends + 1, updated_at=now)
+            .values(values if end is None else {**values, "end": end})
             .returning(rows.c.key, rows.c.callback, rows.c.ends)
         ).all()
-        for row in lost:
-            self._announce(connection, now, row, "unknown", to_json(unknown(row.key, {})))
-        return len(lost)
+        for row in ended:
+            what = to_json(unknown(row.key, {})) if end is None else json.loads(end)
+            self._announce(connection, now, row, state, what)
+        return len(ended)
 
     def _announce(
         self,
@@ -827,7 +798,7 @@ class Ledger:
             .where(posts.c.permit.in_(permits), posts.c.ended_at.is_(None))
             .values(ended_at=now)
         )
-        unknown = self._lose(connection, now, (whose, rows.c.state == "submitting"))
+        unknown = self._end(connection, now, (whose, rows.c.state == "submitting"), "unknown")
         left = connection.execute(
             sa.update(rows).where(whose, rows.c.state == "running").values(owner=None)
         )

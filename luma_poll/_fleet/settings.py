@@ -10,12 +10,9 @@ from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 
 from luma_poll.errors import ConfigurationError
 
-SCHEMA = "dbos"
-"""The schema of DBOS's tables, and of ours beside them."""
-
 
 def fleet_config(
-    database_url: str, *, name: str = "luma-poll", schema: str = SCHEMA, **others: Any
+    database_url: str, *, name: str = "luma-poll", schema: str = "dbos", **others: Any
 ) -> DBOSConfig:
     """Return a configuration for `DBOS(config=...)` that suits a fleet.
 

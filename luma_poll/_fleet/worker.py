@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import anyio
@@ -27,9 +27,10 @@ from luma_poll._fleet.liveness import Watch
 from luma_poll._fleet.sender import LOOK, Sender
 from luma_poll._journal.steps import may_submit_again
 from luma_poll._logging import fields, logger
-from luma_poll._polling.poller import Poller, SupportsGenerations, without_retries
+from luma_poll._polling.poller import Poller, without_retries
 from luma_poll._polling.schedules import Schedule
 from luma_poll._running.resubmission import pause_before_next
+from luma_poll._running.submitter import SupportsCreate
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIStatusError,
@@ -55,19 +56,11 @@ NO_SECRETS = 60.0
 _OF_THE_WORKER = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError)
 
 
-class Client(SupportsGenerations, Protocol):
-    """A client that submits too: `LumaClient`, or the official `AsyncLuma`."""
-
-    @property
-    def generations(self) -> Any:
-        """The generations of the API."""
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The settings of a worker, as `Fleet` takes them."""
 
-    open_client: Callable[[], AbstractAsyncContextManager[Client]]
+    open_client: Callable[[], AbstractAsyncContextManager[SupportsCreate]]
     limits: Limits
     wait: Schedule | None
     signers: Sequence[Webhook]
@@ -94,7 +87,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.id = worker_id(self.settings.worker)
-        self.client: Client
+        self.client: SupportsCreate
         self.poller: Poller
         self._sender: Sender
         self._tasks: TaskGroup

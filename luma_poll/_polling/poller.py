@@ -52,11 +52,6 @@ AnyGeneration: TypeAlias = str | UUID | GenerationLike | Mapping[str, Any]
 A mapping is a snapshot as JSON, such as a line of the command line's `--json`.
 """
 
-TIMEOUT = 600.0
-"""Seconds that a wait may take, by default."""
-MAX_RATE = 30.0
-"""Requests started per second, by default."""
-
 
 class SupportsGet(Protocol):
     """The `generations` of a client that can get them by id."""
@@ -101,9 +96,9 @@ class Poller:
         client: SupportsGenerations,
         *,
         wait: Schedule | None = None,
-        timeout: float | None = TIMEOUT,
+        timeout: float | None = 600.0,
         max_in_flight: int | None = 64,
-        max_rate: float | None = MAX_RATE,
+        max_rate: float | None = 30.0,
         on_poll: Callable[[PollEvent], None] | None = None,
     ) -> None:
         if not callable(getattr(getattr(client, "generations", None), "get", None)):

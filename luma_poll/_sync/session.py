@@ -17,7 +17,7 @@ from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._client.client import LumaClient
 from luma_poll._client.uploads import UploadProgress
 from luma_poll._downloads.download import Downloadable
-from luma_poll._downloads.output import MAX_BYTES, MAX_READ, DownloadProgress
+from luma_poll._downloads.output import DownloadProgress
 from luma_poll._downloads.saving import Overwrite
 from luma_poll._journal.journal import Journal
 from luma_poll._logging import fields, logger
@@ -372,7 +372,7 @@ class Session:
         key: str | None = None,
         overwrite: Overwrite = False,
         timeout: float | None = 600.0,
-        max_bytes: int | None = MAX_BYTES,
+        max_bytes: int | None = 2 * 1024**3,
         on_progress: Callable[[DownloadProgress], object] | None = None,
     ) -> list[Path]:
         """Fetch the outputs of a completed generation into files: `LumaClient.download`.
@@ -402,7 +402,7 @@ class Session:
         generation: Downloadable,
         *,
         timeout: float | None = 600.0,
-        max_bytes: int | None = MAX_READ,
+        max_bytes: int | None = 256 * 1024**2,
     ) -> list[bytes]:
         """Fetch the outputs of a completed generation into memory: `LumaClient.read`.
 

@@ -4,18 +4,15 @@ A submission weighs one unit or more. Polling counts towards neither limit (rate
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Any, Final, TypeAlias, TypedDict
+from typing import Any, Final, TypedDict
 
 from luma_poll.sandbox.clock import is_reached
 
 WINDOW = 60.0  # seconds; it slides
 MAX_ACTIVE = 3600.0  # seconds: a generation counts as running for at most one hour
-
-Weigh: TypeAlias = Callable[[Mapping[str, Any]], int]
-"""Takes the parameters of a submission, `model` and `type` always among them; returns units."""
 
 
 class AccountLimits(TypedDict):

@@ -4,7 +4,7 @@ import json
 import math
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from itertools import count
@@ -29,7 +29,6 @@ from luma_poll.sandbox.account_limits import (
     WINDOW,
     Account,
     SubmissionRecord,
-    Weigh,
     default_weight,
 )
 from luma_poll.sandbox.clock import SandboxClock
@@ -163,7 +162,7 @@ class Sandbox:
         storage_faults: float | Mapping[str, float] = 0.0,
         requests_per_minute: int = 10_000,
         max_concurrent: int = 10_000,
-        weigh: Weigh = default_weight,
+        weigh: Callable[[Mapping[str, Any]], int] = default_weight,
     ) -> None:
         _check_positive("speed", speed)
         _check_positive("url_expires", url_expires)
