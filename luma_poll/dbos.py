@@ -397,7 +397,7 @@ class Fleet:
     async def _result(self, key: str) -> GenerationEnd:
         row = await self._as_step("luma_poll.result", self._end_of, key)
         if row is None:
-            raise ConfigurationError(f"nothing was submitted under the key {key!r}")
+            raise ConfigurationError(f"no submission has the key {key!r}")
         end = row["end"]
         match row["state"]:
             case "unknown":
