@@ -262,7 +262,7 @@ class _Upload:
         try:
             self.progress(UploadProgress(self.media.name, sent, self.media.size))
         except Exception as error:
-            logger.exception("progress raised; the upload goes on", extra=fields(error=error))
+            logger.exception("progress raised; the upload continues", extra=fields(error=error))
 
     def error(self, why: str, *, retryable: bool = False) -> UploadError:
         """Return the error to raise."""
