@@ -361,7 +361,6 @@ class Worker:
                 if not isinstance(error, APIStatusError) or not _is_of_the_worker(error):
                     return error
                 # A 401, 402 or 403 is about the key or the balance, which may be mended in time.
-                # A 401, 402 or 403 is about the key or the balance, which may be mended in time.
                 self._sender.note_refusal(error)
                 if anyio.current_time() + pause >= deadline:
                     return PollTimeoutError(
