@@ -209,8 +209,7 @@ class Files:
         media = upload.media
         headers |= {"Content-Length": str(media.size), "User-Agent": f"luma-poll/{__version__}"}
         connections = self._session.connections
-        connections.enter()
-        async with connections.downloads:
+        async with connections.enter().downloads:
             with media.open() as file:
                 pieces = Pieces(file, media.size, upload.tell)
                 status = await put(connections.http, target["url"], headers, pieces)
