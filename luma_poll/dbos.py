@@ -13,9 +13,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from itertools import count
-from typing import Any, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import anyio
 import anyio.to_thread
@@ -364,15 +363,18 @@ class Fleet:
         return {**options, "digest": digest, "request": text, "kind": kind}
 
     async def _is_known(self, key: str) -> bool:
-        ledger = await self._open()
-        return key in await self._reached(ledger.look, [key])
+        return key in await self._ask(Ledger.look, [key])
 
     async def _add(self, values: Mapping[str, Any]) -> bool:
-        ledger = await self._open()
-        added = await self._reached(ledger.add, values)
+        added = await self._ask(Ledger.add, values)
         if self._worker is not None and self._worker.ready.is_set():
             self._worker.wake()
         return added
+
+    async def _ask(
+        self, work: Callable[Concatenate[Ledger, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await self._reached(work, await self._open(), *args, **kwargs)
 
     async def _reached(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do it in the database, which may be out of reach for some seconds."""
@@ -396,7 +398,7 @@ class Fleet:
     async def _result(self, key: str) -> GenerationEnd:
         row = await self._as_step("luma_poll.result", self._end_of, key)
         if row is None:
-            raise ConfigurationError(f"nothing was submitted under the key {key!r}")
+            raise ConfigurationError(f"no submission has the key {key!r}")
         end = row["end"]
         match row["state"]:
             case "unknown":
@@ -428,8 +430,7 @@ class Fleet:
         """
         if state is not None and state not in STATES:
             raise ConfigurationError(f"a state is one of {', '.join(STATES)}, not {state!r}")
-        ledger = await self._open()
-        return [_entry(row) for row in await self._reached(ledger.entries, state)]
+        return [_entry(row) for row in await self._ask(Ledger.entries, state)]
 
     async def resolve(
         self, *keys: str, generation_id: str | None = None, resubmit: bool = False
@@ -454,8 +455,7 @@ class Fleet:
         known = None if generation_id is None else check_generation_id(generation_id)
         if known is not None and len(keys) != 1:
             raise ConfigurationError("an id is of one submission: give one key with generation_id")
-        ledger = await self._open()
-        await self._reached(ledger.resolve, [check_key(key) for key in keys], known)
+        await self._ask(Ledger.resolve, [check_key(key) for key in keys], known)
 
     async def cancel(self, *keys: str) -> list[str]:
         """Cancel submissions that have not been sent; returns the keys of those that it met.
@@ -463,10 +463,9 @@ class Fleet:
         Raises:
             FleetDatabaseError: The database cannot be used.
         """
-        ledger = await self._open()
         text = "the submission was cancelled before it was sent; nothing is running"
         end = json.dumps(to_json(SubmissionCancelledError(text)))
-        return await self._reached(ledger.cancel, [check_key(key) for key in keys], end)
+        return await self._ask(Ledger.cancel, [check_key(key) for key in keys], end)
 
     async def forget(self, before: datetime) -> int:
         """Delete the parameters of submissions that ended before a time; returns how many.
@@ -483,8 +482,7 @@ class Fleet:
         """
         if before.tzinfo is None:
             raise ConfigurationError("before must be an aware time: one with a zone")
-        ledger = await self._open()
-        return await self._reached(ledger.forget, before.timestamp())
+        return await self._ask(Ledger.forget, before.timestamp())
 
     async def redeliver(self, *keys: str) -> int:
         """Deliver the callbacks of these submissions once more; returns how many there are.
@@ -492,23 +490,19 @@ class Fleet:
         Raises:
             FleetDatabaseError: The database cannot be used.
         """
-        ledger = await self._open()
-        return await self._reached(ledger.redeliver, [check_key(key) for key in keys])
+        return await self._ask(Ledger.redeliver, [check_key(key) for key in keys])
 
     async def pause(self, why: str | None = None) -> None:
         """Submit nothing more, in all workers. They continue to wait for what runs."""
-        ledger = await self._open()
-        await self._reached(ledger.set_mode, "paused", why)
+        await self._ask(Ledger.set_mode, "paused", why)
 
     async def drain(self, why: str | None = None) -> None:
         """Submit nothing more. Each worker has `drained` when nothing of it runs."""
-        ledger = await self._open()
-        await self._reached(ledger.set_mode, "draining", why)
+        await self._ask(Ledger.set_mode, "draining", why)
 
     async def resume(self) -> None:
         """End a pause, or a draining."""
-        ledger = await self._open()
-        await self._reached(ledger.set_mode, "running", None)
+        await self._ask(Ledger.set_mode, "running", None)
 
     async def set_limits(
         self,
@@ -534,8 +528,7 @@ class Fleet:
             check_count("submissions_per_minute", submissions_per_minute),
             check_positive("max_rate", max_rate),
         )
-        ledger = await self._open()
-        await self._reached(partial(ledger.set_limits, limits, lift=lift))
+        await self._ask(Ledger.set_limits, limits, lift=lift)
 
     async def status(self) -> FleetStatus:
         """Return the state of the fleet: its workers, limits and counts.
@@ -543,8 +536,7 @@ class Fleet:
         Raises:
             FleetDatabaseError: The database cannot be used.
         """
-        ledger = await self._open()
-        found = await self._reached(ledger.status)
+        found = await self._ask(Ledger.status)
         limits: Limits = found.pop("limits")
         return FleetStatus(
             max_running=limits.max_running,

@@ -21,9 +21,11 @@ arguments of `luma_poll.sandbox.Sandbox` for one test, a class or a module:
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -103,14 +105,16 @@ def luma_redirect(luma_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Ite
 
     A client without a key and base URL of its own finds them in the environment: `LumaClient`,
     `luma_poll.sync`, the command line and the official SDK. Schedules are scaled by
-    `LUMA_POLL_SPEED`. Names under lumalabs.ai are not looked up, so that nothing reaches the API.
+    `LUMA_POLL_SPEED`. Names under lumalabs.ai are not looked up, on any event loop, so that nothing
+    reaches the API.
     """
     from anyio.from_thread import start_blocking_portal
 
     for name in list(os.environ):
         if name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(socket, "getaddrinfo", _refuse_real_hosts(socket.getaddrinfo))
+    for owner, name in _look_ups():
+        monkeypatch.setattr(owner, name, _refusing_real_hosts(getattr(owner, name)))
     with (
         start_blocking_portal("asyncio") as portal,
         portal.wrap_async_context_manager(luma_sandbox.serve()) as base_url,
@@ -121,13 +125,31 @@ def luma_redirect(luma_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield luma_sandbox
 
 
-def _refuse_real_hosts(look_up: Any) -> Any:
-    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        name = host.decode("ascii", "replace") if isinstance(host, bytes) else str(host)
-        if f".{name.rstrip('.').lower()}".endswith(REAL_HOSTS):
-            raise socket.gaierror(
-                socket.EAI_NONAME, f"a test with luma_redirect does not reach the real {name}"
-            )
-        return look_up(host, *args, **kwargs)
+def _look_ups() -> Iterator[tuple[Any, str]]:
+    """Yield all that looks up names: what takes one is its first argument, or called `host`."""
+    for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
+        yield socket, name
+    with suppress(ImportError):  # not by the functions of socket
+        import uvloop
 
-    return getaddrinfo
+        yield from ((uvloop.Loop, name) for name in ("getaddrinfo", "create_connection"))
+    with suppress(ImportError):  # with aiodns, which asks name servers itself
+        from aiohttp.resolver import AsyncResolver
+
+        yield AsyncResolver, "resolve"
+
+
+def _refusing_real_hosts(look_up: Any) -> Any:
+    """Return the function, which no longer takes the names of Luma's hosts."""
+
+    @functools.wraps(look_up)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for given in (*args, kwargs.get("host")):
+            name = given.decode("ascii", "replace") if isinstance(given, bytes) else given
+            if isinstance(name, str) and f".{name.rstrip('.').lower()}".endswith(REAL_HOSTS):
+                raise socket.gaierror(
+                    socket.EAI_NONAME, f"a test with luma_redirect does not reach the real {name}"
+                )
+        return look_up(*args, **kwargs)
+
+    return checked

@@ -54,3 +54,9 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("LUMA_") or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def api_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key in the environment, where clients look for theirs."""
+    monkeypatch.setenv("LUMA_AGENTS_API_KEY", "luma-api-secret")

@@ -20,7 +20,7 @@ try:
     with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}") as browser:
         assert 'data-mode="sandbox"' in browser.get("/").text
         fox = {"prompt": "a fox sandbox:duration=1"}
-        submitted = browser.put("/generations/order-1", json=fox).raise_for_status()
+        submitted = browser.put("/orders/order-1", json=fox).raise_for_status()
         events = browser.get(submitted.json()["events"], timeout=30).text
         assert "completed" in events, events
 finally:

@@ -1,6 +1,7 @@
 """The example app, started as its reader would start it, and its page in a real browser."""
 
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,6 +27,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from luma_poll import Journal
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.server import serve_app
+from tests.axe import seen_as, violations
 from tests.journal.kills import Recorded
 
 APP = Path(__file__).parent.parent / "docs/examples/fastapi_app.py"
@@ -48,7 +51,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_app(port: int, **luma: str) -> Iterator["subprocess.Popen[bytes]"]:
+def running_app(
+    port: int, is_silent: bool = True, /, **luma: str
+) -> Iterator["subprocess.Popen[bytes]"]:
     """The example app in a process of its own, without a key; it ends without a traceback."""
     settings = {name: value for name, value in os.environ.items() if not name.startswith("LUMA_")}
     process = subprocess.Popen(
@@ -63,7 +68,7 @@ def running_app(port: int, **luma: str) -> Iterator["subprocess.Popen[bytes]"]:
     finally:
         process.terminate()
         _, told = process.communicate(timeout=20)
-    assert b"Traceback" not in told, told.decode()
+    assert not is_silent or b"Traceback" not in told, told.decode()
 
 
 @contextmanager
@@ -84,8 +89,8 @@ def accepted(api: Recorded) -> set[str]:
 @pytest.fixture
 def luma(tmp_path: Path) -> dict[str, str]:
     """The settings of an app with a sandbox elsewhere, except its address."""
-    journal = str(tmp_path / "journal.db")
-    return {"LUMA_AGENTS_API_KEY": "luma-api-sandbox", "LUMA_JOURNAL": journal}
+    files = {"LUMA_JOURNAL": str(tmp_path / "journal.db"), "LUMA_PICTURES": str(tmp_path / "all")}
+    return {"LUMA_AGENTS_API_KEY": "luma-api-sandbox", **files}
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +148,12 @@ def states(page: webdriver.Chrome) -> list[str | None]:
     return [card.get_dom_attribute("data-state") for card in cards(page)]
 
 
+def buttons(card: WebElement) -> dict[str, WebElement]:
+    """What can be done with a card, in its order."""
+    found = card.find_elements(By.CSS_SELECTOR, ".actions button, .actions a")
+    return {text_of(each): each for each in found}
+
+
 def text_of(element: WebElement) -> str:
     """Also while it appears; Selenium's `text` is of what can be seen."""
     return str(element.get_property("textContent"))
@@ -189,8 +200,8 @@ def test_a_moderated_prompt_is_explained(page: webdriver.Chrome) -> None:
     (card,) = cards(page)
     assert "The content was rejected by moderation" in card.text
     assert "flagged by our content moderation system" in card.text
-    (edit,) = card.find_elements(By.CSS_SELECTOR, ".actions button")
-    edit.click()
+    assert list(buttons(card)) == ["Edit the prompt", "Copy id", "Remove"]
+    buttons(card)["Edit the prompt"].click()
     prompt = page.find_element(By.ID, "prompt")
     assert prompt.get_property("value") == "a crowd sandbox:fail=content_moderated"
 
@@ -200,68 +211,119 @@ def test_a_failure_that_may_pass_can_be_tried_again(page: webdriver.Chrome) -> N
     """One press submits it anew, in the same place."""
     submit(page, "a map sandbox:fail=generation_failed sandbox:duration=4")
     until_all_are(page, "failed")
-    again, _ = cards(page)[0].find_elements(By.CSS_SELECTOR, ".actions button")
-    assert again.text == "Try again"
-    again.click()
+    assert next(iter(buttons(cards(page)[0]))) == "Try again"
+    buttons(cards(page)[0])["Try again"].click()
     assert states(page)[0] in ("submitting", "queued", "processing")
     until_all_are(page, "failed")
 
 
 @in_a_browser
 def test_more_at_once_than_a_browser_has_connections(page: webdriver.Chrome) -> None:
-    """Eight of them are all seen to their end, and a reload in the middle loses none."""
-    for _ in range(2):
-        submit(page, "foxes sandbox:duration=8", count=4)
-    WebDriverWait(page, 10, 0.05).until(lambda _: "processing" in states(page))
-    page.refresh()
-    until_all_are(page, "completed", count=8)
+    """One stream is open for all twelve of them, and a reload in the middle loses none."""
+    counting = """
+        window.streams = [];
+        window.EventSource = class extends EventSource {
+            constructor(url) { super(url); window.streams.push(this); }
+        };
+    """
+    added = page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": counting})
+    try:
+        for _ in range(3):
+            submit(page, "foxes sandbox:duration=30", count=4)
+        until_all_are(page, "processing", count=12)
+        page.refresh()
+        until_all_are(page, "processing", count=12)
+        assert page.execute_script("return window.streams.map((each) => each.readyState)") == [1]
+    finally:
+        page.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+    assert page.title == "(12) Pictures, live"
+    until_all_are(page, "completed", count=12)
+    assert page.title == "Pictures, live"
     WebDriverWait(page, 10, 0.05).until(
         lambda _: all(has_a_picture(page, card) for card in cards(page))
     )
+    assert page.execute_script("return window.streams.map((each) => each.readyState)") == [2]
 
 
 @in_a_browser
-def test_more_than_there_are_streams_tell_their_states(page: webdriver.Chrome) -> None:
-    """They take turns: none is shown as queued for long while it is being made."""
-    for _ in range(2):
-        submit(page, "foxes sandbox:duration=100", count=4)
-    until_all_are(page, "processing", count=8)
-
-
-@in_a_browser
-def test_all_outputs_are_shown(page: webdriver.Chrome) -> None:
-    """Each as a picture and as a link."""
+def test_all_outputs_are_shown(page: webdriver.Chrome, tmp_path: Path) -> None:
+    """Each as a picture as wide as the card, and as a file to keep."""
     submit(page, "two foxes sandbox:outputs=2 sandbox:duration=1")
     until_all_are(page, "completed")
     (card,) = cards(page)
     script = "return [...arguments[0].querySelectorAll('img')].map((img) => img.naturalWidth > 0)"
     WebDriverWait(page, 10, 0.05).until(lambda _: page.execute_script(script, card) == [True, True])
-    links = card.find_elements(By.CSS_SELECTOR, ".actions a")
-    assert [text_of(link) for link in links] == ["Open 1", "Open 2"]
-    assert links[0].get_property("href") != links[1].get_property("href")
+    inside = float(card.find_element(By.CLASS_NAME, "frame").rect["width"])
+    shown = card.find_elements(By.CSS_SELECTOR, "img")
+    assert [picture.rect["width"] for picture in shown] == [inside, inside]
+    assert len({picture.get_property("src") for picture in shown}) == 2
+    page.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    key = text_of(card.find_element(By.CLASS_NAME, "key"))
+    for number in (1, 2):
+        buttons(card)[f"Download {number}"].click()
+    saved = [tmp_path / f"{key}-{number}.png" for number in (1, 2)]
+    WebDriverWait(page, 10, 0.05).until(lambda _: all(file.exists() for file in saved))
 
 
 @in_a_browser
-def test_only_addresses_of_the_web_become_links(page: webdriver.Chrome) -> None:
-    """An output whose URL is a script is neither shown nor offered."""
-    page.execute_script(
-        """
-        window.EventSource = class extends EventTarget {
-            constructor() {
-                super();
-                const urls = ["javascript:document.title='stolen'", "data:text/html,x", "nonsense"];
-                const data = JSON.stringify({state: "completed", urls});
-                setTimeout(() => this.dispatchEvent(new MessageEvent("state", {data})));
-            }
-            close() {}
-        };
-        """
-    )
-    submit(page, "a fox")
-    until_all_are(page, "failed")
+def test_a_card_knows_its_generation(page: webdriver.Chrome) -> None:
+    """Its key is short, its id can be copied, and links to what is known of it."""
+    submit(page, "a fox sandbox:duration=1")
+    until_all_are(page, "completed")
     (card,) = cards(page)
-    assert "No picture" in text_of(card)
-    assert card.find_elements(By.CSS_SELECTOR, "a, img") == []
+    key = text_of(card.find_element(By.CLASS_NAME, "key"))
+    assert re.fullmatch(r"order-[a-z2-9]{8}", key)
+    link = card.find_element(By.CSS_SELECTOR, ".ids a")
+    known = httpx.get(str(link.get_property("href"))).json()
+    assert (known["key"], known["state"]) == (key, "completed")
+    assert known["id"].startswith(text_of(link))
+    assert "X-Amz" not in page.page_source
+    permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    page.execute_cdp_cmd("Browser.grantPermissions", {"permissions": permissions})
+    buttons(card)["Copy id"].click()
+    WebDriverWait(page, 10, 0.05).until(lambda _: "Copied" in buttons(card))
+    read = "navigator.clipboard.readText().then(arguments[0])"
+    assert page.execute_async_script(read) == known["id"]
+
+
+@in_a_browser
+def test_the_keyboard_is_enough(page: webdriver.Chrome) -> None:
+    """Enter submits, Tab finds what can be done with a card, and a removed one stays away."""
+    for prompt in ("a fox sandbox:duration=1", "an owl sandbox:duration=1"):
+        page.find_element(By.ID, "prompt").send_keys(prompt, Keys.ENTER)
+    until_all_are(page, "completed", count=2)
+    for left in (["a fox"], []):
+        page.find_element(By.ID, "prompt").click()
+        reached = page.switch_to.active_element
+        for _ in range(20):
+            reached.send_keys(Keys.TAB)
+            reached = page.switch_to.active_element
+            if reached.text == "Remove":
+                break
+        reached.send_keys(Keys.ENTER)
+        assert [card.text.split(" sandbox")[0] for card in cards(page)] == left
+        focused = page.switch_to.active_element
+        assert focused.text == "Download" if left else focused.get_property("id") == "prompt"
+    page.refresh()
+    assert cards(page) == []
+
+
+@in_a_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 360])
+def test_everybody_can_use_it(page: webdriver.Chrome, scheme: str, width: int) -> None:
+    """Axe-core finds nothing, in either colour scheme, on a wide screen and on a narrow one."""
+    with seen_as(page, scheme, width):
+        submit(page, "a slow fox sandbox:duration=500")
+        submit(page, "a crowd sandbox:fail=content_moderated sandbox:duration=1")
+        submit(page, "a fox sandbox:outputs=2 sandbox:duration=1")
+        ended = ["completed", "failed", "processing"]
+        WebDriverWait(page, 30, 0.05).until(lambda _: states(page) == ended)
+        assert violations(page) == []
+        overflow = "return document.documentElement.scrollWidth - window.innerWidth"
+        assert page.execute_script(overflow) <= 0
 
 
 def seconds(card: WebElement) -> int:
@@ -370,11 +432,70 @@ def test_an_unknown_submission_is_explained_until_it_is_settled(
                 until_all_are(browser, "failed")
                 assert "There is no such generation" in text_of(cards(browser)[0])
                 assert len(accepted(api)) == 1
-                cards(browser)[0].find_element(By.CSS_SELECTOR, ".actions button").click()
+                buttons(cards(browser)[0])["Try again"].click()
                 WebDriverWait(browser, 10, 0.05).until(lambda _: len(accepted(api)) == 2)
             else:
                 until_all_are(browser, "completed")
                 assert len(accepted(api)) == 1
+
+
+class Revocable(Recorded):
+    """The sandbox, with an API key that can stop working."""
+
+    is_revoked = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self.is_revoked and scope["type"] == "http":
+            body = b'{"detail": "API key has been revoked"}'
+            await send({"type": "http.response.start", "status": 401, "headers": []})
+            await send({"type": "http.response.body", "body": body})
+        else:
+            await super().__call__(scope, receive, send)
+
+
+@in_a_browser
+def test_a_key_that_stops_working_takes_nothing_away(
+    browser: webdriver.Chrome, luma: dict[str, str]
+) -> None:
+    """What is done stays done, what runs is out of sight, and both are there again after it."""
+    api, port = Revocable(answers_after=0), free_port()
+    with (
+        serving(api) as address,
+        running_app(port, False, **luma, LUMA_BASE_URL=address),
+    ):
+        browser.get(f"http://127.0.0.1:{port}")
+        submit(browser, "number 1 sandbox:duration=0.1")
+        until_all_are(browser, "completed")
+        api.is_revoked = True
+        browser.refresh()
+        until_all_are(browser, "completed")
+        WebDriverWait(browser, 10, 0.05).until(lambda _: has_a_picture(browser, cards(browser)[0]))
+        # Not even without its file.
+        shutil.rmtree(luma["LUMA_PICTURES"])
+        browser.refresh()
+        WebDriverWait(browser, 10, 0.05).until(lambda _: "Reload" in buttons(cards(browser)[0]))
+        (card,) = cards(browser)
+        assert states(browser) == ["completed"]
+        assert text_of(card.find_element(By.CLASS_NAME, "said")) == "Done"
+        assert "The service is unavailable" in text_of(card)
+        assert list(buttons(card)) == ["Reload", "Copy id", "Remove"]
+        api.is_revoked = False
+        submit(browser, "number 2 sandbox:duration=5")
+        WebDriverWait(browser, 10, 0.05).until(lambda _: states(browser)[0] == "processing")
+        api.is_revoked = True
+        WebDriverWait(browser, 10, 0.05).until(lambda _: states(browser)[0] == "unseen")
+        assert list(buttons(cards(browser)[0])) == ["Reload", "Copy id", "Remove"]
+        submit(browser, "number 3 sandbox:duration=0.1")
+        WebDriverWait(browser, 10, 0.05).until(lambda _: states(browser)[0] == "failed")
+        api.is_revoked = False
+        buttons(cards(browser)[0])["Try again"].click()
+        for card in cards(browser)[1:]:
+            buttons(card)["Reload"].click()
+        until_all_are(browser, "completed", count=3)
+        WebDriverWait(browser, 10, 0.05).until(
+            lambda _: all(has_a_picture(browser, card) for card in cards(browser))
+        )
+    assert len(accepted(api)) == 3
 
 
 @in_a_browser
@@ -388,14 +509,29 @@ def test_what_another_journal_knows_is_not_submitted_again(
         luma["LUMA_BASE_URL"] = address
         with running_app(port, **luma):
             browser.get(f"http://127.0.0.1:{port}")
-            submit(browser, "number 1")
-            WebDriverWait(browser, 10, 0.05).until(lambda _: states(browser) != ["submitting"])
-        luma["LUMA_JOURNAL"] += "2"
-        with running_app(port, **luma):
-            until_all_are(browser, "failed")
-            assert "There is no such generation" in text_of(cards(browser)[0])
-            assert "Try again" not in text_of(cards(browser)[0])
-    assert len(accepted(api)) == 1
+            submit(browser, "number 1 sandbox:duration=0.1")
+            until_all_are(browser, "completed")
+            submit(browser, "number 2")
+            WebDriverWait(browser, 10, 0.05).until(lambda _: len(accepted(api)) == 2)
+        journal = luma.pop("LUMA_JOURNAL")
+        with running_app(port, **luma, LUMA_JOURNAL=f"{journal}2"):
+            browser.refresh()
+            for card in cards(browser):
+                WebDriverWait(card, 10, 0.05).until(lambda card: "Reload" in buttons(card))
+            assert states(browser) == ["failed", "completed"]
+            for card in cards(browser):
+                assert "There is no such generation" in text_of(card)
+                assert "Try again" not in buttons(card)
+        with running_app(port, **luma, LUMA_JOURNAL=journal):
+            for card in cards(browser):
+                buttons(card)["Reload"].click()
+            WebDriverWait(browser, 10, 0.05).until(
+                lambda _: has_a_picture(browser, cards(browser)[1])
+            )
+            WebDriverWait(browser, 10, 0.05).until(
+                lambda _: states(browser)[0] in ("queued", "processing")
+            )
+    assert len(accepted(api)) == 2
 
 
 @in_a_browser
@@ -424,7 +560,7 @@ def test_what_a_restart_has_forgotten_can_be_submitted_again(browser: webdriver.
         until_all_are(browser, "failed")
         (card,) = cards(browser)
         assert "The sandbox was restarted" in text_of(card)
-        card.find_element(By.CSS_SELECTOR, ".actions button").click()
+        buttons(card)["Try again"].click()
         until_all_are(browser, "completed")
 
 
@@ -442,10 +578,10 @@ def test_it_stops_at_once_and_in_silence() -> None:
     """Ctrl-C ends the streams that are open, as streams end."""
     with running_app(port := free_port()) as process, httpx.Client(timeout=20) as http:
         url = f"http://127.0.0.1:{port}"
-        submitted = http.put(f"{url}/generations/1", json={"prompt": "x sandbox:duration=500"})
-        with http.stream("GET", f"{url}{submitted.json()['events']}") as stream:
+        submitted = http.put(f"{url}/orders/1", json={"prompt": "x sandbox:duration=500"})
+        with http.stream("GET", submitted.json()["events"]) as stream:
             lines = stream.iter_lines()
-            assert next(lines) == "event: state"
+            assert next(lines) == "event: order"
             process.send_signal(signal.SIGINT)
             assert [line for line in lines if line.startswith("event:")] == []
         assert process.wait(timeout=5) == 0
@@ -481,7 +617,7 @@ def test_only_this_machine_is_listened_to(url: str) -> None:
         headers = {"Host": host}
         assert httpx.get(url, headers=headers).status_code == 400
         prompt = {"prompt": "a fox"}
-        answer = httpx.put(f"{url}/generations/1", json=prompt, headers=headers)
+        answer = httpx.put(f"{url}/orders/1", json=prompt, headers=headers)
         assert answer.status_code == 400
     assert httpx.get(url, headers={"Host": "localhost:8000"}).status_code == 200
 
@@ -491,21 +627,29 @@ def test_the_app_answers_without_a_browser(url: str) -> None:
     assert 'data-mode="sandbox"' in httpx.get(url).text
     prompt = {"prompt": "a fox sandbox:duration=2"}
     for _ in range(2):
-        submitted = httpx.put(f"{url}/generations/order-17", json=prompt)
+        submitted = httpx.put(f"{url}/orders/order-17", json=prompt)
         assert submitted.status_code == 202
-        events = httpx.get(f"{url}{submitted.json()['events']}", timeout=20).text
-        assert events.count("event: state") >= 1
+        events = httpx.get(submitted.json()["events"], timeout=20).text
+        assert events.count("event: order") >= 1
         assert '"state":"completed"' in events
     for blank in (" ", "\x1c", ""):
-        answer = httpx.put(f"{url}/generations/order-18", json={"prompt": blank})
+        answer = httpx.put(f"{url}/orders/order-18", json={"prompt": blank})
         assert answer.status_code == 422
-    unknown = httpx.get(f"{url}/generations/order-18/events").text
+    unknown = httpx.get(f"{url}/events?key=order-18").text
     assert '"state":"missing"' in unknown
+    assert httpx.get(f"{url}/orders/order-18").status_code == 404
+    known = httpx.get(f"{url}/orders/order-17").json()
+    (picture,) = known["pictures"]
+    file = httpx.get(f"{url}{picture}")
+    assert file.headers["Content-Type"] == "image/png"
+    assert file.content.startswith(b"\x89PNG")
+    for other in (known["id"].replace(known["id"][0], "f" if known["id"][0] != "f" else "0"), ".."):
+        assert httpx.get(f"{url}/pictures/{other}/1.png").status_code in (404, 422)
 
 
 def test_a_key_belongs_to_one_prompt(url: str) -> None:
     """Another prompt under it is not submitted."""
     for prompt in ("a fox sandbox:duration=1", "an owl"):
-        submitted = httpx.put(f"{url}/generations/order-19", json={"prompt": prompt})
-        events = httpx.get(f"{url}{submitted.json()['events']}", timeout=20).text
+        submitted = httpx.put(f"{url}/orders/order-19", json={"prompt": prompt})
+        events = httpx.get(submitted.json()["events"], timeout=20).text
         assert '"state":"completed"' in events

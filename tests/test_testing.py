@@ -1,19 +1,25 @@
 """`luma_poll.testing`: the fixtures for tests of code that uses luma-poll."""
 
+import asyncio
 import os
 import socket
 import subprocess
 import sys
+import traceback
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import anyio
+import httpx
 import pytest
+import urllib3
 from luma_agents import AsyncLuma
 
 import luma_poll.sync
 from luma_poll import (
     AdaptiveWait,
-    APIConnectionError,
     ConfigurationError,
     ContentModeratedError,
     LumaClient,
@@ -32,20 +38,49 @@ async def test_a_picture_is_made(luma_client, luma_poller):
     assert await luma_poller.wait(generation)
 """
 
+HERMIT = """
+import socket, time
+import anyio, anyio._backends._asyncio, anyio._backends._trio
+import pytest
 
-def test_a_stranger_needs_four_lines(tmp_path: Path) -> None:
-    """The fixtures are found without an import, on asyncio and trio, in a project of its own."""
-    tmp_path.joinpath("test_app.py").write_text(STRANGER)
+@pytest.fixture(autouse=True)
+def hermit(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("no network here")
+    for name in ("connect", "connect_ex", "bind", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    seconds = []
+    sleep = anyio.sleep
+    async def counted(delay):
+        seconds.append(delay)
+        await sleep(delay)
+    monkeypatch.setattr(anyio, "sleep", counted)
+    yield
+    assert sum(seconds) < 0.1
+"""
+"""The network cut, and all that is slept counted: a picture takes 20 seconds otherwise."""
+
+
+def run_pytest(directory: Path, *options: str) -> str:
+    """What pytest says in a project of its own, where it knows of us by the entry point alone."""
     told = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--strict-markers"],
-        cwd=tmp_path,
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
+        cwd=directory,
         env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},
         capture_output=True,
         text=True,
         check=False,
         timeout=50,
     )
-    assert "2 passed" in told.stdout, told.stdout + told.stderr
+    return told.stdout + told.stderr
+
+
+def test_a_stranger_needs_four_lines(tmp_path: Path) -> None:
+    """Without an import, a network or sleeping, on asyncio and trio, in a project of its own."""
+    tmp_path.joinpath("conftest.py").write_text(HERMIT)
+    tmp_path.joinpath("test_app.py").write_text(STRANGER)
+    said = run_pytest(tmp_path, "--strict-markers")
+    assert "2 passed" in said, said
 
 
 @pytest.mark.anyio
@@ -100,23 +135,86 @@ def test_code_with_a_client_of_its_own(luma_redirect: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("host", ["agents.lumalabs.ai", "AGENTS.LumaLabs.AI.", b"x.luma.ai"])
-def test_the_real_host_cannot_be_reached(luma_redirect: Sandbox, host: str | bytes) -> None:
+def test_the_real_host_cannot_be_reached(luma_redirect: Sandbox, host: Any) -> None:
     """However it is spelt; the sandbox is reached all the same."""
     with pytest.raises(socket.gaierror, match="does not reach the real"):
         socket.getaddrinfo(host, 443)
+    with pytest.raises(socket.gaierror, match="does not reach the real"):
+        socket.gethostbyname(host)
+    assert socket.getaddrinfo("localhost", 443)
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_client_with_the_real_address_fails(luma_redirect: Sandbox, backend: str) -> None:
-    """Also one that does not look at the environment."""
+REAL = "https://agents.lumalabs.ai/v1"
 
-    async def app() -> None:
-        url = "https://agents.lumalabs.ai/v1"
-        async with LumaClient("luma-api-real", base_url=url, max_retries=0) as client:
-            await client.generations.get(ID)
 
-    with pytest.raises(APIConnectionError):
-        anyio.run(app, backend=backend)
+async def with_ours() -> None:
+    async with LumaClient("luma-api-real", base_url=REAL, max_retries=0) as client:
+        await client.generations.get(ID)
+
+
+async def with_the_official_sdk() -> None:
+    async with AsyncLuma(auth_token="luma-api-real", base_url=REAL, max_retries=0) as client:
+        await client.generations.get(ID)
+
+
+async def with_httpx() -> None:
+    async with httpx.AsyncClient() as client:
+        await client.get(REAL)
+
+
+async def with_aiohttp() -> None:
+    async with aiohttp.ClientSession() as session, session.get(REAL):
+        pass
+
+
+async def with_aiodns() -> None:
+    connector = aiohttp.TCPConnector(resolver=aiohttp.AsyncResolver())
+    async with aiohttp.ClientSession(connector=connector) as session, session.get(REAL):
+        pass
+
+
+async def with_the_loop() -> None:
+    await asyncio.get_running_loop().create_connection(asyncio.Protocol, "agents.lumalabs.ai", 443)
+
+
+async def with_the_loop_by_name() -> None:
+    connect: Any = asyncio.get_running_loop().create_connection
+    await connect(asyncio.Protocol, port=443, host="agents.lumalabs.ai")
+
+
+async def with_urllib3() -> None:
+    with urllib3.PoolManager(retries=False) as pool:
+        pool.request("GET", REAL)
+
+
+async def with_sync_httpx() -> None:
+    httpx.get(REAL)  # noqa: ASYNC210  (that is how people's code calls it)
+
+
+EVERYWHERE = [with_ours, with_the_official_sdk, with_httpx, with_urllib3, with_sync_httpx]
+ON_ASYNCIO = [with_aiohttp, with_aiodns, with_the_loop, with_the_loop_by_name]
+
+
+@pytest.mark.parametrize(
+    ("loop", "reach"),
+    [(loop, reach) for loop in ("asyncio", "uvloop", "trio") for reach in EVERYWHERE]
+    + [(loop, reach) for loop in ("asyncio", "uvloop") for reach in ON_ASYNCIO],
+)
+def test_no_client_reaches_the_real_host(
+    luma_redirect: Sandbox, loop: str, reach: Callable[[], Awaitable[None]]
+) -> None:
+    """Also one that does not look at the environment, on any event loop, by any library."""
+    backend, options = ("asyncio", {"use_uvloop": True}) if loop == "uvloop" else (loop, {})
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    if reach is with_aiodns:
+        pytest.importorskip("aiodns")
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (each library has its own)
+        anyio.run(reach, backend=backend, backend_options=options)
+    assert "does not reach the real agents.lumalabs.ai" in "".join(
+        traceback.format_exception(caught.value)
+    )
+    assert luma_redirect.calls.total() == 0
 
 
 @pytest.mark.parametrize("speed", ["fast", "0", "-1", "nan", "inf"])
@@ -132,13 +230,4 @@ def test_a_marker_with_positional_arguments_is_an_error(tmp_path: Path) -> None:
     tmp_path.joinpath("test_app.py").write_text(
         "import pytest\n@pytest.mark.luma_sandbox(5)\ndef test_it(luma_sandbox): pass\n"
     )
-    told = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=50,
-    )
-    assert "takes keyword arguments only" in told.stdout
+    assert "takes keyword arguments only" in run_pytest(tmp_path)

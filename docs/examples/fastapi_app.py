@@ -4,7 +4,8 @@
     python -m luma_poll.examples.fastapi_app
 
 Without LUMA_AGENTS_API_KEY it starts the sandbox, which costs nothing; with it, it uses Luma's API,
-or the one at LUMA_BASE_URL, and keeps its journal in the file LUMA_JOURNAL (luma-journal.db).
+or the one at LUMA_BASE_URL, keeps its journal in the file LUMA_JOURNAL (luma-journal.db), and the
+pictures in the directory LUMA_PICTURES (luma-pictures).
 """
 
 import os
@@ -15,29 +16,40 @@ from functools import partial
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import anyio
 import anyio.to_thread
 import uvicorn
 from anyio.abc import TaskGroup
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 from tenacity import wait_fixed
 
-from luma_poll import LumaClient, LumaError, Poller, Runner
+from luma_poll import GenerationError, LumaClient, LumaError, Runner
+from luma_poll.events import (
+    Event,
+    RunEvent,
+    RunRefused,
+    RunStateChanged,
+    RunSubmitting,
+    RunUnreachable,
+)
 from luma_poll.fastapi import (
     ClientDep,
-    PollerDep,
     PollerOptions,
+    Problem,
     Prompt,
     add_error_handlers,
     luma_lifespan,
     to_problem,
 )
+from luma_poll.models import Generation
 from luma_poll.sandbox import Sandbox
 
 PAGE = Path(__file__).with_suffix(".html")
@@ -45,69 +57,172 @@ SANDBOX_KEY = "luma-api-sandbox"  # as `luma-poll sandbox` prints it; Luma's API
 SANDBOX_SPEED = 4  # times as fast as real generations
 API_KEY = os.environ.get("LUMA_AGENTS_API_KEY", "")
 JOURNAL = os.environ.get("LUMA_JOURNAL", "luma-journal.db")
+PICTURES = os.environ.get("LUMA_PICTURES", "luma-pictures")
+TICK = 0.2
+"""Seconds between two looks of a stream: what changes more often than that is not told."""
+SAVE_TIMEOUT = 60.0
+"""Seconds that the files of a generation may take."""
 
 
-class State(BaseModel):
-    """The state of a submission, or of its generation, for the page."""
+class Order(BaseModel):
+    """What is known of an order.
 
+    Attributes:
+        key: Its name, which the page has chosen.
+        state: That of its generation. Before there is one: `waiting` for room, or `submitting`.
+            If there is trouble: `missing`, it was never submitted; `unknown`, its submission had no
+            answer; `unseen`, its generation cannot be looked at.
+        id: That of its generation.
+        pictures: Where the page finds its files.
+        problem: Why it has failed, or why it cannot be looked at. A completed one may have a
+            problem too: then its files cannot be fetched.
+    """
+
+    key: str
     state: str
     id: str | None = None
-    urls: list[str] = []
+    pictures: list[str] = []
+    problem: Problem | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """True if nothing more becomes of it, unless somebody acts."""
+        return self.state in ("completed", "failed", "missing", "unknown", "unseen")
 
 
-class Submissions:
-    """The submissions of the page, in the background of the app. Each key is submitted once."""
+class Orders:
+    """The orders of the page, in the background of the app. Each key is submitted once."""
 
-    def __init__(self, runner: Runner, tasks: TaskGroup) -> None:
-        assert runner.journal is not None
-        self._runner, self._journal, self._tasks = runner, runner.journal, tasks
-        self._running: set[str] = set()
-        self._failures: dict[str, LumaError] = {}
-        # What the process before this one has begun. The journal cuts prompts of more than 2,000
-        # characters: these are refused as different ones, and only watched by the page.
-        for entry in self._journal.entries("running"):
-            self.start(entry.key, entry.request["prompt"])
+    def __init__(self, client: LumaClient, runner: Runner, tasks: TaskGroup, folder: Path) -> None:
+        assert runner.journal is not None, "the lifespan has opened it"
+        self._client, self._runner, self._journal = client, runner, runner.journal
+        self._tasks, self._folder = tasks, folder
+        self._orders: dict[str, Order] = {}
+        self._under_way: set[str] = set()
+        self._news = anyio.Event()
+        self._stopped = False
+        runner.observe(self._note)
+        for entry in self._journal.entries("running"):  # the process before this one began them
+            self._begin(entry.key, entry.request["prompt"])
 
-    def start(self, key: str, prompt: str) -> None:
+    def submit(self, key: str, prompt: str) -> None:
         """Submit it when there is room, unless it has been."""
-        if key not in self._running:
-            self._running.add(key)
-            self._failures.pop(key, None)
-            self._tasks.start_soon(self._run, key, prompt)
+        if key not in self._under_way:
+            self._tell(Order(key=key, state="waiting"))
+            self._begin(key, prompt)
 
-    async def _run(self, key: str, prompt: str) -> None:
-        try:
-            await self._runner.run(prompt, key=key, timeout=None)
-        except LumaError as error:
-            self._failures[key] = error
-        except Exception as error:  # whatever befalls one, the others continue
-            self._failures[key] = LumaError(f"submission {key}: {error!r}")
-        finally:
-            self._running.discard(key)
-
-    async def watch(self, key: str, poller: Poller) -> AsyncGenerator[State]:
-        """Yield its states as they change: first those of the submission."""
-        before = None
-        while True:
-            running, failure = key in self._running, self._failures.get(key)
-            entry = await anyio.to_thread.run_sync(self._journal.entry, key)
-            if entry is not None and entry.generation_id is not None:
-                break
-            state = entry.state if entry is not None else "waiting" if running else "missing"
-            if failure is not None and state != "unknown":
-                raise failure.with_traceback(None)
-            if state in ("missing", "unknown"):
-                yield State(state=state)
+    async def watch(self, keys: list[str]) -> AsyncGenerator[Order]:
+        """Yield what is known of each, and again as it changes, until all have ended."""
+        for key in set(keys) - self._under_way:
+            known = self._orders.get(key)
+            # One that was refused is in no journal. Of any other there may be news.
+            if known is None or known.id is not None:
+                self._orders.pop(key, None)
+                self._begin(key, None)
+        told: dict[str, Order] = {}
+        while not self._stopped:
+            await anyio.sleep(TICK)
+            news = self._news
+            for key in keys:
+                order = self._orders.get(key)
+                if order is not None and order != told.get(key):
+                    told[key] = order
+                    yield order
+            if len(told) == len(set(keys)) and all(order.has_ended for order in told.values()):
                 return
-            if state == before:  # not for the moment that a submission takes
-                yield State(state=state)
-            before = state
-            await anyio.sleep(0.2)
-        async with aclosing(poller.watch(entry.generation_id)) as snapshots:
-            async for each in snapshots:
-                urls = [output.url for output in each.output]
-                yield State(state=each.state, id=each.id, urls=urls)
-                each.raise_for_failure()
+            await news.wait()
+
+    def stop(self) -> None:
+        """End all streams. uvicorn would wait for them, and in the end kill them."""
+        self._stopped = True
+        self._news.set()
+
+    def _begin(self, key: str, prompt: str | None) -> None:
+        self._under_way.add(key)
+        self._tasks.start_soon(self._see_through, key, prompt)
+
+    async def _see_through(self, key: str, prompt: str | None) -> None:
+        try:
+            order = await self._end(key, prompt)
+        except Exception as error:  # whatever befalls one, the others continue
+            problem = to_problem(LumaError(f"order {key}: {error!r}"))
+            order = Order(key=key, state="unseen", problem=problem)
+        self._under_way.discard(key)
+        self._tell(order)
+
+    async def _end(self, key: str, prompt: str | None) -> Order:
+        """Wait for its end; without a prompt, for one that has been submitted."""
+        refusal = None
+        if prompt is not None:
+            try:
+                generation = await self._runner.run(prompt, key=key, timeout=None)
+                return await self._fetch(key, generation)
+            except LumaError as error:
+                refusal = error
+        entry = await anyio.to_thread.run_sync(self._journal.entry, key)
+        if entry is None and refusal is None:
+            return Order(key=key, state="missing")
+        if entry is None or entry.generation_id is None:
+            problem = None if refusal is None else to_problem(refusal)
+            is_unknown = entry is not None and entry.state == "unknown"
+            return Order(key=key, state="unknown" if is_unknown else "failed", problem=problem)
+        # It has an id, so it may have been paid for: only its own failure is one.
+        order = Order(key=key, state="unseen", id=entry.generation_id)
+        if pictures := await self._pictures(entry.generation_id):
+            return order.model_copy(update={"state": "completed", "pictures": pictures})
+        try:
+            watching = self._runner.poller.watch(entry.generation_id, timeout=None)
+            async with aclosing(watching) as snapshots:
+                async for generation in snapshots:
+                    self._show(key, generation)
+            return await self._fetch(key, generation.raise_for_failure())
+        except LumaError as error:
+            if isinstance(error, GenerationError):
+                state = "failed"
+            else:  # the key may have stopped working, which takes nothing away from what is done
+                state = "completed" if entry.state == "completed" else "unseen"
+            return order.model_copy(update={"state": state, "problem": to_problem(error)})
+
+    async def _fetch(self, key: str, generation: Generation) -> Order:
+        """Save its files, if they are not saved: their addresses work for an hour."""
+        if not await self._pictures(generation.id):
+            folder = self._folder_of(generation.id)
+            part = anyio.Path(folder.with_name(f".{folder.name}"))  # all of them, or none
+            await self._client.download(generation, part, name="{n}", timeout=SAVE_TIMEOUT)
+            await part.rename(folder)
+        pictures = await self._pictures(generation.id)
+        return Order(key=key, state="completed", id=generation.id, pictures=pictures)
+
+    def _folder_of(self, generation_id: str) -> Path:
+        return self._folder / str(UUID(generation_id))
+
+    async def _pictures(self, generation_id: str) -> list[str]:
+        """Where the page finds the files that are saved, in the order of the outputs."""
+        folder = anyio.Path(self._folder_of(generation_id))
+        names = [file.name async for file in folder.glob("*.*")]
+        ordered = sorted(names, key=lambda name: int(name.split(".")[0]))
+        return [f"/pictures/{folder.name}/{name}" for name in ordered]
+
+    def _note(self, event: Event) -> None:
+        """See what becomes of a run until it ends."""
+        if not isinstance(event, RunEvent) or event.run.key is None:
+            return
+        match event:
+            case RunSubmitting():
+                self._tell(Order(key=event.run.key, state="submitting"))
+            case RunRefused() | RunUnreachable():
+                self._tell(Order(key=event.run.key, state="waiting"))
+            case RunStateChanged():
+                self._show(event.run.key, event.generation)
+
+    def _show(self, key: str, generation: Generation) -> None:
+        if not generation.is_terminal:  # what has ended is told when its files are there
+            self._tell(Order(key=key, state=generation.state, id=generation.id))
+
+    def _tell(self, order: Order) -> None:
+        self._orders[order.key] = order
+        self._news.set()
+        self._news = anyio.Event()
 
 
 @asynccontextmanager
@@ -115,19 +230,21 @@ async def lifespan(app: FastAPI) -> AsyncIterator[Mapping[str, object]]:
     """One client, poller and runner for the app; a sandbox too, if there is no key."""
     async with AsyncExitStack() as stack:
         open_client: Callable[[], LumaClient] = LumaClient
-        options, journal = PollerOptions(timeout=300), JOURNAL
+        options, journal, pictures = PollerOptions(), JOURNAL, Path(PICTURES)
         if billing(API_KEY, "") == "sandbox":
             options["wait"] = wait_fixed(0.5)
         if not API_KEY:
             base_url = await stack.enter_async_context(Sandbox(speed=SANDBOX_SPEED).serve())
             open_client = partial(LumaClient, SANDBOX_KEY, base_url=base_url)
-            # The generations of this sandbox end with it, so their journal does, too.
+            # The generations of this sandbox end with it, so all that is known of them does, too.
+            pictures = Path(stack.enter_context(TemporaryDirectory()))
             journal = f"{stack.enter_context(TemporaryDirectory())}/journal.db"
         opened = luma_lifespan(open_client, journal=journal, **options)(app)
         luma = await stack.enter_async_context(opened)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)  # a submission under way still gets its id
-        yield {**luma, "submissions": Submissions(luma["luma_runner"], tasks)}
+        app.state.orders = Orders(luma["luma_client"], luma["luma_runner"], tasks, pictures)
+        yield {**luma, "orders": app.state.orders, "pictures": pictures}
 
 
 app = FastAPI(title="luma-poll example", lifespan=lifespan)
@@ -137,8 +254,8 @@ app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost
 add_error_handlers(app)
 
 
-class NewGeneration(BaseModel):
-    """A submission of the page."""
+class NewOrder(BaseModel):
+    """An order of the page."""
 
     prompt: Prompt
 
@@ -163,53 +280,49 @@ async def page(client: ClientDep) -> str:
     )
 
 
-@app.put("/generations/{key}", status_code=202)
-async def submit(key: str, new: NewGeneration, request: Request) -> dict[str, str]:
-    """Submit a generation, once for each key: a page that has no answer sends it again."""
-    request.state.submissions.start(key, new.prompt)
-    return {"events": request.url_for("events", key=key).path}
+@app.put("/orders/{key}", status_code=202)
+async def submit(key: str, new: NewOrder, request: Request) -> dict[str, str]:
+    """Submit an order, once for each key: a page that has no answer sends it again."""
+    request.state.orders.submit(key, new.prompt)
+    return {"events": str(request.url_for("events").include_query_params(key=key))}
 
 
-class Streams:
-    """The streams that are open. uvicorn would wait for them, and in the end kill them."""
-
-    def __init__(self) -> None:
-        self._waits: set[anyio.CancelScope] = set()
-        self._stopped = False
-
-    async def until_stopped(self, states: AsyncGenerator[State]) -> AsyncGenerator[State]:
-        """Pass them on until the server stops."""
-        async with aclosing(states):
-            while not self._stopped:
-                with anyio.CancelScope() as wait:
-                    self._waits.add(wait)
-                    try:
-                        state = await anext(states, None)
-                    finally:
-                        self._waits.discard(wait)
-                if wait.cancelled_caught or state is None:
-                    return
-                yield state
-
-    def stop(self) -> None:
-        """End all of them."""
-        self._stopped = True
-        for wait in self._waits:
-            wait.cancel()
+@app.get("/orders/{key}")
+async def order(key: str, request: Request) -> Order:
+    """Say what is known of one."""
+    orders: Orders = request.state.orders
+    async with aclosing(orders.watch([key])) as states:
+        found = await anext(states, None)
+    if found is None or found.state == "missing":
+        raise HTTPException(404, "not submitted yet: wait, or send it again")
+    return found
 
 
-streams = Streams()
+@app.get("/events", response_class=EventSourceResponse)
+async def events(
+    key: Annotated[list[str], Query()], request: Request
+) -> AsyncIterable[ServerSentEvent]:
+    """Send the states of these as they change: one stream, since a browser opens six at most.
+
+    The current ones come first, so a reconnect needs no more.
+    """
+    orders: Orders = request.state.orders
+    async with aclosing(orders.watch(key)) as states:
+        async for each in states:
+            yield ServerSentEvent(event="order", data=each)
 
 
-@app.get("/generations/{key}/events", response_class=EventSourceResponse)
-async def events(key: str, poller: PollerDep, request: Request) -> AsyncIterable[ServerSentEvent]:
-    """Send its states as they change. The current one comes first, so a reconnect needs no more."""
-    try:
-        submissions: Submissions = request.state.submissions
-        async for state in streams.until_stopped(submissions.watch(key, poller)):
-            yield ServerSentEvent(event="state", data=state)
-    except LumaError as error:  # the stream has begun: too late for a status
-        yield ServerSentEvent(event="problem", data=to_problem(error))
+@app.get("/pictures/{generation_id}/{number}.{extension}")
+async def picture(
+    generation_id: UUID, number: int, extension: str, request: Request
+) -> FileResponse:
+    """Send a file that was saved."""
+    path = request.state.pictures / str(generation_id) / f"{number}.{extension}"
+    if not await anyio.Path(path).is_file():
+        raise HTTPException(404)
+    # Were it a page, it could do nothing in the name of this one.
+    headers = {"Content-Security-Policy": "sandbox", "X-Content-Type-Options": "nosniff"}
+    return FileResponse(path, headers=headers)
 
 
 class Server(uvicorn.Server):
@@ -217,7 +330,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the streams; browsers come back by themselves."""
-        streams.stop()
+        app.state.orders.stop()
         await super().shutdown(sockets)
 
 

@@ -97,10 +97,7 @@ async def _serve(port: int | None, **options: Any) -> None:
                 scope.cancel()
                 return
 
-    async with (
-        open_client() as client,
-        open_server(client, **options) as server,
-    ):
+    async with open_client() as client, open_server(client, **options) as server:
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             if os.name == "posix":  # elsewhere Ctrl-C interrupts the event loop
@@ -122,6 +119,6 @@ async def _serve_http(server: object, port: int) -> None:
 
     assert isinstance(server, MCPServer)
     app = server.streamable_http_app()
-    async with server.session_manager.run(), serve_app(app, "127.0.0.1", port) as origin:
+    async with serve_app(app, "127.0.0.1", port) as origin, server.session_manager.run():
         say(f"listening at {origin}/mcp; Ctrl-C stops it")
         await anyio.sleep_forever()

@@ -105,7 +105,7 @@ def read_prompts(
             )
         content = _Stdin(b"".join(read_lines("-"))) if source == "-" else source
         read = requests_from(content, format=form, defaults=common)
-        return Prompts(sources, [Line(*each) for each in read.numbered()])
+        return Prompts(sources, list(map(Line, read.lines, read)))
     for each in sources:
         if os.path.exists(each):
             raise ConfigurationError(f"give one file alone; {each} is one of {len(sources)}")

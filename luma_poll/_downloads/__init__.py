@@ -1,1 +1,1 @@
-"""Outputs into files."""
+"""Downloads of outputs: into files, into memory, or as a stream."""

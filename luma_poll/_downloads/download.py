@@ -87,7 +87,7 @@ async def download(
     max_bytes: int | None,
     on_progress: Callable[[DownloadProgress], object] | None,
 ) -> list[Path]:
-    """`LumaClient.download`, which documents the parameters."""
+    """Do what `LumaClient.download` documents."""
     deadline = Deadline(check_positive("timeout", timeout))
     max_bytes = check_count("max_bytes", max_bytes)
     naming = naming_of(target, name, key)
@@ -108,7 +108,7 @@ async def download(
 async def read(
     source: Source, generation: object, *, timeout: float | None, max_bytes: int | None
 ) -> list[bytes]:
-    """`LumaClient.read`, which documents the parameters."""
+    """Do what `LumaClient.read` documents."""
     deadline = Deadline(check_positive("timeout", timeout))
     max_bytes = check_count("max_bytes", max_bytes)
     chosen = await _choose(source.get, generation, deadline, NOWHERE)
@@ -123,7 +123,7 @@ async def read(
 async def stream(
     source: Source, generation: object, *, timeout: float | None, max_bytes: int | None
 ) -> AsyncIterator[AsyncIterator[bytes]]:
-    """`LumaClient.stream`, which documents the parameters."""
+    """Do what `LumaClient.stream` documents."""
     deadline = Deadline(check_positive("timeout", timeout))
     max_bytes = check_count("max_bytes", max_bytes)
     chosen = await _choose(source.get, generation, deadline, NOWHERE)
@@ -138,7 +138,7 @@ async def stream(
         return Channel(chosen.generation_id, incoming)
 
     (transfer,) = _transfers(source, chosen, sink, deadline, max_bytes, None)
-    transfer.turns = None  # it takes as long as the reader does
+    transfer.turns = None  # a slow reader would keep its turn from the others
 
     async def run() -> None:
         with incoming:
@@ -157,7 +157,7 @@ async def stream(
     error_of_the_block: BaseException | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run)
-        # Closed here, as a reader may leave in the middle.
+        # Closed here, because a reader may leave in the middle.
         async with aclosing(chunks()) as reader:
             try:
                 yield reader
@@ -228,13 +228,13 @@ async def _run_all(transfers: list[Transfer[R]]) -> list[R]:
 
 
 async def _choose(get: Get, given: object, deadline: Deadline, place: Path) -> _Chosen:
-    """The outputs of what was given; an id and a snapshot without outputs are asked for.
+    """Return the outputs of what was given; for an id, or a snapshot without them, ask the API.
 
     Raises:
-        ConfigurationError: It is none of these, or has not ended.
-        GenerationError: It failed, or completed without output.
+        ConfigurationError: `given` is something else, or the generation has not ended.
+        GenerationError: The generation failed, or completed without output.
         DownloadError: The API could not be reached before the deadline.
-        APIError: It refuses.
+        APIError: The API refuses.
     """
     if isinstance(given, GenerationOutput):
         return _chosen_from([given])
@@ -268,8 +268,8 @@ def _chosen_from(outputs: Sequence[object]) -> _Chosen:
         known = output.generation_id if isinstance(output, GenerationOutput) else None
         if not isinstance(output, GenerationOutput) or known is None:
             raise ConfigurationError(
-                "download takes outputs of a generation, as a wait returns them; for anything else "
-                "pass the generation or its id"
+                "download takes outputs of a generation, as a wait returns them; or pass the "
+                "generation, or its id"
             )
         ids.append(known)
         found[output.number] = output
@@ -285,7 +285,7 @@ def _is_complete(snapshot: Generation) -> bool:
 async def _persistently(
     get: Get, generation_id: str, deadline: Deadline, place: Path
 ) -> Generation:
-    """Ask the API for a snapshot, through everything that may pass."""
+    """Ask the API for a snapshot, again after every error that may pass."""
     tries = 0
     trouble: APIError | None = None
     late = False
@@ -306,11 +306,11 @@ async def _persistently(
 
 
 def outputs_of(generation: Generation) -> dict[int, GenerationOutput]:
-    """The outputs by number, from 1: layers by their index, others in the API's order.
+    """Return the outputs by number, from 1: layers by their index, others in the API's order.
 
     Raises:
         ConfigurationError: The generation has not ended.
-        GenerationError: It failed, or completed without output.
+        GenerationError: The generation failed, or completed without output.
     """
     generation.raise_for_failure()
     if not generation.is_terminal:
@@ -325,7 +325,7 @@ def outputs_of(generation: Generation) -> dict[int, GenerationOutput]:
 
 
 async def check_target(target: object, name: str | None) -> None:
-    """Find out that the files of many generations can be written, before any is paid for.
+    """Check that the files of many generations can be written, before any is paid for.
 
     Raises:
         ConfigurationError: The directory or the name is unusable.

@@ -1,4 +1,4 @@
-"""Bodies that a storage has encoded, or says that it has."""
+"""Bodies that the storage has encoded, or says it has."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ NO_CODINGS: Final = frozenset(
 )
 """Values of `Content-Encoding` that name no coding: storages keep whatever an upload said."""
 PIECE: Final = 256 * 1024
-"""Bytes that are decoded at once."""
+"""The most bytes that one step of decoding makes."""
 
 
 class UndecodableError(Exception):
-    """A body cannot be decoded."""
+    """The error for a body that cannot be decoded."""
 
 
 def codings_of(headers: Mapping[str, str]) -> list[str]:
-    """The codings of a body in the order in which they were applied."""
+    """Return the codings of a body in the order in which they were applied."""
     said = headers.get("Content-Encoding", "").lower().split(",")
     return [coding for each in said if (coding := each.strip().strip("\"'")) not in NO_CODINGS]
 
 
 class Decoder:
-    """Decodes a body piece by piece; a body that is media as it comes was never encoded.
+    """A decoder of one body, piece by piece. A body that is media as it comes stays as it is.
 
     Args:
         codings: The codings, in the order in which they were applied.
-        length: Bytes of the encoded body, if they were announced.
+        length: The announced bytes of the encoded body, or None.
     """
 
     def __init__(self, codings: list[str], length: int | None) -> None:
@@ -42,10 +42,10 @@ class Decoder:
         self._stages: list[_Inflate] | None = None
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """The decoded bytes of the next chunk.
+        """Yield the decoded bytes of the next chunk.
 
         Raises:
-            UndecodableError: The coding is unknown, or the bytes are not what it makes.
+            UndecodableError: The coding is unknown, or the bytes are not encoded by it.
         """
         if self._missing is not None:
             self._missing -= len(chunk)
@@ -57,10 +57,10 @@ class Decoder:
         yield from _through(self._begun(), chunk)
 
     def end(self) -> Iterator[bytes]:
-        """The decoded bytes that are left at the end of the body.
+        """Yield the decoded bytes that are left at the end of the body.
 
         Raises:
-            UndecodableError: It ends too early.
+            UndecodableError: The body ends too early.
         """
         if self._stages is None:
             yield from _through(self._begun(), self._head)
@@ -93,11 +93,11 @@ def _stage(coding: str) -> _Inflate:
 
 
 class _Inflate:
-    """One coding of a body.
+    """A decoder of one coding.
 
     Args:
-        wbits: As zlib takes them; None for a frame of zlib's, as the standard of `deflate` asks, or
-            none, as some servers send it: the first two bytes tell.
+        wbits: The window bits for zlib. None for `deflate`, which comes in zlib's frame, as the
+            standard asks, or without, as some servers send it: the first two bytes tell.
     """
 
     def __init__(self, wbits: int | None) -> None:
@@ -106,7 +106,7 @@ class _Inflate:
         self._object: zlib._Decompress | None = None
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The decoded bytes, never more at once than `PIECE`."""
+        """Yield the decoded bytes, never more at once than `PIECE`."""
         if self._object is None:
             data = self._first = self._first + data
             if len(data) < 2:

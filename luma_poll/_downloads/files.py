@@ -1,4 +1,4 @@
-"""Files on disk: resumable writes, and final names for complete files only."""
+"""Files on disk: writes that can be resumed, and final names only for complete files."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 BUFFER = 1024**2
-"""Bytes that make a visit to a thread worthwhile."""
+"""Bytes that are collected for one write in a thread."""
 PIECE = 256 * 1024
-"""Bytes of one write. Linux looks for larger pages to hold a larger write: on ext4 in a virtual
-machine, pieces of 1 MB took five times as long."""
+"""The most bytes of one call to write. Linux looks for larger pages to hold a larger write: on ext4
+in a virtual machine, pieces of 1 MB took five times as long."""
 
 T = TypeVar("T")
 
 
 def size_of(path: Path) -> int | None:
-    """Bytes of a regular file; None if there is no such file."""
+    """Return the bytes of a regular file; None if there is no such file."""
     try:
-        status = path.stat()  # asked once: another download may finish it at any time
+        status = path.stat()  # one call only: another download may rename the file in between
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -46,9 +46,9 @@ def size_of(path: Path) -> int | None:
 class PartFile:
     """An unfinished file, written from `start` on.
 
-    Every write goes to its own offset, and a buffer that was written in part is kept. So there is
-    never a gap, whatever interrupts a write and however often it is repeated. `put` only fills the
-    buffer; the other methods block, and must not overlap.
+    Every write goes to its own offset, and the buffer is kept until all of it is written. So there
+    is never a gap, even if a write is interrupted and repeated. `put` only fills the buffer; the
+    other methods block, and must not overlap.
     """
 
     def __init__(self, path: Path, start: int) -> None:
@@ -68,11 +68,13 @@ class PartFile:
         return self._filled >= BUFFER
 
     def open(self, keep: bool) -> bool:
-        """Open the file; `keep` keeps the bytes that it has already.
+        """Open the file; `keep` is True to keep the bytes that it already has.
 
         Returns:
-            False if the bytes before `start` are gone: another download has finished the file.
+            False if the bytes before `start` are gone, because another download finished the file.
         """
+        # No links: somebody who may write to the directory could plant one to a file elsewhere.
+        # And created only at the start: further on, a missing file was finished by another one.
         flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         flags |= 0 if self._written else os.O_CREAT
         try:
@@ -81,7 +83,7 @@ class PartFile:
             if self._written:
                 return False
             raise
-        _lock(self._descriptor, shared=True)
+        _lock(self._descriptor, shared=True)  # tells others that the part is in use
         return os.fstat(self._descriptor).st_size >= self._written
 
     def put(self, chunk: bytes) -> None:
@@ -101,10 +103,10 @@ class PartFile:
         self._written, self._filled = self._written + done, 0
 
     def close(self) -> None:
-        """Flush and close the file; does nothing if it is closed."""
+        """Flush and close the file; a second call does nothing."""
         try:
             self.flush()
-        finally:
+        finally:  # a full disk must not leave the descriptor open, and the part locked
             descriptor, self._descriptor = self._descriptor, None
             if descriptor is not None:
                 os.close(descriptor)
@@ -113,14 +115,12 @@ class PartFile:
 def _write_at(descriptor: int, data: memoryview, place: int) -> int:
     if hasattr(os, "pwrite"):
         return os.pwrite(descriptor, data, place)
-    os.lseek(descriptor, place, os.SEEK_SET)  # on Windows
+    os.lseek(descriptor, place, os.SEEK_SET)  # on Windows, which has no pwrite
     return os.write(descriptor, data)
 
 
 def seal(part: Path, private: Path, size: int | None) -> bytes:
     """Sync a complete part, and give it a private name.
-
-    By the time the sync has ended, the name of the part may belong to another download's file.
 
     Args:
         part: The complete part.
@@ -131,12 +131,13 @@ def seal(part: Path, private: Path, size: int | None) -> bytes:
         The first bytes of the file.
 
     Raises:
-        FileNotFoundError: The part is gone or is another one: another download has finished it.
+        FileNotFoundError: The part is gone, or is not complete: another download finished it.
     """
     _check_size(part, size)
     with open(part, "r+b") as file:
         _sync(file.fileno())
     os.replace(part, private)
+    # Again: during the sync another download may have finished the part and begun a new one.
     _check_size(private, size)
     with open(private, "rb") as file:
         return file.read(HEAD_SIZE)
@@ -146,15 +147,16 @@ def publish(private: Path, path: Path, *, overwrite: bool) -> None:
     """Give a complete file its final name, at once or not at all.
 
     Raises:
-        FileExistsError: There is such a file, and it is not to be overwritten.
+        FileExistsError: A file has that name, and `overwrite` is False.
     """
     if overwrite:
         os.replace(private, path)
     elif os.name == "nt":
-        os.rename(private, path)  # refuses to replace anything there
+        os.rename(private, path)  # on Windows, this never replaces a file
     else:
         _link(private, path)
-    with contextlib.suppress(OSError):  # a directory cannot be opened everywhere
+    # Only the directory's own sync makes the new name survive a power cut. Windows has none.
+    with contextlib.suppress(OSError):
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
@@ -163,12 +165,12 @@ def publish(private: Path, path: Path, *, overwrite: bool) -> None:
 
 
 def _link(private: Path, path: Path) -> None:
-    """Rename without replacing: a second name, then the first is removed."""
+    """Rename without replacing anything: add the second name, then remove the first."""
     try:
         os.link(private, path, follow_symlinks=False)
     except FileExistsError:
         raise
-    except (OSError, NotImplementedError):  # FAT, and some network shares, have no links
+    except (OSError, NotImplementedError):  # FAT and some network shares have no hard links
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
         os.replace(private, path)
@@ -177,7 +179,7 @@ def _link(private: Path, path: Path) -> None:
 
 
 def have_same_bytes(one: Path, other: Path) -> bool:
-    """Compare two files, to the last byte; False for what is no regular file."""
+    """Return True for two regular files with the same bytes."""
     if size_of(one) != size_of(other) or size_of(one) is None:
         return False
     with one.open("rb") as first, other.open("rb") as second:
@@ -188,10 +190,10 @@ def have_same_bytes(one: Path, other: Path) -> bool:
 
 
 def check_directory(folder: Path) -> None:
-    """Make a directory, and prove that files can be written to it.
+    """Create a directory if it is missing, and prove that files can be written to it.
 
     Raises:
-        OSError: It is unusable.
+        OSError: The directory is unusable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".luma-poll-{secrets.token_hex(8)}.part"
@@ -201,10 +203,10 @@ def check_directory(folder: Path) -> None:
 
 
 def _sync(descriptor: int) -> None:
-    """Have the bytes on the disk itself: on macOS, `fsync` stops at the disk's own memory."""
+    """Write the bytes to the disk itself: on macOS, `fsync` stops at the disk's own memory."""
     down_to_the_disk: int | None = getattr(fcntl, "F_FULLFSYNC", None)
     if fcntl is not None and down_to_the_disk is not None:
-        with contextlib.suppress(OSError):  # not of every file system
+        with contextlib.suppress(OSError):  # not every file system supports it
             fcntl.fcntl(descriptor, down_to_the_disk)
             return
     os.fsync(descriptor)
@@ -216,7 +218,7 @@ def _check_size(path: Path, size: int | None) -> None:
 
 
 def remove_parts(base: Path, keep: Path | None) -> None:
-    """Remove the parts of a file that nobody is writing, except `keep`."""
+    """Remove the parts of a file, except `keep` and those that are being written."""
     for path in base.parent.glob(f"{glob.escape(base.name)}.*.part"):
         with contextlib.suppress(OSError):  # Windows does not delete open files
             if path != keep and not _is_written(path):
@@ -225,16 +227,16 @@ def remove_parts(base: Path, keep: Path | None) -> None:
 
 def _is_written(path: Path) -> bool:
     descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-    try:
+    try:  # a writer shares the lock with other writers, so an exclusive one shows if there is any
         return not _lock(descriptor, shared=False)
     finally:
         os.close(descriptor)
 
 
 def _lock(descriptor: int, *, shared: bool) -> bool:
-    """Lock a file until it is closed; False if somebody else holds the lock.
+    """Lock a file until it is closed; return False if another holder prevents it.
 
-    The writers of a part share its lock. It ends with their process, however that ends.
+    All writers of a part share its lock. A lock ends with its process, even if that is killed.
     """
     if fcntl is None:
         return True
@@ -242,7 +244,7 @@ def _lock(descriptor: int, *, shared: bool) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
     except BlockingIOError:
         return False
-    except OSError:  # there are no locks on this file system
+    except OSError:  # a file system without locks: nothing tells, so no part counts as in use
         return True
     return True
 
@@ -250,9 +252,9 @@ def _lock(descriptor: int, *, shared: bool) -> bool:
 async def in_thread(function: Callable[[], T]) -> T:
     """Run a blocking function in a thread, and never return before it has ended.
 
-    A task that asyncio itself cancels, for example because its loop is closed, would otherwise
-    continue at once while the thread still runs. A function that has not started by then never
-    will.
+    anyio alone does not promise that: a task that asyncio itself cancels, for example because its
+    loop is closed, continues at once while the thread still runs. A function that has not started
+    by then never starts.
     """
     state: Future[None] = Future()
 
@@ -267,7 +269,8 @@ async def in_thread(function: Callable[[], T]) -> T:
     try:
         return cast(T, await anyio.to_thread.run_sync(run, limiter=own_threads()))
     finally:
-        state.cancel()
+        state.cancel()  # without effect once the function has started
+        # A loop, because asyncio's own cancellation passes the shield, more than once if it must.
         with anyio.CancelScope(shield=True):
             while not state.done():
                 with contextlib.suppress(anyio.get_cancelled_exc_class()):
@@ -278,8 +281,8 @@ async def on_disk(path: Path, generation_id: str, function: Callable[[], T]) -> 
     """Run `function` in a thread.
 
     Args:
-        path: The file or directory in question, for errors that do not name one.
-        generation_id: The generation in question.
+        path: The file or directory, for errors that do not name one.
+        generation_id: The id of the generation.
         function: Reads or writes the disk.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Outputs without a directory: as bytes, or as a stream of them."""
+"""Outputs without a directory: as bytes in memory, or as a stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from luma_poll._downloads.storage import Version
 from luma_poll.errors import DownloadError
 
 PIECE = 64 * 1024
-"""Bytes that a stream passes on at once, at least, except at its end."""
+"""The least bytes that a stream passes on at once, except at its end."""
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Memory(Sink[bytes]):
     _bytes: bytearray = field(default_factory=bytearray, repr=False)
 
     async def received(self, version: Version) -> int:
-        """The number of bytes of a version that are here."""
+        """Return the number of bytes of a version that are here."""
         return len(self._bytes) if version.resumable and version == self._version else 0
 
     async def open(self, version: Version, start: int) -> None:
@@ -36,17 +36,17 @@ class Memory(Sink[bytes]):
         return False
 
     async def finish(self, version: Version) -> bytes:
-        """All bytes."""
+        """Return all bytes."""
         return bytes(self._bytes)
 
 
 @dataclass
 class Channel(Sink[None]):
-    """One output on its way to somebody who takes each byte once, in order.
+    """One output on its way to a reader, who takes each byte once, in order.
 
     Attributes:
-        generation_id: The generation.
-        stream: The other end.
+        generation_id: The id of the generation.
+        stream: The end that the reader's stream is connected to.
     """
 
     generation_id: str
@@ -56,22 +56,22 @@ class Channel(Sink[None]):
     _waiting: bytearray = field(default_factory=bytearray, repr=False)
 
     async def expect(self, version: Version) -> None:
-        """Refuse another version than the one whose beginning is gone already."""
+        """Refuse any other version than the one whose beginning was passed on."""
         if self._sent and (version != self._version or not version.resumable):
             raise self._broken()
 
     async def received(self, version: Version) -> int:
-        """The number of bytes of a version that were passed on."""
+        """Return the number of bytes of a version that were passed on."""
         return self._sent if version == self._version else 0
 
     async def open(self, version: Version, start: int) -> None:
-        """Continue where the last try ended."""
+        """Continue where the last attempt ended."""
         if start != self._sent:
             raise self._broken()
         self._version = version
 
     def put(self, chunk: bytes) -> bool:
-        """Add bytes; True if there are enough to pass on."""
+        """Add bytes; return True if there are enough to pass on."""
         self._waiting += chunk
         return len(self._waiting) >= PIECE
 
@@ -96,7 +96,7 @@ class Channel(Sink[None]):
 
     def _broken(self) -> DownloadError:
         return DownloadError(
-            "the stream broke off, and the storage cannot continue it. Open it again",
+            "the stream broke off, and the storage cannot resume it: open it again",
             generation_id=self.generation_id,
             path=self.path,
             retryable=True,

@@ -1,4 +1,4 @@
-"""Names of files: those that people give, templates, and what no file system takes."""
+"""Names of files: as given, from templates, and cleaned for every file system."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from luma_poll._arguments import shown
 from luma_poll.errors import ConfigurationError
 
 MAX_STEM: Final = 220
-"""Bytes of a name without its extension: 255 less a number, an extension, and room to spare."""
+"""Bytes of a name without its extension: 255, minus room for a number and an extension."""
 KNOWN: Final = frozenset({*EXTENSIONS.values(), *SPELLINGS})
-"""Extensions that make a path the path of a file."""
+"""Extensions by which a path is taken for that of a file, not of a directory."""
 _UNUSABLE: Final = re.compile(
     r'[/\\:*?"<>|\x00-\x1f\x7f-\x9f'
     r"\u2028\u2029\u202a-\u202e\u2066-\u2069"  # new lines, and turns of the writing direction
@@ -34,8 +34,8 @@ class Naming:
 
     Attributes:
         folder: The directory.
-        name: A name or template as it was given; None for the key or the id.
-        key: The value of `{key}`, and the name if none is given.
+        name: The name or template as it was given; None for the key or the id.
+        key: The value of `{key}`, and the name if `name` is None.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class Naming:
     key: str | None
 
     def stem(self, generation_id: str, number: int) -> tuple[str, str | None]:
-        """The name of one file without its extension, and the extension if one was given.
+        """Return the name of one file without its extension, and the extension if one was given.
 
         Args:
             generation_id: The id of the generation.
@@ -61,15 +61,15 @@ class Naming:
 
 
 def naming_of(target: object, name: object, key: object = None) -> Naming:
-    """Check where to the files of a generation go.
+    """Check the place and the names for the files of a generation.
 
     Args:
-        target: A directory, or the path of a file: one that ends in a known extension.
+        target: A directory, or the path of a file, which ends in a known extension.
         name: A name or template, without directories.
         key: The value of `{key}`.
 
     Raises:
-        ConfigurationError: One of them is unusable.
+        ConfigurationError: An argument is unusable.
     """
     path = checked_path(target)
     if name is not None and (not isinstance(name, str) or not name.strip()):
@@ -78,7 +78,7 @@ def naming_of(target: object, name: object, key: object = None) -> Naming:
         raise ConfigurationError(f"key must be a string that is not blank, not {shown(key)}")
     if _is_file(target, path):
         if name is not None:
-            raise ConfigurationError(f"{path} names the file already: pass a directory, or no name")
+            raise ConfigurationError(f"{path} already names the file: pass a directory, or no name")
         path, name = path.parent, path.name
     for field in _FIELD.findall(name or ""):
         if field not in _FIELDS:
@@ -86,32 +86,35 @@ def naming_of(target: object, name: object, key: object = None) -> Naming:
                 f"{{{field}}} is unknown in a name: use {{id}}, {{key}}, {{n}}"
             )
         if field == "key" and key is None:
-            raise ConfigurationError("name has a {key}, and there is no key")
+            raise ConfigurationError("name contains {key}, but there is no key")
     return Naming(path, name, key)
 
 
 def tells_generations_apart(name: str | None) -> bool:
-    """True if files of several generations can have this name or template."""
+    """Return True if the files of several generations can share this name or template."""
     return name is None or not {"id", "key"}.isdisjoint(_FIELD.findall(name))
 
 
 def identity_of(name: str) -> str:
-    """The same text for all names that are one file on some system: case and composition differ."""
+    """Return a text that is equal for names that some system takes for the same file.
+
+    Such names differ in case, or in the composition of their characters.
+    """
     return unicodedata.normalize("NFC", clean(split(name)[0]).casefold())
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """Split a name from a known extension; None if it has none."""
+    """Split a name into stem and known extension, or None."""
     stem, _, extension = name.rpartition(".")
     known = stem.strip(" .") and extension.lower() in KNOWN
     return (stem, extension) if known else (name, None)
 
 
 def clean(name: str) -> str:
-    """Make a name that every file system takes, and that leads out of no directory.
+    """Return a name that every file system accepts, and that stays in its directory.
 
-    It is in Unicode's composed form. Where something had to be replaced, a hash tells it apart
-    from other names that would look like it.
+    It is in Unicode's composed form. If something had to be replaced, a hash distinguishes it from
+    other names that would otherwise be equal.
     """
     name = unicodedata.normalize("NFC", name)
     cleaned = _UNUSABLE.sub("_", name)
@@ -127,10 +130,10 @@ def clean(name: str) -> str:
 
 
 def checked_path(path: object) -> Path:
-    """Return a path.
+    """Return the path of a directory.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: It is not a path.
     """
     try:
         checked = Path(cast(str, path))
@@ -142,7 +145,7 @@ def checked_path(path: object) -> Path:
 
 
 def _is_file(given: object, path: Path) -> bool:
-    """True for a path with a known extension, unless a directory is called so."""
+    """Return True for a path with a known extension, unless it is a directory's."""
     text = os.fspath(given) if isinstance(given, (str, os.PathLike)) else ""
     ends_open = isinstance(text, str) and text.endswith(("/", os.sep))
     return split(path.name)[1] is not None and not ends_open and not path.is_dir()

@@ -1,4 +1,4 @@
-"""One output: fetched in as many requests as it takes, resumed after each fault."""
+"""One output, fetched in as many requests as it takes, and resumed after each fault."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from luma_poll._tasks.backoff import backoff
 from luma_poll.errors import APIError, APIStatusError, DownloadError
 
 NOWHERE: Final = Path("memory")
-"""The path, in messages, of an output that is in no file."""
+"""The path, in messages, of an output that is not in a file."""
 
 FreshURL = Callable[[], Awaitable[str]]
-"""Asks the API for a URL that was signed just now."""
+"""A function that asks the API for a freshly signed URL."""
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """How far one file is: passed to `on_progress`.
+    """The progress of one file, passed to `on_progress`.
 
     Attributes:
-        generation_id: The generation.
+        generation_id: The id of the generation.
         index: The position of this output among those of the generation, from 0.
         count: How many outputs the generation has.
-        received: Bytes on disk so far, those of an earlier call included. It falls back to 0
-            where the storage cannot resume.
-        total: Bytes of the whole file; None until the storage has announced it.
+        received: Bytes on disk so far, including those of an earlier call. It falls back to 0 if
+            the storage cannot resume.
+        total: Bytes of the whole file; None until the storage announces them.
         path: The finished file; None until it is finished.
     """
 
@@ -62,18 +62,18 @@ class DownloadProgress:
 
     @property
     def done(self) -> bool:
-        """True once the file is complete, under its final name."""
+        """True once the file is complete and has its final name."""
         return self.path is not None
 
 
 class OutOfTimeError(Exception):
-    """The deadline came first."""
+    """The error for a deadline that came first."""
 
 
 class Deadline:
-    """The end of a download's patience.
+    """The deadline of a download.
 
-    It bounds what may wait for ever: the network, the API, turns and pauses. It never interrupts
+    It limits what may wait for ever: the network, the API, turns and pauses. It never interrupts
     the disk, so a file whose last byte has arrived is finished.
 
     Args:
@@ -98,7 +98,7 @@ class Deadline:
 
 
 class Sink(ABC, Generic[R]):
-    """The place that the bytes of one output go to; by default one without a past."""
+    """The place where the bytes of one output go; by default it has nothing from earlier calls."""
 
     @property
     def path(self) -> Path:
@@ -106,7 +106,7 @@ class Sink(ABC, Generic[R]):
         return NOWHERE
 
     async def existing(self) -> R | None:
-        """The result of an earlier download, if it is there."""
+        """Return the result of an earlier download, or None."""
         return None
 
     async def expect(self, version: Version) -> None:
@@ -114,7 +114,7 @@ class Sink(ABC, Generic[R]):
 
     @abstractmethod
     async def received(self, version: Version) -> int:
-        """The number of bytes of a version that are there, from its beginning."""
+        """Return the number of bytes of a version that are there, from its beginning."""
 
     @abstractmethod
     async def open(self, version: Version, start: int) -> None:
@@ -122,23 +122,23 @@ class Sink(ABC, Generic[R]):
 
     @abstractmethod
     def put(self, chunk: bytes) -> bool:
-        """Take bytes without delay; True if `flush` is due."""
+        """Take bytes without delay; return True if `flush` is due."""
 
     async def flush(self) -> None:
         """Pass on what was put."""
 
     async def close(self) -> None:
-        """Pass on what was put, and keep it for another try."""
+        """Pass on what was put, and keep it for another attempt."""
 
     def abandon(self) -> None:
         """Close at once, for a task that cannot wait."""
 
     @abstractmethod
     async def finish(self, version: Version) -> R:
-        """Make the result of a version whose bytes are all there."""
+        """Return the result of a version whose bytes are all there."""
 
     async def tidy_up(self, keep: Version | None) -> None:
-        """Remove what is unfinished, except of a version that can be resumed."""
+        """Remove what is unfinished, except for a version that can be resumed."""
 
 
 @dataclass
@@ -146,17 +146,17 @@ class Transfer(Generic[R]):
     """The way of one output from the storage to a sink.
 
     Attributes:
-        generation_id: The generation.
+        generation_id: The id of the generation.
         number: The number of the output, from 1.
         count: How many outputs the generation has.
-        url: Where the output is stored; renewed when that may help.
+        url: The URL of the output; renewed when that may help.
         storage: The way to the storage.
         renew: Asks the API for a fresh URL.
-        deadline: The end of its patience.
+        deadline: The deadline.
         turns: Limits the requests under way; None for no limit.
-        sink: The place of the bytes.
+        sink: The place where the bytes go.
         max_bytes: The largest file that is accepted; None for no limit.
-        on_progress: Called after each piece that arrives.
+        on_progress: A function that is called after each piece that arrives.
     """
 
     generation_id: str
@@ -178,7 +178,7 @@ class Transfer(Generic[R]):
         """Request the output until it is complete, or the deadline has come.
 
         Raises:
-            DownloadError: The deadline came first, a rule of ours forbids it, or the disk failed.
+            DownloadError: The deadline came first, one of our rules forbids it, or the disk failed.
             APIError: The API says that the generation is gone, or refuses the key.
         """
         finished = False
@@ -193,7 +193,7 @@ class Transfer(Generic[R]):
                 await self._tidy_up(finished)
 
     async def _persist(self) -> R:
-        """Try again through everything that may pass."""
+        """Try again after every error that may pass."""
         tries, renewed = 0, True
         trouble: Exception | None = None
         while True:
@@ -206,7 +206,7 @@ class Transfer(Generic[R]):
                 return await self._in_turn()
             except (InterruptedTry, RefusedError, OutOfTimeError, APIError) as error:
                 problem = error
-            # Outside the `except`: the error's context may hold the signed URL.
+            # Outside the `except`: the error would be a context, which may hold the signed URL.
             if isinstance(problem, OutOfTimeError):
                 raise self._too_late(trouble)
             if isinstance(problem, RefusedError):
@@ -239,7 +239,7 @@ class Transfer(Generic[R]):
         try:
             return await self._try()
         finally:
-            self.turns.release()  # not kept during a pause: the others may be luckier
+            self.turns.release()  # not kept during a pause: others can use it meanwhile
 
     async def _try(self) -> R:
         known = self._version
@@ -268,7 +268,7 @@ class Transfer(Generic[R]):
                 return await self._finish(version)
         finally:
             await close(response)
-        return await self._try()  # an earlier call left some of it
+        return await self._try()  # again, from the bytes that an earlier call left
 
     def _check_size(self, size: int) -> None:
         if self.max_bytes is not None and size > self.max_bytes:
@@ -277,7 +277,7 @@ class Transfer(Generic[R]):
     async def _receive(
         self, response: httpx.Response, version: Version, start: int, stop: int | None
     ) -> None:
-        """Take the body, the bytes from `start` to `stop`; keep what arrives in any case."""
+        """Take the body, the bytes from `start` to `stop`; keep what arrives even on a failure."""
         head: bytearray | None = bytearray() if start == 0 else None
         position = start
 
@@ -319,7 +319,7 @@ class Transfer(Generic[R]):
             try:
                 with anyio.CancelScope(shield=True):
                     await self.sink.close()
-            finally:  # asyncio's own cancellation can come before a thread has started
+            finally:  # asyncio's own cancellation may come before the thread of `close` has started
                 self.sink.abandon()
         if version.total is not None and position < version.total:
             raise InterruptedTry("the file is shorter than announced")
@@ -359,10 +359,10 @@ class Transfer(Generic[R]):
 
 
 def check_head(head: bytes, content_type: str) -> None:
-    """Refuse a page or a message in place of a file; unknown bytes pass.
+    """Refuse a web page or a message in place of a file; unknown bytes pass.
 
     Raises:
-        InterruptedTry: It is one.
+        InterruptedTry: The bytes are text.
     """
     if media_type_of(head, content_type) is None and looks_like_text(head):
         said = content_type or "text"
@@ -370,9 +370,9 @@ def check_head(head: bytes, content_type: str) -> None:
 
 
 def is_final(error: APIError) -> bool:
-    """True if it is the API's own word that there is nothing to wait for.
+    """Return True if the API itself says that there is nothing to wait for.
 
-    Something in between, which answers in other words, may be gone at the next request.
+    Anything in between, which answers in other words, may be gone at the next request.
     """
     return isinstance(error, APIStatusError) and error.in_api_words and not error.retryable
 
@@ -380,11 +380,11 @@ def is_final(error: APIError) -> bool:
 def too_late(
     generation_id: str, path: Path, deadline: Deadline, trouble: Exception | None
 ) -> DownloadError:
-    """The error for a deadline that came first, with the last trouble there was."""
+    """Return the error for a deadline that came first, with the last trouble before it."""
     why = "" if trouble is None else f": {str(trouble).rstrip('.')}"
     return DownloadError(
-        f"not complete within {deadline.timeout:g} s{why}. It is stored and paid for: download it "
-        "again, by the same id, and it continues from there",
+        f"not complete within {deadline.timeout:g} s{why}. The output is stored and paid for: "
+        "download it again, by the same id, and it continues from there",
         generation_id=generation_id,
         path=path,
         retryable=True,

@@ -1,9 +1,9 @@
-"""Whose a file is: written into the file's own attributes, so that it moves with the bytes.
+"""The output that a file holds, recorded in the file's own attributes, which move with the bytes.
 
-A name is no identity, and neither is a size. The attribute is set before the file has its name, so
-there is no moment at which one exists without the other, and it needs no lock and no index that
-two processes would have to share. Some file systems keep none (FAT, older tmpfs, many network
-shares), and copies lose it. Then nothing is known, and only equal bytes prove anything.
+Neither a name nor a size identifies an output. The attribute is set before the file gets its name,
+so the name never exists without it, and no lock or index has to be shared between processes. Some
+file systems have no attributes (FAT, older tmpfs, many network shares), and copies lose them. Then
+nothing is known, and only equal bytes prove anything.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Claim(Enum):
 
     OURS = "it holds the output, as it was downloaded"
     CHANGED = "it held the output, and has been changed since"
-    UNKNOWN = "it holds another output, or nobody knows"
+    UNKNOWN = "it holds another output, or nothing tells"
 
 
 def mark(path: Path, owner: Owner) -> None:
-    """Note on a complete file whose it is; where that cannot be noted, nothing happens."""
+    """Record on a complete file which output it holds, if the file system can."""
     note = {
         "generation": owner.generation_id,
         "output": owner.number,
@@ -54,7 +54,7 @@ def mark(path: Path, owner: Owner) -> None:
 
 
 def claim_of(path: Path, owner: Owner) -> Claim | None:
-    """The relation of the file at a path to an output; None if there is nothing at all."""
+    """Return the relation of the file at a path to an output; None if there is no file."""
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -72,7 +72,7 @@ def claim_of(path: Path, owner: Owner) -> Claim | None:
 
 
 def _edges(path: Path) -> str:
-    """A digest of both ends of a file: enough to notice an edit, and cheap for any size."""
+    """Return a digest of both ends of a file: it shows an edit, and is cheap for any size."""
     with path.open("rb") as file:
         head = file.read(_EDGE)
         file.seek(max(len(head), os.fstat(file.fileno()).st_size - _EDGE))

@@ -1,4 +1,4 @@
-"""One PUT to the storage: a file goes there in pieces, to a presigned URL."""
+"""One PUT to the storage: a file, sent in pieces to a presigned URL."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from luma_poll._downloads.storage import (
 )
 
 CHUNK = 64 * 1024
-"""Bytes that are sent at a time: each within the `STALL` of the storage, also on a slow line."""
+"""Bytes that are sent at a time: each piece must go within `STALL`, even on a slow line."""
 
 
 class Pieces:
     """The bytes of a file, read in a thread as they are sent.
 
-    No async generator: httpx would leave one that is not finished to the garbage collector.
+    It is not an async generator: httpx would leave an unfinished one to the garbage collector.
 
     Args:
-        file: Open at its first byte.
-        size: Bytes to send of it.
-        tell: Called with the bytes sent so far.
+        file: The file, open at its first byte.
+        size: The number of bytes to send.
+        tell: A function that is called with the bytes sent so far.
     """
 
     def __init__(self, file: BinaryIO, size: int, tell: Callable[[int], None]) -> None:
@@ -57,17 +57,17 @@ class Pieces:
         return bytes(chunk)
 
     async def aclose(self) -> None:
-        """Do nothing: who has opened the file closes it."""
+        """Do nothing: the caller that opened the file closes it."""
 
 
 async def put(http: Any, url: str, headers: dict[str, str], pieces: Pieces) -> int:
-    """Send a file to a presigned URL, through the transport that the client has for it.
+    """Send a file to a presigned URL, through the client's transport for that URL.
 
     Returns:
-        The status.
+        The status of the answer.
 
     Raises:
-        InterruptedTry: It failed in a way that may pass, or with a fresh URL.
+        InterruptedTry: It failed, but may succeed later or with a fresh URL.
     """
     parts = urlsplit(url)
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
@@ -94,4 +94,4 @@ class _Delegate:
         return self.pieces
 
     async def aclose(self) -> None:
-        """Nothing of it is open."""
+        """Do nothing: nothing is open."""

@@ -1,4 +1,4 @@
-"""An output on disk: a part until it is complete, then a file that belongs to its output."""
+"""An output on disk: a part until it is complete, then a file under its final name."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ from luma_poll._logging import fields, logger
 from luma_poll.errors import DownloadError
 
 Overwrite: TypeAlias = bool | Literal["number"]
-"""What happens to a file of the same name that holds something else."""
+"""The treatment of a file that has the same name but holds something else."""
 HELD: Final = 5.0
-"""Seconds for which a rename is tried while somebody, such as a virus scanner, holds the file."""
+"""Seconds for which a rename is tried while another program, such as a virus scanner, has the file
+open."""
 EXTENSIONS_TO_TRY: Final = (*dict.fromkeys(EXTENSIONS.values()), "bin")
 
 P = ParamSpec("P")
@@ -55,8 +56,8 @@ class Saving(Sink[Path]):
         folder: The directory.
         stem: The name without the extension.
         extension: The extension that was given, if one was.
-        overwrite: False refuses to replace a file of something else, True replaces it, "number"
-            takes a free name beside it.
+        overwrite: False to refuse a name that something else has, True to replace that file,
+            "number" to take a free name beside it.
     """
 
     owner: Owner
@@ -70,20 +71,20 @@ class Saving(Sink[Path]):
 
     @property
     def path(self) -> Path:
-        """The path of the file; without the extension as long as that is not known."""
+        """The path of the file; without the extension until that is known."""
         suffix = f".{self.extension}" if self.extension else ""
         return self.folder / f"{self.stem}{suffix}"
 
     async def existing(self) -> Path | None:
-        """The file of an earlier download, which nobody has changed since.
+        """Return the unchanged file of an earlier download, or None.
 
         Raises:
-            DownloadError: Somebody has, and it is not to be overwritten.
+            DownloadError: It was changed, and `overwrite` is False.
         """
         return None if self.overwrite is True else await self._disk(self._find)
 
     async def expect(self, version: Version) -> None:
-        """Find out before any byte is sent that the name is taken by something of another size."""
+        """Refuse, before any byte is sent, if a file of another size has the name."""
         if self.overwrite is False and version.total is not None:
             path = self._named(self.extension or extension_of_label(version.content_type))
             size = await self._disk(size_of, path)
@@ -91,7 +92,7 @@ class Saving(Sink[Path]):
                 raise self._taken(path)
 
     async def received(self, version: Version) -> int:
-        """The number of bytes of a version that are on disk."""
+        """Return the number of bytes of a version that are on disk."""
         if not version.resumable:
             return 0
         size = await self._disk(size_of, self._part(version)) or 0
@@ -104,7 +105,7 @@ class Saving(Sink[Path]):
             raise InterruptedTry("the file was taken away while it was written")
 
     def put(self, chunk: bytes) -> bool:
-        """Add bytes to the buffer; True if it is to be written."""
+        """Add bytes to the buffer; return True if it should be written."""
         assert self._file is not None
         self._file.put(chunk)
         return self._file.is_full
@@ -129,15 +130,15 @@ class Saving(Sink[Path]):
         """Give the complete part its final name.
 
         Raises:
-            InterruptedTry: The part has vanished, or is no media.
-            DownloadError: The name is taken, or the disk failed. What is complete is kept.
+            InterruptedTry: The part has vanished, or does not hold media.
+            DownloadError: The name is taken, or the disk failed. The complete part is kept.
         """
         try:
             return await self._name(version)
         except DownloadError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-        # Another download of this output has finished it, and tidied up.
+        # The part is gone: another download of this output has finished it, and tidied up.
         of_another = await self._disk(self._find)
         if of_another is None:
             raise InterruptedTry("the file was taken away while it was written")
@@ -149,7 +150,7 @@ class Saving(Sink[Path]):
         try:
             check_head(head, version.content_type)
         except InterruptedTry as error:
-            error.changed = True  # what is on disk is not the file
+            error.changed = True  # so that the bytes on disk are dropped
             raise
         self._kept = private
         try:
@@ -157,19 +158,19 @@ class Saving(Sink[Path]):
             path = await self._patiently(partial(self._publish, private, extension))
         except BaseException:
             with anyio.CancelScope(shield=True), suppress(DownloadError):
-                if version.resumable:  # so that another call finds it
+                if version.resumable:  # back under the name that another call looks for
                     self._kept = await self._disk(_put_back, private, part)
             raise
         self._kept = None
         return path
 
     async def tidy_up(self, keep: Version | None) -> None:
-        """Remove all parts of this output but the one that can be resumed."""
+        """Remove all parts of this output, except one that can be resumed."""
         kept = self._kept or (None if keep is None else self._part(keep))
         await self._disk(remove_parts, self._part_base(), kept)
 
     def _publish(self, private: Path, extension: str) -> Path:
-        """Name the file; the attribute comes first, so that no file is without it."""
+        """Give the file its name, after its attribute, so that no file is without one."""
         mark(private, self.owner)
         for path in self._candidates(extension):
             try:
@@ -200,7 +201,7 @@ class Saving(Sink[Path]):
         return None
 
     def _candidates(self, extension: str) -> Iterator[Path]:
-        """The names that the file may have; endless if numbers are allowed."""
+        """Yield the names that the file may have; without end if numbers are allowed."""
         yield self._named(extension)
         for number in count(2) if self.overwrite == "number" else ():
             yield self._named(extension, f" ({number})")
@@ -213,13 +214,13 @@ class Saving(Sink[Path]):
         given = self.extension or ""
         if media_type is None:
             extension = self.extension or extension_of_label(content_type)
-            self._warn("unknown bytes are kept as", extension)
+            self._warn("the bytes are of no known type, and are kept as", extension)
             return extension
         extension = EXTENSIONS[media_type]
         if SPELLINGS.get(given.lower(), given.lower()) == extension:
             return given
         if given:
-            self._warn("whatever the name says, the bytes are those of", extension)
+            self._warn("the name has another extension, but the bytes are those of", extension)
         return extension
 
     def _warn(self, message: str, extension: str) -> None:
@@ -232,26 +233,26 @@ class Saving(Sink[Path]):
         )
 
     def _part_base(self) -> Path:
-        # By its output and not by its name: what has arrived serves under any name.
+        # Named after the output and not the file: what has arrived serves under any file name.
         return self.folder / f".{clean(self.owner.generation_id)[:60]}-{self.owner.number}"
 
     def _part(self, version: Version | None) -> Path:
-        # The version is in the name, and its bytes are always the same: whoever else is writing
-        # it, now or earlier, writes the same bytes to the same places.
+        # The version is in the name, and a version always has the same bytes. So any other download
+        # that writes this part, now or earlier, writes the same bytes to the same places.
         key = version.key if version is not None and version.resumable else self._nonce
         base = self._part_base()
         return base.with_name(f"{base.name}.{key}.part")
 
     def _taken(self, path: Path, why: str = "is there, and holds something else") -> DownloadError:
         return DownloadError(
-            f"{path.name} {why}. It is left as it is: download under another name, with "
-            'overwrite="number" beside it, or with overwrite=True in its place',
+            f"{path.name} {why}. It is left as it is. Download under another name, "
+            'with overwrite="number" to a numbered one, or with overwrite=True to replace it',
             generation_id=self.owner.generation_id,
             path=path,
         )
 
     async def _patiently(self, function: Callable[[], T]) -> T:
-        """Run a function that renames, while somebody else holds the file open."""
+        """Run a function that renames a file, again while another program has the file open."""
         began = anyio.current_time()
         while True:
             try:

@@ -1,6 +1,6 @@
 """Requests to the storage: presigned URLs, redirects, ranges, and their failures.
 
-Only our own headers are sent: no API key, no cookie, nothing of the client's.
+Only our own headers are sent: no API key, no cookie, nothing that the client adds.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ HEADERS = {
 
 
 class InterruptedTry(Exception):  # noqa: N818 (it is no error yet)
-    """A request failed, and another may succeed.
+    """The error for a request that failed, although another may succeed.
 
     Attributes:
-        expired: True if a fresh URL may be the remedy.
-        changed: True if the bytes on disk may be of another version of the file.
+        expired: True if a fresh URL may help.
+        changed: True if the bytes on disk may belong to another version of the file.
         retry_after: Seconds that the storage asked us to wait.
     """
 
@@ -61,7 +61,7 @@ class InterruptedTry(Exception):  # noqa: N818 (it is no error yet)
 
 
 class RefusedError(Exception):
-    """A request would break a rule of ours, or needs another setting: no other try can succeed."""
+    """The error for a request that breaks one of our rules or needs a setting: do not try again."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Version:
 
     @property
     def resumable(self) -> bool:
-        """True if its parts cannot be confused with those of another version."""
+        """True if a part of it cannot be confused with that of another version."""
         return self.etag is not None and self.total is not None
 
     @property
@@ -90,32 +90,32 @@ class Storage:
 
     Attributes:
         http: The client whose transport is used.
-        plain_host: The host that may be asked without encryption: the API's, if the user has given
-            it with http.
+        plain_host: The host that may be asked without encryption: the API's, if the base URL has
+            http.
     """
 
     http: httpx.AsyncClient  # or httpx2's, whose names are the same
     plain_host: str | None = None
 
     def allows_plain(self, host: str) -> bool:
-        """True if a URL of this host may be plain http."""
+        """Return True if a URL on this host may be plain http."""
         return is_loopback(host) or host == self.plain_host
 
 
 async def request(
     storage: Storage, url: str, version: Version | None, start: int
 ) -> httpx.Response:
-    """The storage's response, with status 200 or 206; `close` it at the end.
+    """Send a request, and return the response, with status 200 or 206; `close` it at the end.
 
     Args:
-        storage: The way to it.
+        storage: The way to the storage.
         url: The presigned URL.
-        version: The version of which the bytes before `start` are; None if there are none.
-        start: The first byte to ask for. The storage may send the whole file all the same.
+        version: The version of the bytes before `start`; None if there are none.
+        start: The first byte to ask for. The storage may send the whole file regardless.
 
     Raises:
-        InterruptedTry: No such response, but another request may get one.
-        RefusedError: No such response, now or later.
+        InterruptedTry: It failed, but another request may succeed.
+        RefusedError: It failed for good.
     """
     headers = dict(HEADERS)
     if start and version is not None:
@@ -130,10 +130,10 @@ async def request(
 
 
 def read_version(response: httpx.Response) -> Version:
-    """The version of the file that a response begins to send.
+    """Return the version of the file that a response begins to send.
 
     Raises:
-        InterruptedTry: It is a part that was not asked for, or its end could not be recognised.
+        InterruptedTry: It is a part that was not asked for, or its end cannot be recognised.
     """
     headers = response.headers
     if response.status_code != 200:
@@ -152,13 +152,13 @@ def read_version(response: httpx.Response) -> Version:
 def check_continues(response: httpx.Response, version: Version, start: int) -> int:
     """Check that a part continues the bytes on disk.
 
-    They are spliced together, so the response must repeat everything that identifies the version.
+    Both are spliced together, so the response must repeat everything that identifies the version.
 
     Returns:
         The offset of its end.
 
     Raises:
-        InterruptedTry: It is of another version, or may be.
+        InterruptedTry: It belongs to another version, or may belong to one.
     """
     said = re.fullmatch(
         r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})",
@@ -175,9 +175,9 @@ def check_continues(response: httpx.Response, version: Version, start: int) -> i
 async def body(
     response: httpx.Response, decoder: Decoder | None = None
 ) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Iterate over the bytes of a response as they arrive, decoded where they are encoded.
+    """Iterate over the bytes of a response as they arrive, decoded if they are encoded.
 
-    Not with `aiter_raw`: a response of a mock transport may have been read before.
+    This does not use `aiter_raw`: a response of a mock transport may have been read before.
     """
     chunks = aiter(cast(httpx.AsyncByteStream, response.stream))
     decoded = None if decoder is None else _decoded(chunks, decoder)
@@ -204,13 +204,13 @@ async def read(chunks: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> b
         False at the end of the body.
 
     Raises:
-        InterruptedTry: The connection is broken, or dead; or the body cannot be decoded.
+        InterruptedTry: The connection is broken or dead, or the body cannot be decoded.
     """
     with _network(), anyio.fail_after(STALL + 1) as stall:
         async for chunk in chunks:
             now = anyio.current_time()
             if stall.deadline < now + STALL:
-                stall.deadline = now + STALL + 1  # moving it for each chunk costs too much
+                stall.deadline = now + STALL + 1  # not for each chunk: that costs too much
             if take(chunk):
                 return True
     return False
@@ -252,8 +252,8 @@ def _check_url(url: httpx.URL) -> None:
     """Check the target of a request.
 
     Raises:
-        ValueError: It has no host that could be asked.
-        RefusedError: It has a password.
+        ValueError: It has no usable host.
+        RefusedError: It has a user name or password.
     """
     if not url.host or "%" in url.host or not 0 <= (url.port or 0) <= 65535:
         raise ValueError
@@ -293,7 +293,7 @@ def _network(host: str = "the storage") -> Iterator[None]:
 
 
 def _trouble(error: BaseException, host: str) -> InterruptedTry | RefusedError:
-    """Say what stands between us and the storage, and what to do about it."""
+    """Return the error that says what keeps us from the storage, and what to do about it."""
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -331,18 +331,18 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def request_of(http: Any, method: str, url: str, headers: dict[str, str]) -> httpx.Request:
-    """A request of the library that the client belongs to, which encodes blanks in the URL."""
+    """Make a request of the client's own library, httpx or httpx2, which encodes blanks in URLs."""
     example: httpx.Request = http.build_request("GET", "https://localhost")
     seconds = dict.fromkeys(("connect", "read", "write", "pool"), STALL)
     return type(example)(method, url, headers=headers, extensions={"timeout": seconds})
 
 
 async def _send(http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-    """Send a request through the transport that the client has for its URL.
+    """Send a request through the client's transport for its URL.
 
-    Not through the client itself, which would run the event hooks and log the signed URL. Only
-    where a later httpx no longer names its transport, the client sends it: unauthenticated, like
-    the transport, as `request_of` gives it no part of the client, and unlogged.
+    The client itself would run its event hooks, and log the signed URL. Only if a later httpx no
+    longer names its transport does the client send it: without logging, and without the client's
+    headers, because `request_of` takes nothing from the client.
     """
     response: httpx.Response
     transport_for = getattr(http, "_transport_for_url", None)
@@ -374,9 +374,9 @@ def _unlogged(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _untraced() -> Iterator[None]:
-    """Keep a signed URL out of the spans of OpenTelemetry's instrumentors, where they are in use.
+    """Keep a signed URL out of the spans of OpenTelemetry's instrumentors, if they are in use.
 
-    They record the whole URL of a request. The key is theirs, and means what it says.
+    They record the whole URL of a request, unless their own context key suppresses it.
     """
     context = sys.modules.get("opentelemetry.context")
     if context is None:
@@ -396,6 +396,6 @@ async def close(opened: Any) -> None:
 
 
 def _is_framed(response: httpx.Response) -> bool:
-    """True if a body without a length has an end that a broken connection does not imitate."""
+    """Return True if a body without a length has an end that a broken connection cannot fake."""
     version = response.extensions.get("http_version", b"")
     return version not in (b"HTTP/1.0", b"HTTP/1.1") or "Transfer-Encoding" in response.headers

@@ -1,4 +1,4 @@
-"""Downloaded files, which show themselves in a notebook."""
+"""Downloaded files that a notebook can show."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from urllib.parse import quote
 from luma_poll._api.media_types import EXTENSIONS, HEAD_SIZE, media_type_of
 
 MAX_EMBEDDED: Final = 8 * 1024**2
-"""Bytes of a file that a notebook holds itself; a larger one is linked to."""
+"""The most bytes of a file that is embedded in a notebook; a larger file is linked."""
 _SHOWN: Final = ("png", "jpg", "webp", "gif", "avif", "bmp", "mp4", "webm", "mov")
 
 
 class Files(list[Path]):
     """The paths of a generation's files, in the order of its outputs.
 
-    A notebook shows the files themselves, read from the disk: no signed URL gets into it.
+    A notebook shows the files as read from the disk, so that no signed URL is saved in it.
     """
 
     def _repr_html_(self) -> str:

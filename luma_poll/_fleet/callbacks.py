@@ -1,4 +1,4 @@
-"""Callbacks as Standard Webhooks asks: signed, at least once, to public addresses alone.
+"""Callbacks by the Standard Webhooks specification: signed, at least once, to public addresses.
 
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -23,19 +23,19 @@ from luma_poll._version import __version__
 from luma_poll.errors import ConfigurationError
 
 PAUSES = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
-"""Seconds before each try, as the specification proposes: three days in all."""
+"""Seconds before each attempt, as the specification proposes: three days in all."""
 TIMEOUT = 15.0
-"""Seconds for one try, from the look-up of the name to the status of the answer."""
+"""Seconds for one attempt, from the look-up of the name to the status of the answer."""
 MOST_AT_ONCE = 200
-"""Calls under way in one worker."""
+"""The most calls under way in one worker."""
 MOST_TO_A_HOST = 4
-"""Of these to one host: receivers that hang hold up nobody but themselves."""
+"""The most of these to one host, so that a receiver that hangs holds up only its own calls."""
 LEASE = 60.0
-"""Seconds after which another worker makes a call of which nothing was heard."""
+"""Seconds after which another worker repeats a call whose outcome was not recorded."""
 DELIVERED = "delivered"
 GONE = "gone"
 _NAT64 = IPv6Network("64:ff9b::/96")
-# Of IANA's registries of special addresses: those that `ipaddress` of some 3.11 calls global.
+# IANA's special addresses. The `ipaddress` of some Python 3.11 calls several of them global.
 _INTERNAL = tuple(
     map(
         ip_network,
@@ -71,10 +71,10 @@ _INTERNAL = tuple(
 
 
 def check_secrets(secrets: Sequence[str]) -> list[Webhook]:
-    """The secrets as signers.
+    """Return the secrets as signers.
 
     Raises:
-        ConfigurationError: One of them cannot be one.
+        ConfigurationError: A secret is not base64, or `secrets` is one string.
     """
     if isinstance(secrets, str):
         raise ConfigurationError("callback_secrets must be a sequence of secrets, not one string")
@@ -86,10 +86,11 @@ def check_secrets(secrets: Sequence[str]) -> list[Webhook]:
 
 
 def check_url(url: str, *, allow_private: bool) -> None:
-    """Refuse a URL that no callback is sent to.
+    """Refuse a URL to which no callback is sent.
 
     Raises:
-        ConfigurationError: It is none, is not https, has a user name, or is of a private address.
+        ConfigurationError: The URL is invalid, not https, has a user name, or points to a private
+            address.
     """
     try:
         parts = httpx.URL(url)
@@ -102,13 +103,13 @@ def check_url(url: str, *, allow_private: bool) -> None:
     try:
         address = ip_address(parts.host)
     except ValueError:
-        return  # a name, which is looked up when it is called
+        return  # a name: its address is checked at each call, when it is looked up
     if not (allow_private or is_public(address)):
         raise ConfigurationError(f"callback must not have the private address {address}")
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """False for what is inside a network: private, loopback, link-local, reserved, multicast."""
+    """Return False for private, loopback, link-local, reserved and multicast addresses."""
     if isinstance(address, IPv6Address):
         inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
         if address in _NAT64:
@@ -123,11 +124,11 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def next_try(outcome: str, tries: int) -> tuple[str, float]:
-    """Return the state of a callback after a try, and the seconds until the next one.
+    """Return the state of a callback after an attempt, and the seconds until the next one.
 
     Args:
-        outcome: What `deliver` returned.
-        tries: How often it was tried by now.
+        outcome: The result of `deliver`.
+        tries: How often it was tried so far.
     """
     if outcome in (DELIVERED, GONE):
         return outcome, 0.0
@@ -139,8 +140,8 @@ def next_try(outcome: str, tries: int) -> tuple[str, float]:
 def sign(
     signers: Sequence[Webhook], message_id: str, body: str, now: datetime | None = None
 ) -> dict[str, str]:
-    """The headers that prove where a message comes from, signed with each of the secrets."""
-    now = (now or datetime.now(UTC)).astimezone(UTC)  # `sign` takes any other zone for UTC
+    """Return the headers that prove the origin of a message, signed with each of the secrets."""
+    now = (now or datetime.now(UTC)).astimezone(UTC)  # `sign` treats any other zone as UTC
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(int(now.timestamp())),
@@ -160,7 +161,7 @@ async def deliver(
     """Send one message once.
 
     Returns:
-        `DELIVERED`, `GONE` (nobody wants to hear any more), or why it has to be tried again.
+        `DELIVERED`, `GONE` (the receiver answered 410), or the reason to try again.
     """
     if not signers:
         return "this worker has no callback_secrets"
@@ -190,7 +191,7 @@ async def _post(
     addresses = [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
     if not private and not all(map(is_public, addresses)):
         raise ConfigurationError(f"{url.host} has a private address, to which no callback is sent")
-    # To the address that was checked: another look-up of the name could give another one.
+    # To the address that was checked: a second look-up of the name could return a private one.
     request = http.build_request(
         "POST",
         url.copy_with(host=str(addresses[0])),
@@ -199,5 +200,5 @@ async def _post(
         extensions={"sni_hostname": url.raw_host.decode("ascii")},
     )
     answer = await http.send(request, stream=True, follow_redirects=False)
-    await answer.aclose()  # nobody reads its body, which may be without end
+    await answer.aclose()  # the body is not read: it may be endless
     return answer.status_code

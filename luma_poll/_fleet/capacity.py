@@ -14,9 +14,9 @@ _CODED = {"tuple": tuple, "set": set, "deque": deque}
 
 
 def account_of(facts: str, running: Mapping[Kind, int], in_flight: Mapping[Kind, int]) -> Account:
-    """Return the account as the fleet knows it, with what runs as the database has it.
+    """Return the account with the facts that the fleet has learned, and the counts of the database.
 
-    Facts of another release may have another form: then it learns again.
+    Facts in the form of another release are dropped, and learned again.
 
     Args:
         facts: The JSON of `facts_of`, or any other text.
@@ -33,7 +33,7 @@ def account_of(facts: str, running: Mapping[Kind, int], in_flight: Mapping[Kind,
                 vars(account).update(known)
     except (ValueError, TypeError, AttributeError, LookupError):
         pass
-    # Not what was counted, which a worker that died has left wrong.
+    # Without the counts in the facts: a worker that died has left them wrong.
     account._running, account._in_flight = Counter(running), Counter(in_flight)
     account._stale = min(account._stale, account.in_flight)
     units = sum(account.weight(kind) * number for kind, number in running.items())
@@ -42,8 +42,8 @@ def account_of(facts: str, running: Mapping[Kind, int], in_flight: Mapping[Kind,
 
 
 def facts_of(account: Account) -> str:
-    """Return what was learned of the account, as JSON."""
-    # By the second: every turn reads and writes them, and a minute may have thousands.
+    """Return what was learned about the account, as JSON."""
+    # Grouped by second: every turn reads and writes them, and a minute may have thousands.
     recent = Counter[int]()
     for leaves, units in account._window._recent:
         recent[math.ceil(leaves)] += units

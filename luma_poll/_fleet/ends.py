@@ -1,4 +1,4 @@
-"""How a submission ended, as JSON for the database and for callbacks, and back."""
+"""The ends of submissions, as JSON for the database and for callbacks, and back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 def end_of(outcome: Generation | LumaError) -> tuple[str, str]:
-    """Return the state of a submission that ended so, and its end as JSON."""
+    """Return the state of a submission with this outcome, and the outcome as JSON."""
     if isinstance(outcome, LumaError):
         state = "overdue" if isinstance(outcome, PollTimeoutError) else "refused"
         return state, json.dumps(to_json(outcome))
@@ -45,7 +45,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def from_json(failure: Mapping[str, Any]) -> LumaError:
-    """Return the error again; one of a later version, unknown here, as a `LumaError`."""
+    """Return the error from its JSON; a class that a later version added becomes `LumaError`."""
     found = getattr(errors, failure["type"], None)
     kind = found if isinstance(found, type) and issubclass(found, LumaError) else LumaError
     error = kind(failure["message"])
@@ -54,7 +54,7 @@ def from_json(failure: Mapping[str, Any]) -> LumaError:
 
 
 def unknown(key: str, request: Mapping[str, Any]) -> SubmissionUnknownError:
-    """Return the error of a submission of which it is not known whether it was accepted."""
+    """Return the error for a submission that the API may have accepted."""
     return SubmissionUnknownError(
         f"submission {key!r}: it is not known whether the API accepted it. It may be running and "
         "be billed: look at the usage of the account, then say with Fleet.resolve (or luma-poll "
@@ -65,7 +65,7 @@ def unknown(key: str, request: Mapping[str, Any]) -> SubmissionUnknownError:
 
 
 def why_failed(generation: Generation) -> GenerationError | None:
-    """Return why a generation failed, or None if it did not."""
+    """Return the error of a failed generation, or None if it did not fail."""
     try:
         as_generation(generation).raise_for_failure()
     except GenerationError as error:
@@ -94,12 +94,12 @@ def event_of(
 
 
 def message_id(fleet: str, key: str, number: int) -> str:
-    """Return the id of the message about an end: ASCII for any key, and new for each end.
+    """Return the id of the message about an end: in ASCII for any key, different for each end.
 
     Args:
         fleet: The name of the fleet.
         key: The key of the submission.
-        number: Which of its ends it is, from 1.
+        number: The number of the end, from 1.
     """
     text = json.dumps([fleet, key, number])
     return f"msg_{hashlib.sha256(text.encode()).hexdigest()[:32]}"

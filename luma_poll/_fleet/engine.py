@@ -1,4 +1,4 @@
-"""The database of a fleet: its connections, its clock, and what its errors mean."""
+"""The database of a fleet: its connections, its clock, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LONGEST_ANSWER = 25.0
-"""Seconds for one call. A connection that is dead or frozen by then is left to itself."""
+"""Seconds for one call. A connection that does not answer by then is abandoned."""
 LONGEST_PAUSE = 5.0
-"""Seconds between two tries to reach the database."""
+"""The most seconds between two attempts to reach the database."""
 THREADS = 8
-"""Calls under way at once, in one process."""
+"""The most calls at once in one process."""
 
 _OF_THE_STATEMENT = ("0A", "22", "23", "28", "2F", "3D", "3F", "42")
-"""Classes of SQLSTATE that no repetition ends: data, constraints, passwords, names, rights."""
+"""Classes of SQLSTATE that a retry cannot help: data, constraints, passwords, names, rights."""
 _POSTGRESQL = {
     "connect_timeout": 10,
-    # A connection that died without a word is noticed within 25 seconds.
+    # A connection that died silently is noticed within 25 seconds.
     "keepalives": 1,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
-    # A pooler in transaction mode gives each transaction another connection, which has not
-    # prepared anything.
+    # A pooler in transaction mode gives each transaction another connection, which does not have
+    # the statements that an earlier one prepared.
     "prepare_threshold": None,
     "application_name": "luma-poll",
 }
-# Whoever waits for a lock, or dies with one, must not hold up the fleet. Set in each transaction,
-# for a pooler refuses settings that come with the connection.
+# A worker that waits for a lock, or dies with one, must not hold up the fleet. Set in each
+# transaction, because a pooler refuses settings that come with the connection.
 _LIMITS = (
     "set_config('lock_timeout', '5s', true), set_config('statement_timeout', '20s', true), "
     "set_config('idle_in_transaction_session_timeout', '15s', true)"
@@ -56,8 +56,8 @@ class FleetDatabaseError(LumaError):
     """The database of a fleet cannot be used. Nothing that was recorded is lost.
 
     Attributes:
-        retryable: True if it is out of reach, and the same call may succeed later.
-        sqlstate: The code of PostgreSQL, or None.
+        retryable: True if the database is out of reach, and the same call may succeed later.
+        sqlstate: PostgreSQL's code, or None.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class FleetDatabaseError(LumaError):
 
 
 class Database:
-    """The connections to the database of a fleet. Its transactions run in threads.
+    """The connections to the database of a fleet, whose transactions run in threads.
 
     Args:
         url: `postgresql://...` or `sqlite:///...`.
@@ -86,7 +86,7 @@ class Database:
             backend = parts.get_backend_name()
         except (ArgumentError, NoSuchModuleError, AttributeError, TypeError):
             parts, backend = sa.URL.create("none"), ""
-        # "postgres", which hosts write into their variables, is not a name of SQLAlchemy's.
+        # Hosting services write "postgres://" into their variables, which SQLAlchemy refuses.
         self.is_postgresql = backend.startswith("postgres")
         if not self.is_postgresql and backend != "sqlite":
             raise ConfigurationError("a database is given as postgresql://... or sqlite:///...")
@@ -111,10 +111,10 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[tuple[sa.Connection, float]]:
-        """A transaction, and the time by the database's clock.
+        """Open a transaction; yield its connection, and the time by the database's clock.
 
         Raises:
-            FleetDatabaseError: The database did not do it.
+            FleetDatabaseError: The transaction failed.
         """
         try:
             with self.engine.begin() as connection:
@@ -125,7 +125,7 @@ class Database:
             raise self._translated(error) from None
 
     def now(self, connection: sa.Connection) -> float:
-        """The time, after what the transaction had to wait for."""
+        """Return the time now, after any wait for a lock in the transaction."""
         return float(connection.execute(sa.text(f"SELECT {self._clock}")).scalar_one())
 
     @property
@@ -137,10 +137,10 @@ class Database:
     def _translated(self, error: SQLAlchemyError) -> FleetDatabaseError:
         state = getattr(getattr(error, "orig", None), "sqlstate", None)
         if state == "25006" or (isinstance(error, DBAPIError) and error.connection_invalidated):
-            # After a failover the connections of the pool lead to the server that may not write.
+            # After a failover, the pool's connections lead to a server that is now read-only.
             self.engine.dispose()
         final = str(state or "").startswith(_OF_THE_STATEMENT)
-        # Without the statement, whose parameters SQLAlchemy adds, and without the URL.
+        # Without the statement, whose parameters would show prompts, and without the URL.
         reason = str(getattr(error, "orig", None) or type(error).__name__).partition("\n")[0][:200]
         return FleetDatabaseError(
             f"the database {'refuses' if final else 'is out of reach'}"
@@ -150,10 +150,10 @@ class Database:
         )
 
     async def call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do some work in a thread, once.
+        """Call a function in a thread, once.
 
         Raises:
-            FleetDatabaseError: The database did not do it.
+            FleetDatabaseError: The database failed, or did not answer in time.
         """
         with anyio.move_on_after(LONGEST_ANSWER):
             return await anyio.to_thread.run_sync(
@@ -165,19 +165,19 @@ class Database:
     async def insist(
         self, label: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Do some work in a thread, again and again until it is done: it never gives up.
+        """Call a function in a thread until it succeeds; this never gives up.
 
         Args:
-            label: What it is, for the log, in case that this process dies before it is done.
-            work: It may be done twice.
-            args: For it.
-            kwargs: For it.
+            label: A description for the log, in case this process dies before it succeeds.
+            work: The function. It may take effect twice, when an answer is lost.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
         """
         tries = 0
         while True:
             try:
                 return await self.call(work, *args, **kwargs)
-            except Exception as error:  # whatever it is: what is recorded here is paid for
+            except Exception as error:  # of any kind: what is recorded here is paid for
                 logger.warning("not recorded yet, %s: %s", label, error, extra=fields(error=error))
             tries += 1
             await anyio.sleep(backoff(tries, 0.2, LONGEST_PAUSE))
@@ -197,7 +197,7 @@ def _threads() -> anyio.CapacityLimiter:
 
 
 def _begin_immediately(engine: sa.Engine) -> None:
-    """Let SQLite's transactions begin as writers: one that reads first cannot become one."""
+    """Begin SQLite's transactions as writers: one that has only read may fail to become one."""
 
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _: Any) -> None:

@@ -1,14 +1,14 @@
-"""Who may submit what, what became of it, and who is alive: the statements of a fleet.
+"""The statements of a fleet: its submissions, their outcomes, and the workers that are alive.
 
-All of them block, are called in threads, and may be called again when their answer was lost.
-The rules that keep the money safe:
+All of them block, are called in threads, and may be called again after their answer was lost.
+Three rules keep the money safe:
 
-- A row of `posts` is committed before each request is sent, and only the call that has its permit
-  sends it, once.
-- An id is recorded on the row of its permit by whoever holds that, however late, whatever became of
-  the submission meanwhile.
-- Nothing but an outcome moves a submission out of `submitting` or `running`, and the death of a
-  worker makes its `submitting` ones `unknown`.
+- A row of `posts` is committed before a request is sent, and only the call that got its permit
+  sends the request, once.
+- The holder of a permit records the id on that row, however late, and whatever has happened to the
+  submission meanwhile.
+- Only an outcome moves a submission out of `submitting` or `running`. When a worker dies, its
+  `submitting` ones become `unknown`.
 """
 
 from __future__ import annotations
@@ -43,25 +43,26 @@ FleetState: TypeAlias = Literal[
     "unknown",
     "cancelled",
 ]
+Conditions: TypeAlias = tuple[sa.ColumnElement[bool], ...]
 STATES: tuple[FleetState, ...] = get_args(FleetState)
 UNDER_WAY = ("queued", "submitting", "running")
 ENDED_FOR_GOOD = ("completed", "failed", "refused", "cancelled")
 
 KEPT = 120.0
-"""Seconds for which a refused request is kept, to be counted in its minute."""
+"""Seconds for which a refused request is kept, because it counts in its minute."""
 MINUTE = 60.0
 LONGEST_PAUSE = 30.0
-"""Seconds between two submissions while it is not known what becomes of them."""
+"""The most seconds between two submissions while their outcomes are unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a fleet. None: as it is, when they are set; else no limit.
+    """The limits of a fleet. None means "no limit", or "unchanged" in a call that sets them.
 
     Attributes:
-        max_running: Generations under way at once.
-        submissions_per_minute: Submissions in any 60 seconds.
-        max_rate: Polls per second; inf for no limit.
+        max_running: The most generations under way at once.
+        submissions_per_minute: The most submissions in any 60 seconds.
+        max_rate: The most polls per second; inf for no limit.
     """
 
     max_running: int | None = None
@@ -81,15 +82,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One submission that the caller may make, once.
+    """The turn of one submission: the caller may send it, once; nobody else may.
 
     Attributes:
         key: Its key.
-        attempt: Which attempt it is, from 1.
+        attempt: The number of the attempt, from 1.
         permit: The permit.
         request: The parameters of `create`.
         kind: The kind of request, for the account.
-        refused: How often it was refused in a row by what is not the API.
+        refused: How often in a row something that is not the API refused it.
     """
 
     key: str
@@ -102,11 +103,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Nothing may be submitted now.
+    """The answer that nothing may be submitted now.
 
     Attributes:
-        seconds: Until it may change by itself; inf if something has to happen first.
-        why: For people: no turn, or why none was given.
+        seconds: The seconds until that may change; inf if something has to happen first.
+        why: The reason, for people; empty if nothing waits to be submitted.
     """
 
     seconds: float
@@ -122,8 +123,8 @@ class Wait:
         generation_id: The id.
         age: Seconds since the API accepted it, by the database's clock.
         timeout: Seconds that it may take since then; None for no limit.
-        attempt: Which attempt it is.
-        max_attempts: How many there may be.
+        attempt: The number of the attempt, from 1.
+        max_attempts: How many attempts there may be.
     """
 
     key: str
@@ -140,11 +141,11 @@ class Alive:
 
     Attributes:
         beats: The beats of all workers.
-        limits: The limits now.
+        limits: The present limits.
         mode: `running`, `paused` or `draining`.
-        why: Somebody's words on it.
-        was_buried: True if the others had taken this worker for dead.
-        notes: What each worker says of itself.
+        why: The reason that an operator gave for the mode, or None.
+        was_buried: True if this worker was not on the list: the others had taken it for dead.
+        notes: The notes of each worker about itself.
     """
 
     beats: dict[str, int]
@@ -159,7 +160,7 @@ class Ledger:
     """The statements on the tables of one fleet.
 
     Args:
-        database: Where they are.
+        database: The database with the tables.
         name: The name of the fleet.
     """
 
@@ -178,15 +179,15 @@ class Ledger:
     # The tables
 
     def prepare(self, *, make: bool = True) -> None:
-        """Make what is missing of the tables.
+        """Create the tables that are missing.
 
         Raises:
-            ConfigurationError: They are of a newer release, or missing and not to be made.
+            ConfigurationError: They belong to a newer release, or are missing and `make` is False.
         """
         try:
             self._prepare(make)
         except FleetDatabaseError as error:
-            # Several processes make them at the same moment: all but one fail.
+            # Several processes may create them at the same moment: all but one fail.
             if error.sqlstate not in ("23505", "42P07", "42710", "42P06", "40001") and (
                 self.database.is_postgresql or "already exists" not in str(error)
             ):
@@ -227,7 +228,7 @@ class Ledger:
     # Those who submit
 
     def add(self, values: Mapping[str, Any]) -> bool:
-        """Queue a submission; False if another one has its key."""
+        """Queue a submission; return False if one with other parameters has its key."""
         rows = self._rows
         with self.database.transaction() as (connection, now):
             given = {
@@ -249,7 +250,7 @@ class Ledger:
             return bool(found == values["digest"])
 
     def look(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return the rows of these keys, with the ids of their attempts where they have ended."""
+        """Return the rows of these keys, with the ids of their attempts if they have ended."""
         wanted = list(keys)
         found: dict[str, dict[str, Any]] = {}
         rows = self._rows
@@ -289,7 +290,7 @@ class Ledger:
     # Those who send
 
     def is_waiting(self) -> bool:
-        """Say if anything waits to be submitted. It takes no lock."""
+        """Return True if anything waits to be submitted, without taking a lock."""
         with self.database.transaction() as (connection, now):
             return self._next(connection, now) is not None
 
@@ -309,14 +310,14 @@ class Ledger:
         """Give the permit for the next submission, if the limits and the account have room.
 
         Args:
-            worker: Its id.
-            permit: A random text that this call alone has.
+            worker: The id of the worker.
+            permit: A random text that no other call has.
         """
         rows, posts = self._rows, self._posts
         with self.database.transaction() as (connection, _):
             fleet = self._lock(connection)
             now = self.database.now(connection)
-            # The answer of an earlier call with this permit may have been lost on its way.
+            # An earlier call with this permit may have succeeded, and its answer been lost.
             mine = connection.execute(
                 sa.select(rows).where(rows.c.permit == permit, rows.c.state == "submitting")
             ).first()
@@ -371,29 +372,23 @@ class Ledger:
             return _turn(row, attempt=attempt, permit=permit)
 
     def holds(self, turn: Turn) -> bool:
-        """Say if a permit is still good: nobody has taken its worker for dead."""
-        rows = self._rows.c
-        mine = rows.permit == turn.permit, rows.state == "submitting"
+        """Return True if a permit is still valid: its worker was not taken for dead."""
+        mine = sa.select(self._rows.c.key).where(*self._of(turn, "submitting"))
         with self.database.transaction() as (connection, _):
-            return connection.execute(sa.select(rows.key).where(*mine)).first() is not None
+            return connection.execute(mine).first() is not None
 
     def accept(self, turn: Turn, worker: str, generation_id: str) -> Wait | None:
         """Record the id that the API gave for a permit.
 
         Returns:
-            The wait for it, or None if it was resolved otherwise meanwhile.
+            The wait for it, or None if the entry was settled otherwise meanwhile.
         """
-        rows, posts = self._rows, self._posts
+        rows = self._rows
         with self.database.transaction() as (connection, now):
-            connection.execute(
-                sa.update(posts)
-                .where(posts.c.permit == turn.permit)
-                .values(generation_id=generation_id, ended_at=now)
-            )
-            mine = rows.c.key == turn.key, rows.c.permit == turn.permit
+            self._end_post(connection, turn, ended_at=now, generation_id=generation_id)
             connection.execute(
                 sa.update(rows)
-                .where(*mine, rows.c.state.in_(("submitting", "unknown")))
+                .where(*self._of(turn, "submitting", "unknown"))
                 .values(
                     state="running",
                     owner=worker,
@@ -404,18 +399,19 @@ class Ledger:
                     updated_at=now,
                 )
             )
-            # Also if it was done by an earlier call, whose answer was lost.
+            # Not from the update: an earlier call, whose answer was lost, may have made it.
+            mine = rows.c.key == turn.key, rows.c.permit == turn.permit
             done = sa.select(*self._of_waits).where(*mine, rows.c.generation_id == generation_id)
             row = connection.execute(done).first()
             return None if row is None else _wait(row, now)
 
     def hand_back(self, turn: Turn, *, pause: float = 0.0, refused: bool = False) -> None:
-        """Record that it was certainly not accepted: it waits for another turn.
+        """Record that it was certainly not accepted, so that it waits for another turn.
 
         Args:
             turn: The turn.
-            pause: Seconds until it may have one.
-            refused: Count it as refused by what is not the API.
+            pause: Seconds until it may have the next one.
+            refused: True to count a refusal by something that is not the API.
         """
         with self.database.transaction() as (connection, now):
             self._hand_back(connection, now, turn, pause, refused)
@@ -423,15 +419,10 @@ class Ledger:
     def _hand_back(
         self, connection: sa.Connection, now: float, turn: Turn, pause: float, refused: bool
     ) -> None:
-        rows = self._rows
-        self._end_post(connection, turn, now, refused=True)
+        self._end_post(connection, turn, ended_at=now, refused=True)
         connection.execute(
-            sa.update(rows)
-            .where(
-                rows.c.key == turn.key,
-                rows.c.permit == turn.permit,
-                rows.c.state.in_(("submitting", "unknown")),
-            )
+            sa.update(self._rows)
+            .where(*self._of(turn, "submitting", "unknown"))
             .values(
                 state="queued",
                 attempt=turn.attempt - 1,
@@ -445,10 +436,10 @@ class Ledger:
         )
 
     def refuse(self, turn: Turn, outcome: NotAccepted) -> bool:
-        """Record a 429, and tell the account: nobody has a turn in between.
+        """Record a 429, and let the account learn from it before anyone gets the next turn.
 
         Returns:
-            False if the account has said that it never takes such a request: it waits no more.
+            False if the account never takes such a request: then it does not wait for a turn.
         """
         with self.database.transaction() as (connection, _):
             fleet = self._lock(connection)
@@ -468,45 +459,32 @@ class Ledger:
 
     def end_unsent(self, turn: Turn, state: str, end: str) -> None:
         """Record that a submission was certainly not accepted, and never will be."""
-        rows = self._rows
         with self.database.transaction() as (connection, now):
-            self._end_post(connection, turn, now, refused=True)
-            mine = (
-                rows.c.key == turn.key,
-                rows.c.permit == turn.permit,
-                rows.c.state.in_(("submitting", "unknown")),
-            )
-            self._end(connection, now, mine, state, end)
+            self._end_post(connection, turn, ended_at=now, refused=True)
+            self._end(connection, now, self._of(turn, "submitting", "unknown"), state, end)
 
     def lose(self, turn: Turn) -> None:
-        """Record that it is not known whether it was accepted."""
-        rows = self._rows
+        """Record that a submission may have been accepted."""
         with self.database.transaction() as (connection, now):
-            self._end_post(connection, turn, now, refused=False)
-            mine = (
-                rows.c.key == turn.key,
-                rows.c.permit == turn.permit,
-                rows.c.state == "submitting",
-            )
-            self._lose(connection, now, mine)
+            self._end_post(connection, turn, ended_at=now, refused=False)
+            self._end(connection, now, self._of(turn, "submitting"), "unknown")
 
-    def _end_post(
-        self, connection: sa.Connection, turn: Turn, now: float, *, refused: bool
-    ) -> None:
+    def _of(self, turn: Turn, *states: FleetState) -> Conditions:
+        """Return the conditions for the row of a turn, in one of these states."""
+        rows = self._rows.c
+        return rows.key == turn.key, rows.permit == turn.permit, rows.state.in_(states)
+
+    def _end_post(self, connection: sa.Connection, turn: Turn, **values: Any) -> None:
         posts = self._posts
-        connection.execute(
-            sa.update(posts)
-            .where(posts.c.permit == turn.permit)
-            .values(ended_at=now, refused=refused)
-        )
+        connection.execute(sa.update(posts).where(posts.c.permit == turn.permit).values(**values))
 
     def learn(self, turn: Turn, outcome: Outcome) -> None:
-        """Tell the account of an outcome, which is on record already."""
+        """Let the account learn from an outcome that is already on record."""
         with self.database.transaction() as (connection, _):
             fleet = self._lock(connection)
             now = self.database.now(connection)
             running, in_flight = self._counts(connection)
-            # As it was before: the account moves by itself what the outcome moves.
+            # The counts from before the outcome, because `Account.end` applies it to them.
             in_flight[turn.kind] = in_flight.get(turn.kind, 0) + 1
             if isinstance(outcome, Accepted):
                 running[turn.kind] = max(running.get(turn.kind, 0) - 1, 0)
@@ -515,7 +493,7 @@ class Ledger:
             connection.execute(sa.update(self._fleet).values(account=facts_of(account)))
 
     def _lock(self, connection: sa.Connection) -> Any:
-        """Return the fleet's row: one worker at a time decides who may submit."""
+        """Lock and return the fleet's row, so that one worker at a time decides on turns."""
         return connection.execute(sa.select(self._fleet).with_for_update()).one()
 
     def _lives(self, connection: sa.Connection, worker: str) -> bool:
@@ -535,10 +513,10 @@ class Ledger:
         return found["running"], found["submitting"]
 
     def _minute(self, connection: sa.Connection, now: float, limit: int) -> float:
-        """Seconds until another request may be sent; 0 for now.
+        """Return the seconds until another request may be sent; 0 for now.
 
-        A request counts until a minute after its answer: it arrived before that, so no minute of
-        the API's has more, however long the way is.
+        A request counts until a minute after its answer. It reached the API before the answer, so
+        no minute by the API's clock has more requests, however slow the network is.
         """
         posts = self._posts.c
         counting = sa.or_(posts.ended_at.is_(None), posts.ended_at > now - MINUTE)
@@ -552,10 +530,10 @@ class Ledger:
     def _after_unknowns(
         self, connection: sa.Connection, now: float, in_flight: Mapping[Kind, int]
     ) -> float:
-        """Seconds until one submission may find out if the API answers again; 0 for now.
+        """Return the seconds until one submission may test whether the API answers; 0 for now.
 
-        Each that it does not answer may be billed: so one at a time, of all the workers that live,
-        and each later than the one before.
+        Each one without an answer may be billed. So all workers that are alive send one at a time
+        between them, at growing intervals.
         """
         posts = self._posts.c
         accepted = sa.select(sa.func.max(posts.ended_at)).where(posts.generation_id.is_not(None))
@@ -577,7 +555,7 @@ class Ledger:
     # Those who wait
 
     def claim_waits(self, worker: str, most: int) -> list[Wait]:
-        """Take over generations that run, and that no worker waits for."""
+        """Take over running generations for which no worker waits."""
         rows = self._rows
         with self.database.transaction() as (connection, now):
             free = (
@@ -596,7 +574,7 @@ class Ledger:
             return [_wait(row, now) for row in connection.execute(taken)]
 
     def owned(self, worker: str) -> tuple[list[Wait], dict[str, str]]:
-        """Return what a worker has in hand: its waits, and the permits of its submissions."""
+        """Return the waits of a worker, and the permits of its submissions with their keys."""
         rows = self._rows
         with self.database.transaction() as (connection, now):
             mine = sa.select(*self._of_waits, rows.c.permit, rows.c.state).where(
@@ -619,7 +597,7 @@ class Ledger:
         )
 
     def end_wait(self, wait: Wait, state: str, end: str) -> None:
-        """Record how a generation ended, or why it is not waited for."""
+        """Record the end of a generation, or the reason to stop waiting for it."""
         with self.database.transaction() as (connection, now):
             self._end(connection, now, self._runs(wait), state, end)
 
@@ -632,8 +610,8 @@ class Ledger:
                 .values(state="queued", owner=None, permit=None, due_at=now + pause, updated_at=now)
             )
 
-    def _runs(self, wait: Wait) -> tuple[sa.ColumnElement[bool], ...]:
-        # Whoever sees the end first: a worker that was stopped for a while changes nothing later.
+    def _runs(self, wait: Wait) -> Conditions:
+        # The first worker to see the end counts; one that was stopped for a while changes nothing.
         rows = self._rows.c
         return (
             rows.key == wait.key,
@@ -645,33 +623,27 @@ class Ledger:
         self,
         connection: sa.Connection,
         now: float,
-        where: tuple[sa.ColumnElement[bool], ...],
+        where: Conditions,
         state: str,
-        end: str,
-    ) -> None:
-        rows = self._rows
-        ended = (
-            sa.update(rows)
-            .where(*where)
-            .values(state=state, end=end, owner=None, ends=rows.c.ends + 1, updated_at=now)
-            .returning(rows.c.key, rows.c.callback, rows.c.ends)
-        )
-        for row in connection.execute(ended).all():
-            self._announce(connection, now, row, state, json.loads(end))
-
-    def _lose(
-        self, connection: sa.Connection, now: float, where: tuple[sa.ColumnElement[bool], ...]
+        end: str | None = None,
     ) -> int:
+        """End submissions, and let their callbacks be made; an unknown one may still have an end.
+
+        Returns:
+            How many there were.
+        """
         rows = self._rows
-        lost = connection.execute(
+        values = {"state": state, "owner": None, "ends": rows.c.ends + 1, "updated_at": now}
+        ended = connection.execute(
             sa.update(rows)
             .where(*where)
-            .values(state="unknown", owner=None, ends=rows.c.ends + 1, updated_at=now)
+            .values(values if end is None else {**values, "end": end})
             .returning(rows.c.key, rows.c.callback, rows.c.ends)
         ).all()
-        for row in lost:
-            self._announce(connection, now, row, "unknown", to_json(unknown(row.key, {})))
-        return len(lost)
+        for row in ended:
+            what = to_json(unknown(row.key, {})) if end is None else json.loads(end)
+            self._announce(connection, now, row, state, what)
+        return len(ended)
 
     def _announce(
         self,
@@ -701,13 +673,13 @@ class Ledger:
     def due_callbacks(
         self, most: int, each_host: int, busy: Mapping[str, int], lease: float
     ) -> list[dict[str, Any]]:
-        """Take callbacks that are due. They are due again after the lease, if nothing is said.
+        """Take callbacks that are due. Without a result they are due again after the lease.
 
         Args:
-            most: How many.
-            each_host: How many for one host, with those that are busy.
-            busy: The calls under way to each host.
-            lease: Seconds.
+            most: The most callbacks to take.
+            each_host: The most for one host, including calls under way.
+            busy: The number of calls under way to each host.
+            lease: The lease in seconds.
         """
         calls = self._callbacks
         full = [host for host, number in busy.items() if number >= each_host]
@@ -754,7 +726,7 @@ class Ledger:
             return int(connection.execute(due).scalar_one())
 
     def called(self, message: str, state: str, last: str, pause: float = 0.0) -> None:
-        """Record what became of a call: it ended so, or is due again after a pause."""
+        """Record the result of a call: its final state, or that it is due again after a pause."""
         calls = self._callbacks
         with self.database.transaction() as (connection, now):
             connection.execute(
@@ -766,7 +738,7 @@ class Ledger:
     # Those who are alive
 
     def beat(self, worker: str, notes: Mapping[str, Any]) -> Alive:
-        """Say that this worker is alive; returns what it has to know of the others."""
+        """Record that this worker is alive; return what it has to know about the others."""
         workers = self._workers
         with self.database.transaction() as (connection, now):
             was_there = self._lives(connection, worker)
@@ -794,11 +766,11 @@ class Ledger:
         return Alive(beats, _limits(fleet), fleet.mode, fleet.why, not was_there, told)
 
     def bury(self, worker: str, beat: int) -> tuple[int, int] | None:
-        """Remove a worker that has not beaten since, and take what it had from it.
+        """Remove a worker whose beat is still this one, and free what it had.
 
         Returns:
-            How many generations that run are left, and how many submissions are now unknown; None
-            for all callers but one.
+            The number of running generations that it left, and of its submissions that are now
+            unknown; None if another caller was faster, or the worker beat again.
         """
         workers = self._workers.c
         with self.database.transaction() as (connection, now):
@@ -808,7 +780,7 @@ class Ledger:
             return self._orphan(connection, now, self._rows.c.owner == worker)
 
     def sweep(self) -> tuple[int, int]:
-        """Take what workers have that are not on the list, and delete what is of no use."""
+        """Free what belongs to workers that are not on the list, and delete old refused rows."""
         rows, posts = self._rows, self._posts
         with self.database.transaction() as (connection, now):
             everybody = sa.select(self._workers.c.id)
@@ -827,14 +799,14 @@ class Ledger:
             .where(posts.c.permit.in_(permits), posts.c.ended_at.is_(None))
             .values(ended_at=now)
         )
-        unknown = self._lose(connection, now, (whose, rows.c.state == "submitting"))
+        unknown = self._end(connection, now, (whose, rows.c.state == "submitting"), "unknown")
         left = connection.execute(
             sa.update(rows).where(whose, rows.c.state == "running").values(owner=None)
         )
         return left.rowcount, unknown
 
     def withdraw(self, permits: Sequence[str]) -> None:
-        """Hand back what was begun with permits that nobody has used, nor ever will."""
+        """Take back submissions begun with permits that were never used and never will be."""
         rows, posts = self._rows, self._posts
         with self.database.transaction() as (connection, now):
             connection.execute(sa.delete(posts).where(posts.c.permit.in_(permits)))
@@ -851,7 +823,7 @@ class Ledger:
             )
 
     def last_id(self) -> str | None:
-        """Return an id that the API knows, if there is one."""
+        """Return the id of a running generation, or None."""
         rows = self._rows.c
         ids = sa.select(rows.generation_id).where(rows.state == "running").limit(1)
         with self.database.transaction() as (connection, _):
@@ -859,7 +831,7 @@ class Ledger:
         return found
 
     def leave(self, worker: str) -> None:
-        """Say that this worker has stopped, so that the others take over at once."""
+        """Record that this worker has stopped, so that the others take over at once."""
         with self.database.transaction() as (connection, now):
             self._orphan(connection, now, self._rows.c.owner == worker)
             connection.execute(sa.delete(self._workers).where(self._workers.c.id == worker))
@@ -867,11 +839,11 @@ class Ledger:
     # Those who look after it
 
     def set_limits(self, limits: Limits, *, lift: Iterable[str] = ()) -> tuple[Limits, Limits]:
-        """Set those that are given; returns the limits before and after.
+        """Set the limits that are given; return the limits before and after.
 
         Args:
-            limits: None: as it is.
-            lift: The names of those that end.
+            limits: The new limits; None leaves one unchanged.
+            lift: The names of the limits to remove.
         """
         names = ("max_running", "submissions_per_minute", "max_rate")
         given = {name: getattr(limits, name) for name in names}
@@ -889,7 +861,7 @@ class Ledger:
             connection.execute(sa.update(self._fleet).values(mode=mode, why=why))
 
     def entries(self, state: str | None, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """Return the submissions in a state, in their order."""
+        """Return the submissions in a state, in the order they were made."""
         rows = self._rows
         chosen = sa.select(rows).order_by(rows.c.number)
         if state is not None:
@@ -906,14 +878,14 @@ class Ledger:
         return found
 
     def resolve(self, keys: Sequence[str], generation_id: str | None) -> None:
-        """Record what somebody says of submissions that ended without an end.
+        """Settle submissions that ended without a generation's end, as an operator decided.
 
         Args:
             keys: Their keys.
-            generation_id: The id, or None: they may be submitted.
+            generation_id: The id to wait for, or None to submit them again.
 
         Raises:
-            ConfigurationError: One of them has not ended so. Then none is changed.
+            ConfigurationError: One of them cannot be settled. Then none is changed.
         """
         rows, posts = self._rows, self._posts
         with self.database.transaction() as (connection, now):
@@ -922,7 +894,7 @@ class Ledger:
                     sa.select(rows).where(rows.c.key == key).with_for_update()
                 ).first()
                 if row is None:
-                    raise ConfigurationError(f"nothing was submitted under the key {key!r}")
+                    raise ConfigurationError(f"no submission has the key {key!r}")
                 if row.state not in ("unknown", "refused", "overdue"):
                     raise ConfigurationError(
                         f"the submission {key!r} has not ended with an error: it is {row.state}"
@@ -958,7 +930,7 @@ class Ledger:
                 connection.execute(sa.update(rows).where(rows.c.key == key).values(values))
 
     def cancel(self, keys: Sequence[str], end: str) -> list[str]:
-        """End submissions that were not sent; returns the keys of those that it ended."""
+        """End submissions that were not sent yet; return the keys of those that it ended."""
         rows = self._rows
         cancelled = []
         with self.database.transaction() as (connection, now):
@@ -970,7 +942,7 @@ class Ledger:
         return cancelled
 
     def forget(self, before: float) -> int:
-        """Delete what is known of submissions that ended before a time, but not their keys."""
+        """Delete the data of submissions that ended before a time, but keep their keys."""
         rows, posts, calls = self._rows, self._posts, self._callbacks
         with self.database.transaction() as (connection, _):
             old = (
@@ -989,7 +961,7 @@ class Ledger:
             return int(connection.execute(forgotten).rowcount)
 
     def redeliver(self, keys: Sequence[str]) -> int:
-        """Let the callbacks of submissions be delivered once more, with their ids as before."""
+        """Make the callbacks of submissions due again, with the same message ids."""
         calls = self._callbacks
         with self.database.transaction() as (connection, now):
             again = (
@@ -1000,7 +972,7 @@ class Ledger:
             return int(connection.execute(again).rowcount)
 
     def status(self) -> dict[str, Any]:
-        """Return what an operator asks first."""
+        """Return the state of the fleet, for an operator."""
         rows, workers, calls = self._rows.c, self._workers.c, self._callbacks.c
         with self.database.transaction() as (connection, now):
             fleet = connection.execute(sa.select(self._fleet)).one()

@@ -1,19 +1,19 @@
-"""Which workers have died? Plain decisions, on what one worker has seen of the others."""
+"""The decision which workers have died, by what one worker has seen of the others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 LEFT = 0
-"""The beat of a worker that said that it stops."""
+"""The beat of a worker that has said that it stops."""
 
 
 class Watch:
     """The beats of the other workers, as one worker has seen them.
 
-    A worker is dead when its beat has not changed for `patience` seconds, by the clock of whoever
-    watches: no two clocks are compared. Nor is anybody judged for a time in which the watcher saw
-    nothing, because it was stopped itself or the database was out of reach.
+    A worker is dead when its beat has not changed for `patience` seconds by the watcher's own
+    clock: no two clocks are compared. After a gap in which the watcher itself saw nothing (it was
+    paused, or the database was down), it starts to count again for every worker.
 
     Args:
         patience: Seconds without a beat after which a worker counts as dead.
@@ -21,15 +21,15 @@ class Watch:
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
-        self._seen: dict[str, tuple[int, float]] = {}  # beat, since when
+        self._seen: dict[str, tuple[int, float]] = {}  # the beat, and since when it is this one
         self._looked = -float("inf")
 
     def look(self, beats: Mapping[str, int], now: float) -> list[str]:
-        """Take note of the beats; returns the workers that are dead.
+        """Note the beats; return the workers that are dead.
 
         Args:
             beats: The beat of each worker, by its name.
-            now: Seconds on any clock that is always the same one.
+            now: The time in seconds, by the same clock in every call.
         """
         if now - self._looked > self._patience / 2:
             self._seen.clear()

@@ -1,4 +1,4 @@
-"""The ends of submissions, looked up for all who wait for one by one statement."""
+"""The ends of submissions, looked up for all callers by one statement."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from luma_poll._logging import fields, logger
 
 
 class Results:
-    """The rows of the keys that somebody waits for, as of the last look.
+    """The rows of all keys that callers wait for, as of the last look.
 
-    Whoever finds them too old looks for everybody: a thousand callers cost one statement a second.
+    A caller that finds them too old looks for all: a thousand callers cost one statement a second.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Results:
         """Return the row of a key as soon as it has ended; None if there is none.
 
         Args:
-            ledger: Has the rows.
+            ledger: The ledger with the rows.
             key: The key.
             interval: Seconds between two looks.
         """

@@ -1,4 +1,4 @@
-"""Submissions that are made at most once, whoever dies and whoever comes back."""
+"""Submissions of a worker, each made at most once, even if workers die or come back."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ from luma_poll.errors import (
 )
 
 MOST_AT_ONCE = 4
-"""Submissions under way in one worker: what a kill, or the first moment of an outage, can cost."""
+"""Submissions at once in one worker: a kill, or an outage that begins, can lose as many."""
 AFTER_TROUBLE = 2.0
 """Seconds until the next look after an error of the database."""
 LOOK = 0.5
 """Seconds between two looks for something to submit."""
 MOST_ODD_REFUSALS = 5
-"""So often is a submission refused by what is not the API, until that is its end."""
+"""Refusals by something that is not the API, after which a submission ends with the last one."""
 
 
 class Sender:
-    """Takes turns from the ledger, and makes the submission that each of them allows.
+    """The part of a worker that submits: it takes turns from the ledger, and sends one for each.
 
     Args:
-        client: Its `generations.create` sends once.
+        client: A client whose `generations.create` sends once, without retries.
         ledger: Gives the turns and keeps the ids.
         worker: The id of this worker.
-        share: Submissions and waits that this worker has in hand at most.
-        patience: Seconds after which the others may take this worker for dead.
+        share: The most submissions and waits at once in this worker.
+        patience: Seconds without a heartbeat after which the others take a worker for dead.
         wait_for: Begins a wait.
-        waits: Counts the waits in hand.
+        waits: Counts the waits of this worker.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Sender:
         self._patience = patience
         self._wait_for = wait_for
         self._waits = waits
-        self._permit: str | None = None  # asked for, with no answer yet
+        self._permit: str | None = None  # the one asked for, while there is no answer
         self._news = anyio.Event()
         self._leaving = False
         self._scope = anyio.CancelScope()
@@ -81,7 +81,7 @@ class Sender:
         self.sending: set[str] = set()
         """The permits that are in use."""
         self.why: str = ""
-        """Why nothing is submitted now, for people."""
+        """The reason why nothing is submitted now, for people."""
 
     def wake(self) -> None:
         """Look again: there is something to submit, or room for it."""
@@ -93,7 +93,7 @@ class Sender:
         self.wake()
 
     def abandon(self) -> None:
-        """Let a cancellation reach what is still under way: it takes longer than anything may."""
+        """Let a cancellation reach the submissions still under way: they had time enough."""
         if self.sending:
             logger.error(
                 "the worker stops with %d submissions without an answer on record",
@@ -103,19 +103,21 @@ class Sender:
         self._scope.shield = False
 
     async def send_forever(self) -> None:
-        """Submit whatever may be submitted, until `leave`, and what is under way to its end.
+        """Submit until `leave`, then finish what is under way.
 
-        No cancellation reaches it: a request that was sent has an id, or a bill.
+        No cancellation reaches it before `abandon`: a request that was sent gets an id that is
+        billed, whether anybody records it or not.
         """
         with anyio.CancelScope(shield=True) as self._scope:
             async with anyio.create_task_group() as tasks:
                 while not self._leaving:
                     try:
                         pause = await self._step(tasks)
-                    except Exception as error:  # whatever it is: nothing is lost by looking again
+                    except Exception as error:  # of any kind: trying again loses nothing
                         logger.warning("nothing is submitted: %s", error, extra=fields(error=error))
                         pause = AFTER_TROUBLE
                     await self._sleep(pause)
+            # The database may have given it although its answer was lost: nobody will use it now.
             if self._permit is not None:
                 await self._withdraw(self._permit)
 
@@ -132,7 +134,7 @@ class Sender:
                 await self._news.wait()
 
     async def _step(self, tasks: TaskGroup) -> float:
-        """Submit one, or return the seconds until it is worth another look."""
+        """Begin one submission, or return the seconds until another look is worth it."""
         most = 1 if self.trouble.is_on else MOST_AT_ONCE
         if len(self.sending) >= most or self._waits() + len(self.sending) >= self._share:
             return LOOK
@@ -142,10 +144,12 @@ class Sender:
                 return min(pause, LOOK)
             if not await self._is_served():
                 return LOOK
+        # Without a lock: idle workers must not queue for the fleet's row twice a second.
         if self._permit is None and not await database.call(self._ledger.is_waiting):
             self.why = ""
             return LOOK
-        # The same permit, if the answer to the last call was lost: it may have been given.
+        # After a call whose answer was lost, the same permit again: the ledger may have given it,
+        # and then returns that turn once more.
         self._permit = self._permit or uuid4().hex
         asked = anyio.current_time()
         turn = await database.call(self._ledger.take_turn, self._worker, self._permit)
@@ -159,7 +163,7 @@ class Sender:
         return 0.0
 
     async def _is_served(self) -> bool:
-        """Ask the API something that costs nothing, before a submission finds out."""
+        """Return False if the API refuses a GET as well, which is free, unlike a submission."""
         known = await self._ledger.database.call(self._ledger.last_id)
         if known is None:
             return True
@@ -181,7 +185,8 @@ class Sender:
 
     async def _send_once(self, turn: Turn, asked: float) -> None:
         insist, ledger = self._ledger.database.insist, self._ledger
-        # Was this process stopped since it asked? Then it may have been taken for dead.
+        # If this process was stopped since it asked, the others may have taken it for dead and
+        # called this submission unknown. Then it must not be sent.
         is_late = anyio.current_time() - asked > self._patience / 2
         if is_late and not await insist(f"the turn of {turn.key!r}", ledger.holds, turn):
             await insist(f"{turn.key!r} was not sent", ledger.hand_back, turn)
@@ -191,6 +196,7 @@ class Sender:
             case Accepted():
                 await self._accepted(turn, outcome)
             case NotAccepted(RateLimitError() as error):
+                # False if the request is too heavy for the account: waiting would never help.
                 if not await insist(f"{turn.key!r} waits again", ledger.refuse, turn, outcome):
                     await self._end(turn, error)
             case NotAccepted(error):
@@ -202,6 +208,7 @@ class Sender:
                     error,
                     extra=fields(attempt=turn.attempt, error=error),
                 )
+                # Before the record, which may take time: the next turn must already see the pause.
                 self._begin_trouble(error)
                 await insist(f"{turn.key!r} is unknown", ledger.lose, turn)
                 await self._learn(turn, outcome)
@@ -219,7 +226,7 @@ class Sender:
         )
         if wait is None:
             logger.error(
-                "generation %s of %r runs, but is not waited for: it was resolved otherwise",
+                "generation %s of %r runs, but nothing waits for it: it was settled otherwise",
                 generation_id,
                 turn.key,
                 extra=fields(generation_id, attempt=turn.attempt),
@@ -229,11 +236,13 @@ class Sender:
         await self._learn(turn, outcome)
 
     async def _not_accepted(self, turn: Turn, error: Exception) -> None:
-        """End it where the API has refused this request; else it is the worker's trouble."""
+        """End it if the API refused this request; else hand it back, as the fault is elsewhere."""
         if _is_of_the_request(error):
             await self._end(turn, error)
             return
         self._begin_trouble(error)
+        # Odd: a refusal that neither the API nor a passing fault explains, such as a gateway's 403.
+        # It does not count against the request at once, but it cannot go on for ever.
         is_odd = not (ends_all(error) or (isinstance(error, APIError) and error.retryable))
         if is_odd and turn.refused + 1 >= MOST_ODD_REFUSALS:
             await self._end(turn, error)
@@ -250,11 +259,11 @@ class Sender:
         )
 
     async def _learn(self, turn: Turn, outcome: Outcome) -> None:
-        """Tell the account, which can learn without this one, too."""
+        """Let the account learn from an outcome; if that fails, it learns from the next one."""
         try:
             await self._ledger.database.call(self._ledger.learn, turn, outcome)
         except Exception as error:
-            logger.info("the account has not heard of it: %s", error, extra=fields(error=error))
+            logger.info("the account did not learn from it: %s", error, extra=fields(error=error))
 
     def _begin_trouble(self, error: BaseException) -> None:
         why = f"{type(error).__name__}: {error}"
@@ -266,12 +275,12 @@ class Sender:
             )
 
     def note_refusal(self, error: LumaError) -> None:
-        """Note a refusal of a poll, which submissions would meet too."""
+        """Note the refusal of a poll that submissions would get, too."""
         self._begin_trouble(error)
 
 
 def _is_of_the_request(error: Exception) -> bool:
-    """True for a refusal of this request alone, in the API's own words."""
+    """Return True for a refusal of this one request, in the API's own words."""
     return isinstance(error, ConfigurationError) or (
         isinstance(error, APIStatusError)
         and not error.retryable

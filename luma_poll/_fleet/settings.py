@@ -1,4 +1,4 @@
-"""Where the database of a fleet is, and a configuration of DBOS that suits one."""
+"""The place of a fleet's database, and a configuration of DBOS that suits a fleet."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ def fleet_config(
 ) -> DBOSConfig:
     """Return a configuration for `DBOS(config=...)` that suits a fleet.
 
-    It is quiet: no telemetry, no lines but warnings. Results are JSON in place of pickles, the
-    threads are bounded, and connections survive a pooler and notice a dead server.
+    It turns off telemetry, and all log lines but warnings. Results are stored as JSON instead of
+    pickles, the number of threads is limited, and connections work through a pooler and notice a
+    dead server.
 
     Args:
-        database_url: `postgresql://...`, or `sqlite:///...` to try it on one machine.
+        database_url: `postgresql://...`, or `sqlite:///...` to try fleets out on one machine.
         name: The name of the app.
         schema: The schema of the tables, in PostgreSQL.
-        others: Further settings of `DBOSConfig`, or others than these.
+        others: Further settings of `DBOSConfig`, which override these.
     """
     settings: dict[str, Any] = {
         "name": name,
@@ -43,11 +44,11 @@ def fleet_config(
 def database_of_dbos() -> tuple[sa.URL, str | None]:
     """Return the URL of the database of the launched DBOS, and the schema of its tables.
 
-    DBOS has no public name for it, and users give the URL to DBOS alone. This is the one place that
-    looks behind its door; `Fleet(database=...)` does without.
+    DBOS has no public name for it, and users give the URL only to DBOS. This is the only place that
+    reads a private attribute of DBOS; `Fleet(database=...)` does not need it.
 
     Raises:
-        ConfigurationError: It is not launched, or hides it.
+        ConfigurationError: DBOS is not launched, or has no such attribute any more.
     """
     try:
         from dbos._dbos import _get_dbos_instance
@@ -62,5 +63,5 @@ def database_of_dbos() -> tuple[sa.URL, str | None]:
 
 
 def is_in_workflow() -> bool:
-    """Say if this is the code of a workflow of DBOS, and not that of a step in it."""
+    """Return True in the code of a DBOS workflow, but not in that of a step."""
     return DBOS.workflow_id is not None and DBOS.step_id is None

@@ -1,4 +1,4 @@
-"""The tables of a fleet. They carry its name, so that several share a database."""
+"""The tables of a fleet. Their names contain the fleet's, so that several share a database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_name(name: object) -> str:
     """Return the name of a fleet, which is part of the names of its tables.
 
     Raises:
-        ConfigurationError: It cannot be one.
+        ConfigurationError: The name is too long, or has other characters.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigurationError(
@@ -49,20 +49,20 @@ class Tables:
             sa.Column("submissions_per_minute", sa.Integer),
             sa.Column("max_rate", sa.Float, nullable=False),
             sa.Column("mode", sa.Text, nullable=False),  # running, paused, draining
-            sa.Column("why", sa.Text),  # somebody's words on the mode
-            sa.Column("account", sa.Text, nullable=False),  # what it has learned, as JSON
+            sa.Column("why", sa.Text),  # the operator's reason for the mode
+            sa.Column("account", sa.Text, nullable=False),  # what was learned about it, as JSON
             sa.Column("refusals", sa.Integer, nullable=False),  # 429s, in all
         )
         self.workers = sa.Table(
             f"{prefix}_workers",
             self.metadata,
             sa.Column("id", sa.Text, primary_key=True),
-            sa.Column("beat", sa.Integer, nullable=False),  # it counts up
+            sa.Column("beat", sa.Integer, nullable=False),  # counts up
             sa.Column("beat_at", sa.Float, nullable=False),
             sa.Column("started_at", sa.Float, nullable=False),
-            sa.Column("notes", sa.Text, nullable=False),  # what it says of itself, as JSON
+            sa.Column("notes", sa.Text, nullable=False),  # by the worker about itself, as JSON
         )
-        # Times are seconds since 1970 by the clock of the database, which is the only one.
+        # All times are seconds since 1970 by the database's clock, the only one that counts.
         self.submissions = sa.Table(
             f"{prefix}_submissions",
             self.metadata,
@@ -71,17 +71,17 @@ class Tables:
             ),
             sa.Column("key", sa.Text, nullable=False, unique=True),
             sa.Column("digest", sa.Text, nullable=False),
-            sa.Column("request", sa.Text),  # None once it is forgotten
+            sa.Column("request", sa.Text),  # NULL once it is forgotten
             sa.Column("kind", sa.Text, nullable=False),
             sa.Column("max_attempts", sa.Integer, nullable=False),
             sa.Column("timeout", sa.Float),
             sa.Column("callback", sa.Text),
             sa.Column("state", sa.Text, nullable=False),
-            sa.Column("attempt", sa.Integer, nullable=False),  # the submissions begun
-            sa.Column("refused", sa.Integer, nullable=False),  # by what is not the API, in a row
+            sa.Column("attempt", sa.Integer, nullable=False),  # the number of submissions begun
+            sa.Column("refused", sa.Integer, nullable=False),  # in a row, not by the API itself
             sa.Column("due_at", sa.Float, nullable=False),
-            sa.Column("owner", sa.Text),  # the worker that has it in hand
-            sa.Column("permit", sa.Text),  # of the one call that may send this attempt
+            sa.Column("owner", sa.Text),  # the worker that submits it or waits for it
+            sa.Column("permit", sa.Text),  # held by the one call that may send this attempt
             sa.Column("generation_id", sa.Text),
             sa.Column("accepted_at", sa.Float),
             sa.Column("ends", sa.Integer, nullable=False),  # how many ends were announced
@@ -94,7 +94,7 @@ class Tables:
         sa.Index(
             f"{prefix}_submissions_owner", rows.owner, postgresql_where=rows.owner.is_not(None)
         )
-        # One row for each POST. It is there before the request is sent, and keeps its id for good.
+        # One row per POST. It is written before the request is sent, and keeps the id for good.
         self.posts = sa.Table(
             f"{prefix}_posts",
             self.metadata,
@@ -103,7 +103,7 @@ class Tables:
             sa.Column("attempt", sa.Integer, nullable=False),
             sa.Column("worker", sa.Text, nullable=False),
             sa.Column("begun_at", sa.Float, nullable=False),
-            sa.Column("ended_at", sa.Float),  # None while it is under way
+            sa.Column("ended_at", sa.Float),  # NULL while it is under way
             sa.Column("refused", sa.Boolean, nullable=False),  # certainly not accepted
             sa.Column("generation_id", sa.Text),
         )
@@ -119,8 +119,8 @@ class Tables:
             sa.Column("event", sa.Text, nullable=False),
             sa.Column("state", sa.Text, nullable=False),  # due, delivered, gone, given up
             sa.Column("tries", sa.Integer, nullable=False),
-            sa.Column("due_at", sa.Float, nullable=False),  # while a worker calls: when it is lost
-            sa.Column("last", sa.Text),  # what the last try met
+            sa.Column("due_at", sa.Float, nullable=False),  # during a call: the end of its lease
+            sa.Column("last", sa.Text),  # the outcome of the last attempt
         )
         sa.Index(f"{prefix}_callbacks_due", self.callbacks.c.state, self.callbacks.c.due_at)
         sa.Index(f"{prefix}_callbacks_key", self.callbacks.c.key)

@@ -1,4 +1,4 @@
-"""Faults of the service, which are the worker's and no key's. Decided without I/O or a clock."""
+"""Faults of the service, which concern the worker and no single key. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import math
 from luma_poll._tasks.backoff import backoff
 
 FIRST_PAUSE = 1.0
-"""Seconds until one request finds out if a fault is over."""
+"""Seconds until one request tests whether a fault is over."""
 LONGEST_PAUSE = 30.0
-"""The most that this grows to, doubling."""
+"""The most seconds that this grows to, doubling each time."""
 
 
 class Trouble:
-    """A worker that the API does not serve: it submits nothing, but one probe at a time.
+    """The trouble of a worker that the API does not serve: it sends only one probe at a time.
 
-    It begins with an answer that the next submission would get too: a wrong key, no funds, no
-    connection, or none that can be understood. A submission that the API accepts ends it.
+    It begins with an answer that the next submission would get, too: a wrong key, no funds, no
+    connection, or an unreadable answer. It ends when the API accepts a submission.
     """
 
     def __init__(self) -> None:
@@ -30,22 +30,22 @@ class Trouble:
         return self._failures > 0
 
     def begin(self, now: float, why: str) -> bool:
-        """Note a fault; returns True for one that the log has to report.
+        """Note a fault; return True if it is new, so that the log should report it.
 
         Args:
-            now: Seconds on any clock that is always the same one.
-            why: For people.
+            now: The time in seconds, by the same clock in every call.
+            why: The fault, for people.
         """
         is_news = why != self.why
         self.why = why
         if now < self._until:
-            return is_news  # sent together with the one before: no second sign
+            return is_news  # it was sent before the pause began: no second sign
         self._failures += 1
         self._until = now + backoff(self._failures, FIRST_PAUSE, LONGEST_PAUSE)
         return is_news
 
     def end(self) -> bool:
-        """Note that the API serves this worker; returns True if it did not before."""
+        """Note that the API serves this worker; return True if it did not before."""
         was_on, self.why = self.is_on, None
         self._failures, self._until = 0, -math.inf
         return was_on

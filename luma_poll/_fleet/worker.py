@@ -45,21 +45,21 @@ from luma_poll.errors import (
 from luma_poll.models import Generation
 
 BEATS_PER_SEARCH = 5
-"""So often it is looked for what no worker on the list has."""
+"""Heartbeats between two searches for work that belongs to no living worker."""
 LAST_LOOK = 10.0
-"""Seconds for a wait whose deadline came while nobody waited."""
+"""The least seconds for a wait, even if its deadline came while no worker waited."""
 FRESH = 5.0
-"""Seconds after its submission in which a generation is known to exist, and to be unfinished."""
+"""Seconds after its submission for which a generation surely exists, and has not ended."""
 LONGEST_END = 60.0
-"""Seconds that a worker which stops has for what is under way: a submission takes no longer."""
+"""Seconds that a stopping worker gives its submissions: none of them takes longer."""
 NO_SECRETS = 60.0
-"""Seconds between two warnings that nobody here can sign."""
+"""Seconds between two warnings that no worker can sign callbacks."""
 _OF_THE_WORKER = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of a worker, as `Fleet` takes them."""
+    """The settings of a worker, as given to `Fleet`."""
 
     open_client: Callable[[], AbstractAsyncContextManager[SupportsCreate]]
     limits: Limits
@@ -79,7 +79,7 @@ def worker_id(name: str | None) -> str:
 
 @dataclass(eq=False)
 class Worker:
-    """The part of a fleet that one process is, from the beginning of its block to the end."""
+    """The worker in one process, from the beginning of its block to the end."""
 
     ledger: Ledger
     settings: Settings
@@ -100,10 +100,10 @@ class Worker:
         self._alive: Alive | None = None
         self._beats = 0
         self.looked = -math.inf
-        """When the event loop last turned, on anyio's clock: if it hangs, this is old."""
+        """When the event loop last turned, on anyio's clock; old if the loop hangs."""
 
     def leave(self) -> None:
-        """Take nothing more, finish the submissions under way, and leave the rest to the others."""
+        """Take on nothing more, finish the submissions under way, leave the rest to the others."""
         self._leaving.set()
 
     def wake(self) -> None:
@@ -115,6 +115,9 @@ class Worker:
         settings = self.settings
         async with (
             settings.open_client() as given,
+            # For callbacks. No proxy of the environment, which would look up the host by itself,
+            # past our check of its address. No connection is kept: a later callback may go to the
+            # same address under another name.
             httpx.AsyncClient(
                 trust_env=False,
                 timeout=None,
@@ -142,12 +145,14 @@ class Worker:
             self._tasks.start_soon(self._call_forever, http)
             self.ready.set()
             await self._leaving.wait()
-            # Not from a cancelled scope, which would end the submissions: they are shielded.
+            # In order, and not by a cancellation: submissions under way get time for their answer.
             self._sender.leave()
             with anyio.move_on_after(LONGEST_END):
                 await sending.wait()
             self._sender.abandon()
+            # This ends the waits here. Their generations run on, and others will wait for them.
             self._tasks.cancel_scope.cancel()
+        # Last, when this process does nothing more: from now on the others take what it had.
         await self._say_goodbye()
 
     async def _send(self, done: anyio.Event) -> None:
@@ -161,7 +166,9 @@ class Worker:
             await self.ledger.database.call(self.ledger.leave, self.id)
         except Exception as error:
             logger.warning(
-                "the others will take over a little later: %s", error, extra=fields(error=error)
+                "could not sign off, so the others take over a little later: %s",
+                error,
+                extra=fields(error=error),
             )
         else:
             logger.info("worker %s has left the fleet", self.id, extra=fields())
@@ -169,7 +176,7 @@ class Worker:
     # Alive
 
     async def _join(self) -> None:
-        """Become visible to the others, and leave them the time to make room."""
+        """Become visible to the other workers, and give them time to make room."""
         call = self.ledger.database.call
         before, after = await call(self.ledger.set_limits, self.settings.limits)
         if before != after:
@@ -189,6 +196,7 @@ class Worker:
             extra=fields(),
         )
         if others:
+            # Each of them polls at its share of the rate, and lowers it when it sees one more.
             await anyio.sleep(self.settings.heartbeat * 1.5)
             await self._beat()
 
@@ -207,19 +215,20 @@ class Worker:
         }
 
     async def _beat_forever(self) -> None:
-        """Beat, and do what the fleet needs, until the worker leaves."""
+        """Send heartbeats, and take over work that is left, until the worker leaves."""
         while True:
+            # At random, so that workers that started together do not meet at the database.
             await anyio.sleep(self.settings.heartbeat * random.uniform(0.9, 1.0))
             try:
                 await self._beat()
                 await self._claim()
                 if self._beats % BEATS_PER_SEARCH == 0:
                     await self._search()
-            except Exception as error:  # whatever: a worker that does not beat is a dead one
+            except Exception as error:  # of any kind: a worker that stops beating counts as dead
                 logger.warning("no heartbeat: %s", error, extra=fields(error=error))
 
     async def _tick(self) -> None:
-        """Prove that the event loop turns, whatever the database does."""
+        """Prove that the event loop turns, even if the database is down."""
         while True:
             self.looked = anyio.current_time()
             await anyio.sleep(1.0)
@@ -238,14 +247,16 @@ class Worker:
         before, self._alive = self._alive, alive
         if before is not None:
             self._report(before, alive)
+        # Not on the list: normal at the first beat, later the others have taken its work.
         if alive.was_buried and before is not None:
             logger.warning("this worker was taken for dead, and joins again", extra=fields())
             await self._reconcile()
         for name in dead:
+            # With the beat that was seen: one that has beaten since then stays alive.
             if (left := await call(self.ledger.bury, name, others[name])) is not None:
                 logger.warning(
-                    "worker %s is dead: it leaves %d generations that run, and %d submissions of "
-                    "which it is not known whether the API accepted them",
+                    "worker %s is dead: it leaves %d running generations, and %d submissions that "
+                    "the API may have accepted",
                     name,
                     *left,
                     extra=fields(),
@@ -271,7 +282,7 @@ class Worker:
             logger.info("worker %s has left", name, extra=fields())
 
     async def _claim(self) -> None:
-        """Wait for what no worker waits for, in parts, so that the others take some, too."""
+        """Take over waits that no worker has, not all at once, so that the others get some, too."""
         some = max(20, self.settings.share // 4)
         for wait in await self.ledger.database.call(self.ledger.claim_waits, self.id, some):
             self._begin_wait(wait)
@@ -280,7 +291,7 @@ class Worker:
         left, unknown = await self.ledger.database.call(self.ledger.sweep)
         if left or unknown:
             logger.warning(
-                "%d generations that run and %d submissions had no worker",
+                "%d running generations and %d submissions had no worker",
                 left,
                 unknown,
                 extra=fields(),
@@ -288,7 +299,8 @@ class Worker:
         await self._reconcile()
 
     async def _reconcile(self) -> None:
-        """Have in hand what the database says that this worker has."""
+        """Make the waits and permits of this worker those that the database has for it."""
+        # From before the question: what begins during it is not judged by the older answer.
         ours = dict(self._waits)
         sending = set(self._sender.sending)
         waits, permits = await self.ledger.database.call(self.ledger.owned, self.id)
@@ -298,6 +310,8 @@ class Worker:
         for key, (wait, scope) in ours.items():
             if key not in owned or owned[key].generation_id != wait.generation_id:
                 scope.cancel()  # another worker waits for it, or it has ended
+        # Permits that the database gave although its answer never arrived. Those in use now are
+        # subtracted as well: one may have come into use during the question.
         unused = permits.keys() - sending - self._sender.sending - {self._sender._permit}
         if unused:
             await self.ledger.database.call(self.ledger.withdraw, sorted(unused))
@@ -309,7 +323,7 @@ class Worker:
         if known is not None:
             if known[0].generation_id == wait.generation_id:
                 return
-            known[1].cancel()
+            known[1].cancel()  # an operator gave another id, or it is the next attempt
         scope = anyio.CancelScope()
         self._waits[wait.key] = wait, scope
         self._tasks.start_soon(self._wait, wait, scope)
@@ -320,15 +334,17 @@ class Worker:
                 outcome = await self._outcome(wait)
                 await self._record(wait, outcome)
         finally:
+            # Unless a wait for another id has taken its place.
             if self._waits.get(wait.key, (None, None))[1] is scope:
                 del self._waits[wait.key]
-            self._sender.wake()
+            self._sender.wake()  # there is room in this worker's share again
 
     async def _outcome(self, wait: Wait) -> Generation | LumaError:
-        """Wait for a generation; a refusal of this worker is not its end."""
+        """Wait for the end of a generation; a refusal that concerns this worker is not its end."""
         began = anyio.current_time()
         left = math.inf if wait.timeout is None else max(wait.timeout - wait.age, LAST_LOOK)
         what: Any = wait.generation_id
+        # A snapshot saves the first poll, and an early 404 is not believed after it.
         if wait.age < FRESH:
             left = math.inf if wait.timeout is None else wait.timeout
             what = Generation(id=wait.generation_id, state="queued")
@@ -337,13 +353,15 @@ class Worker:
             try:
                 return await self._watch(what, deadline - anyio.current_time())
             except OutputNotFoundError as error:
-                # Not `output_not_found`, which may be submitted again: this one is billed.
+                # Not the API's `output_not_found`, after which it may be submitted again: this one
+                # has completed, and is billed.
                 failed = {"state": "failed", "failure_code": "completed_without_output"}
                 generation = error.generation or Generation(id=wait.generation_id, state="failed")
                 return generation.model_copy(update=failed)
             except LumaError as error:
                 if not isinstance(error, APIStatusError) or not _is_of_the_worker(error):
                     return error
+                # A 401, 402 or 403 is about the key or the balance, which may be mended in time.
                 self._sender.note_refusal(error)
                 tries += 1
                 pause = backoff(tries, 5.0, 60.0)
@@ -355,7 +373,7 @@ class Worker:
                         elapsed=wait.age + anyio.current_time() - began,
                         attempts=1,
                     )
-            what = wait.generation_id
+            what = wait.generation_id  # the made-up snapshot is not true any longer
             await anyio.sleep(pause)
 
     async def _watch(self, what: Any, seconds: float) -> Generation:
@@ -384,6 +402,7 @@ class Worker:
 
     async def _call_forever(self, http: httpx.AsyncClient) -> None:
         """Deliver the callbacks that are due, whichever worker saw the end."""
+        # `_calls_due` only knows of the ends seen here, so the pause is short.
         if not self.settings.signers:
             await self._warn_of_callbacks()
         while True:
@@ -396,7 +415,7 @@ class Worker:
         room = callbacks.MOST_AT_ONCE - self._calls.total()
         if room <= 0:
             return False
-        busy = dict(+self._calls)
+        busy = dict(+self._calls)  # `+` drops the hosts without a call
         take = partial(
             self.ledger.due_callbacks, room, callbacks.MOST_TO_A_HOST, busy, callbacks.LEASE
         )
@@ -424,9 +443,7 @@ class Worker:
             self._calls[message["host"]] -= 1
         state, pause = callbacks.next_try(outcome, message["tries"])
         if state == "given up":
-            logger.error(
-                "the callback of %r is given up: %s", message["key"], outcome, extra=fields()
-            )
+            logger.error("gave up the callback of %r: %s", message["key"], outcome, extra=fields())
         await self.ledger.database.insist(
             f"the callback of {message['key']!r}: {outcome}",
             self.ledger.called,
@@ -437,7 +454,7 @@ class Worker:
         )
 
     async def _warn_of_callbacks(self) -> None:
-        """Leave the callbacks to workers that can sign them, and say so."""
+        """Leave callbacks to workers that can sign them; warn if no worker can."""
         while True:
             await anyio.sleep(NO_SECRETS / 4)
             try:
@@ -448,7 +465,7 @@ class Worker:
             signs = any(each.get("signs_callbacks") for each in self._others_notes())
             if waiting and not signs:
                 logger.warning(
-                    "%d callbacks wait for a worker that has callback_secrets: none has",
+                    "%d callbacks wait for a worker with callback_secrets, and there is none",
                     waiting,
                     extra=fields(),
                 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import insort
 from collections import Counter, deque
+from contextlib import suppress
 from typing import TypeAlias
 
 from luma_poll._api.headers import RateLimit
@@ -243,10 +245,27 @@ class Account:
         """Note that a generation has ended."""
         self._running[kind] -= 1
 
-    def abandon(self, kind: Kind) -> None:
-        """Note that no run waits for a generation: it still occupies the account, unseen."""
+    def abandon(self, kind: Kind, until: float) -> None:
+        """Note that no run waits for a generation: it still occupies the account, unseen.
+
+        Args:
+            kind: Of its request.
+            until: When it has certainly ended.
+        """
         self._running[kind] -= 1
         self._occupy(kind)
+        insort(self._lost, until)
+
+    def recall(self, until: float) -> None:
+        """Note that an abandoned generation is waited for again, or was seen to have ended."""
+        with suppress(ValueError):  # by now it has certainly ended
+            self._lost.remove(until)
+
+    @property
+    def is_held_up(self) -> bool:
+        """True if `max_running` is reached by what may run unseen, and not without it."""
+        next_one = self.running + self.in_flight + 1
+        return next_one <= self._max_running < next_one + len(self._lost)
 
     def begin_loop(self) -> None:
         """Start over with nothing running, in an event loop whose clock may differ.

@@ -31,15 +31,24 @@ class Outstanding:
         # An OrderedDict: taking the oldest from the front of a plain dict is slow.
         self._unfinished = OrderedDict[str, tuple[float, AnyRequest]]()
         self._awaited: dict[str, _Awaited] = {}
+        self._left: dict[
+            str, float
+        ] = {}  # when each that runs stopped waiting for has surely ended
 
     @property
     def requests(self) -> dict[str, AnyRequest]:
         """The ids whose end has not been seen, with their requests; each for an hour at most."""
         return {generation_id: request for generation_id, (_, request) in self._unfinished.items()}
 
+    @property
+    def left(self) -> list[str]:
+        """The ids that no run waits for any longer, and that still count as running."""
+        return list(self._left)
+
     def begin_loop(self, now: float) -> None:
         """Drop the waits of another event loop, whose clock may have differed; keep the ids."""
         self._awaited.clear()
+        self._left.clear()
         for generation_id, request in self.requests.items():
             self._unfinished[generation_id] = now, request
 
@@ -49,16 +58,19 @@ class Outstanding:
         awaited.runs += 1
         if awaited.runs > 1:
             return False
+        self._recall(generation_id)
         self._unfinished[generation_id] = now, given
         self._unfinished.move_to_end(generation_id)
         while now - next(iter(self._unfinished.values()))[0] >= LONGEST_RUN:
-            self._unfinished.popitem(last=False)
+            oldest, _ = self._unfinished.popitem(last=False)
+            self._left.pop(oldest, None)
         return True
 
     def leave(self, generation_id: str, *, ended: bool) -> None:
         """Note that it has ended, or that a run stops waiting for it."""
         if ended:
             self._unfinished.pop(generation_id, None)
+            self._recall(generation_id)
         awaited = self._awaited.get(generation_id)
         if awaited is None:
             return
@@ -66,7 +78,13 @@ class Outstanding:
         if not ended and awaited.runs:
             return
         del self._awaited[generation_id]
-        if ended:
+        if generation_id not in self._unfinished:  # it has ended, or its hour is over
             self._account.finish(awaited.kind)
-        else:
-            self._account.abandon(awaited.kind)
+            return
+        until = self._unfinished[generation_id][0] + LONGEST_RUN
+        self._left[generation_id] = until
+        self._account.abandon(awaited.kind, until)
+
+    def _recall(self, generation_id: str) -> None:
+        if (until := self._left.pop(generation_id, None)) is not None:
+            self._account.recall(until)

@@ -8,10 +8,10 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final, Literal, TypeAlias, cast, get_args
+from typing import IO, Any, Final, Literal, TypeAlias, cast, get_args, overload
 
 from luma_poll._api.known_parameters import unknown_names
 from luma_poll._api.request_body import LISTS_OF_MEDIA, MEDIA_PLACES
@@ -47,12 +47,12 @@ _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xf
 _Numbered: TypeAlias = Iterator[tuple[int, Any]]
 
 
-class _ProblemError(Exception):
-    """A problem with one line; `ends` if nothing after it can be read."""
+class _UnreadableError(Exception):
+    """A problem with one line, after which nothing can be read."""
 
-    def __init__(self, line: int, why: str, *, ends: bool = False) -> None:
+    def __init__(self, line: int, why: str) -> None:
         super().__init__(why)
-        self.line, self.ends = line, ends
+        self.line = line
 
 
 def requests_from(
@@ -64,8 +64,8 @@ def requests_from(
 ) -> RequestFile:
     """Read the requests in a file, for `run_all` and `as_completed`.
 
-    The whole file is checked now, before anything is submitted. One error lists all problems with
-    their lines. The requests themselves are read as they are taken.
+    The whole file is read and checked now, before anything is submitted. One error lists all
+    problems with their lines.
 
         results = await runner.run_all(luma_poll.requests_from("products.csv"))
 
@@ -85,7 +85,7 @@ def requests_from(
         extra_parameters: Names to accept besides the known ones, such as new parameters of the API.
 
     Returns:
-        An iterable of mappings, with a length.
+        A sequence of mappings.
 
     Raises:
         ConfigurationError: The file cannot be read, has no request, or has problems.
@@ -93,11 +93,12 @@ def requests_from(
     return RequestFile(path, format, defaults or {}, extra_parameters)
 
 
-class RequestFile:
+class RequestFile(Sequence[dict[str, Any]]):
     """The requests in a file that has been checked, as `requests_from` returns them.
 
     Attributes:
         name: The name of the file, for messages.
+        lines: The number of the line on which each request begins.
     """
 
     def __init__(
@@ -108,40 +109,38 @@ class RequestFile:
         extra_parameters: Collection[str],
     ) -> None:
         self.name: str
-        self._content: bytes | None = None
         if isinstance(path, (str, os.PathLike)):
-            self._path = Path(path)
-            self.name = str(path)
+            self._path, self.name = Path(path), str(path)
+            read = self._path.read_bytes
         else:
-            self._path = Path()
-            self._content = _whole(path)
+            self._path, read = Path(), path.read
             self.name = "standard input" if getattr(path, "name", 0) == "<stdin>" else "the file"
         self._format = self._checked_format(form)
+        try:
+            content = read()
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"cannot read {self.name}: {_reason(error)}") from None
+        if not isinstance(content, bytes):
+            raise ConfigurationError("the file is open as text: use mode 'rb'")
+        self._is_sure = form is not None
         self._defaults = {name: value for name, value in defaults.items() if value is not None}
         self._extra = extra_parameters
-        self._is_sure = form is not None
-        self._state = self._current_state()
-        self._count = self._check()
+        self.lines: list[int] = []
+        self._requests: list[dict[str, Any]] = []
+        self._read(content)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._requests)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        return self._requests[index]
 
     def __repr__(self) -> str:
-        return f"<{self._count} requests from {self.name}>"
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (request for _, request in self.numbered())
-
-    def numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield each request with the number of the line on which it begins.
-
-        Raises:
-            ConfigurationError: The file has changed since it was checked.
-        """
-        if self._current_state() != self._state:
-            raise ConfigurationError(f"{self.name} has changed since it was checked")
-        for line, given in self._given():
-            yield line, self._request(given)
+        return f"<{len(self)} requests from {self.name}>"
 
     def _checked_format(self, form: str | None) -> RequestFormat:
         known = get_args(RequestFormat)
@@ -156,46 +155,23 @@ class RequestFile:
             )
         return cast(RequestFormat, found)
 
-    def _current_state(self) -> tuple[int, int] | None:
-        if self._content is not None:
-            return None
-        try:
-            status = self._path.stat()
-        except (OSError, ValueError) as error:
-            raise self._unreadable(error) from None
-        if not self._path.is_file():  # a pipe or a device can only be read once
-            self._content = _whole(self._path)
-        return status.st_size, status.st_mtime_ns
-
-    def _unreadable(self, error: Exception) -> ConfigurationError:
-        return ConfigurationError(f"cannot read {self.name}: {_reason(error)}")
-
-    def _check(self) -> int:
-        """Check the whole file; return the number of requests."""
+    def _read(self, content: bytes) -> None:
+        """Read all of it, and tell all its problems at once."""
         problems: list[str] = []
-        lines: dict[str, int] = {}
-        count = 0
-        rows = self._given()
-        while True:
-            line = 0
-            try:
-                line, given = next(rows)
-                count += 1
-                self._check_request(given, line, lines)
-            except StopIteration:
-                break
-            except _ProblemError as problem:
-                where = f"line {problem.line}: " if problem.line else ""
-                problems.append(f"{where}{problem}")
-                if problem.ends:
-                    break
-            except ConfigurationError as error:
-                problems.append(f"line {line}: {error}")
+        lines_of_keys: dict[str, int] = {}
+        try:
+            for line, given in self._rows(content):
+                try:
+                    self._requests.append(self._checked(given, line, lines_of_keys))
+                    self.lines.append(line)
+                except ConfigurationError as error:
+                    problems.append(f"line {line}: {error}")
+        except _UnreadableError as error:
+            problems.append(f"line {error.line}: {error}")
         if problems:
             raise self._error(problems)
-        if not count:
+        if not self._requests:
             raise ConfigurationError(f"there is no prompt in {self.name}")
-        return count
 
     def _error(self, problems: list[str]) -> ConfigurationError:
         if len(problems) == 1:
@@ -208,16 +184,17 @@ class RequestFile:
             problems=told,
         )
 
-    def _check_request(self, given: Any, line: int, lines: dict[str, int]) -> None:
-        if isinstance(given, _ProblemError):
+    def _checked(self, given: Any, line: int, lines_of_keys: dict[str, int]) -> dict[str, Any]:
+        if isinstance(given, ConfigurationError):
             raise given
         request = self._request(given)
         for name, nearest in unknown_names({**request, "key": None}, self._extra):
             hint = f": do you mean {nearest}?" if nearest else ""
-            raise _ProblemError(line, f"there is no parameter {name!r}{hint}")
-        read = read_request(request)
-        if read.key is not None and lines.setdefault(read.key, line) != line:
-            raise _ProblemError(line, f"the key {read.key!r} is also on line {lines[read.key]}")
+            raise ConfigurationError(f"there is no parameter {name!r}{hint}")
+        key = read_request(request).key
+        if key is not None and (first := lines_of_keys.setdefault(key, line)) != line:
+            raise ConfigurationError(f"the key {key!r} is also on line {first}")
+        return request
 
     def _request(self, given: Any) -> dict[str, Any]:
         if isinstance(given, str):
@@ -242,40 +219,21 @@ class RequestFile:
             return self._path.parent / Path(value).expanduser()
         return value
 
-    def _given(self) -> _Numbered:
-        """Yield the line of each request with its content, or with a `_ProblemError`."""
-        with self._open() as file:
-            text = self._decoded(file)
-            read: Callable[[Iterable[str]], _Numbered] = getattr(self, f"_read_{self._format}")
-            yield from read(text)
-
-    def _open(self) -> IO[bytes]:
-        if self._content is not None:
-            return io.BytesIO(self._content)
-        try:
-            return self._path.open("rb")
-        except (OSError, ValueError) as error:
-            raise self._unreadable(error) from None
-
-    def _decoded(self, file: IO[bytes]) -> Iterator[str]:
-        """Yield the lines with their line ends."""
-        start = file.read(4)
-        mark, encoding = next(
-            (each for each in _MARKS if start.startswith(each[0])), (b"", "utf-8")
-        )
-        file.seek(0 if encoding == "utf-16" else len(mark))
-        if encoding == "utf-8":
-            yield from _utf8_lines(file)
-            return
-        # newline="": the csv module finds the ends of rows itself.
-        with io.TextIOWrapper(file, encoding, newline="") as text:
-            number = 1
-            try:
-                for line in text:
-                    yield line
-                    number += 1
-            except UnicodeError:
-                raise _ProblemError(number, "it is not UTF-16", ends=True) from None
+    def _rows(self, content: bytes) -> _Numbered:
+        """Yield the line of each request with its content, or with what is wrong there."""
+        text = _decoded(content)
+        lines = io.StringIO(text, newline="\n")
+        match self._format:
+            case "text":
+                return self._read_text(lines)
+            case "jsonl":
+                return _read_jsonl(lines)
+            case "json":
+                return _read_json(text)
+            case "csv":  # Excel writes semicolons where the comma is part of numbers
+                return self._read_table(lines, ",;")
+            case "tsv":
+                return self._read_table(lines, "\t")
 
     def _read_text(self, text: Iterable[str]) -> _Numbered:
         is_first = True
@@ -284,38 +242,12 @@ class RequestFile:
             if not prompt or prompt.startswith("#"):
                 continue
             if not self._is_sure and (odd := _looks_structured(prompt, is_first)):
-                raise _ProblemError(
+                raise _UnreadableError(
                     number,
                     f"{odd}, not a prompt: give the file another name, or the format 'text'",
-                    ends=True,
                 )
             is_first = False
             yield number, prompt
-
-    def _read_jsonl(self, text: Iterable[str]) -> _Numbered:
-        for number, line in enumerate(text, 1):
-            if (content := line.strip()) and not content.startswith("#"):
-                try:
-                    yield number, _parse(content)
-                except ConfigurationError as error:
-                    yield number, _ProblemError(number, str(error))
-
-    def _read_json(self, text: Iterable[str]) -> _Numbered:
-        content = "".join(text)
-        try:
-            items = _parse(content)
-        except ConfigurationError as error:
-            line = getattr(error, "line", 1)
-            raise _ProblemError(line, str(error), ends=True) from None
-        if not isinstance(items, list):
-            raise _ProblemError(1, "it is not a JSON array", ends=True)
-        yield from zip(_lines_of_items(content, len(items)), items, strict=True)
-
-    def _read_csv(self, text: Iterable[str]) -> _Numbered:
-        return self._read_table(text, ",;")
-
-    def _read_tsv(self, text: Iterable[str]) -> _Numbered:
-        return self._read_table(text, "\t")
 
     def _read_table(self, text: Iterable[str], delimiters: str) -> _Numbered:
         lines = iter(text)
@@ -325,11 +257,11 @@ class RequestFile:
         try:
             names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
         except csv.Error as error:
-            raise _ProblemError(1, f"it is not a row of a table ({error})", ends=True) from None
+            raise _UnreadableError(1, f"it is not a row of a table ({error})") from None
         if twice := [name for name, times in Counter(names).items() if name and times > 1]:
-            raise _ProblemError(1, f"two columns are called {twice[0]!r}", ends=True)
+            raise _UnreadableError(1, f"two columns are called {twice[0]!r}")
         if "prompt" not in names and "prompt" not in self._defaults and "type" not in names:
-            raise _ProblemError(1, "no column is called 'prompt'", ends=True)
+            raise _UnreadableError(1, "no column is called 'prompt'")
         rows, begin = csv.reader(lines, delimiter=delimiter, strict=True), 2
         while True:
             try:
@@ -337,14 +269,12 @@ class RequestFile:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise _ProblemError(
-                    begin, f"it is not a row of a table ({error})", ends=True
-                ) from None
+                raise _UnreadableError(begin, f"it is not a row of a table ({error})") from None
             if any(cell.strip() for cell in row):
                 try:
                     yield begin, _request_of(names, row)
                 except ConfigurationError as error:
-                    yield begin, _ProblemError(begin, str(error))
+                    yield begin, error
             begin = rows.line_num + 2
 
 
@@ -388,25 +318,39 @@ def overview(requests: Iterable[Any]) -> Overview:
     return found
 
 
-def _whole(file: Path | IO[bytes]) -> bytes:
+def _decoded(content: bytes) -> str:
+    mark, encoding = next((each for each in _MARKS if content.startswith(each[0])), (b"", "utf-8"))
+    content = content[len(mark) :] if encoding == "utf-8" else content
     try:
-        content = file.read_bytes() if isinstance(file, Path) else file.read()
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"cannot read {file}: {_reason(error)}") from None
-    if not isinstance(content, bytes):
-        raise ConfigurationError("the file is open as text: use mode 'rb'")
-    return content
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode(encoding, "ignore")
+        raise _UnreadableError(before.count("\n") + 1, f"it is not {encoding.upper()}") from None
+    if encoding == "utf-8" and (nul := text.find("\0")) >= 0:
+        raise _UnreadableError(
+            text.count("\n", 0, nul) + 1,
+            "has NUL characters: it may be UTF-16 without a mark; save it as UTF-8",
+        )
+    return text
 
 
-def _utf8_lines(file: IO[bytes]) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
-        if b"\0" in line:
-            why = "has NUL characters: it may be UTF-16 without a mark; save it as UTF-8"
-            raise _ProblemError(number, why, ends=True)
-        try:
-            yield line.decode()
-        except UnicodeDecodeError:
-            raise _ProblemError(number, "it is not UTF-8", ends=True) from None
+def _read_jsonl(lines: Iterable[str]) -> _Numbered:
+    for number, line in enumerate(lines, 1):
+        if (content := line.strip()) and not content.startswith("#"):
+            try:
+                yield number, _parse(content)
+            except ConfigurationError as error:
+                yield number, error
+
+
+def _read_json(text: str) -> _Numbered:
+    try:
+        items = _parse(text)
+    except ConfigurationError as error:
+        raise _UnreadableError(getattr(error, "line", 1), str(error)) from None
+    if not isinstance(items, list):
+        raise _UnreadableError(1, "it is not a JSON array")
+    yield from zip(_lines_of_items(text, len(items)), items, strict=True)
 
 
 def _looks_structured(line: str, is_first: bool) -> str | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -55,10 +56,12 @@ class SubmissionQueue:
 
     Args:
         account: Decides when the first one may submit; it is told the start and the outcome.
+        look: Asks for the ends of abandoned generations while the first one waits for them.
     """
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, look: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._account = account
+        self._look = look
         self._waiting = Heap[_Ticket]()
 
     def __len__(self) -> int:
@@ -97,12 +100,22 @@ class SubmissionQueue:
         try:
             await anyio.lowlevel.checkpoint()
             while (at := self._turn_of(ticket)) > anyio.current_time():
-                await ticket.sleep(at)
+                await self._sleep(ticket, at)
             return Turn(self._account, kind, self.wake)
         finally:
             # Also when cancelled: the one behind is first now, and only a wake makes it look.
             self._waiting.remove(entry)
             self.wake()
+
+    async def _sleep(self, ticket: _Ticket, at: float) -> None:
+        """Sleep until then, or until something changes; look meanwhile where that may help."""
+        if self._waiting.first() is not ticket or not self._account.is_held_up:
+            await ticket.sleep(at)
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._look)
+            await ticket.sleep(at)
+            tasks.cancel_scope.cancel()
 
     def wake(self) -> None:
         """Let the first one look again, after something has changed."""

@@ -28,7 +28,7 @@ from luma_poll._journal.steps import Raise, Submit, may_submit_again
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.observers import Observers, is_async, only, outcome_of
 from luma_poll._polling.poller import Poller, without_retries
-from luma_poll._running.account import Account
+from luma_poll._running.account import LONGEST_RUN, Account
 from luma_poll._running.batch import Batch, Taken
 from luma_poll._running.fetching import Fetching
 from luma_poll._running.outstanding import Outstanding
@@ -146,6 +146,7 @@ class Runner:
             self._outstanding,
             self._recorder,
             self._numbers,
+            self._look_for_ends,
         )
 
     @property
@@ -448,6 +449,15 @@ class Runner:
                 run.see(snapshot)
         assert run.latest is not None, "watch ends with a terminal snapshot"
         return run.latest.raise_for_failure()
+
+    async def _look_for_ends(self) -> None:
+        """Ask if what no run waits for any longer has ended: it counts for `max_running`."""
+        left = self._outstanding.left
+        async with self._poller.as_completed(left, timeout=LONGEST_RUN, limit=None) as results:
+            async for result in results:
+                ended = result.generation is not None and result.generation.is_terminal
+                if ended or isinstance(result.error, NotFoundError):
+                    self._leave(result.generation_id, ended=True)
 
     def _leave(self, generation_id: str, *, ended: bool) -> None:
         self._outstanding.leave(generation_id, ended=ended)

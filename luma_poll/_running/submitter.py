@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -76,6 +76,7 @@ class Submitter:
         outstanding: The ids that are waited for; each new id is added.
         recorder: Writes the journal.
         numbers: Gives the next place in the queue.
+        look: Asks for the ends of abandoned generations.
     """
 
     def __init__(
@@ -85,18 +86,20 @@ class Submitter:
         outstanding: Outstanding,
         recorder: Recorder,
         numbers: count[int],
+        look: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._client = client
         self._account = account
         self._outstanding = outstanding
         self._recorder = recorder
         self._numbers = numbers
+        self._look = look
         self._standstill = Standstill(getattr(client, "base_url", None) and str(client.base_url))
         self.begin_loop()
 
     def begin_loop(self) -> None:
         """Start over in another event loop."""
-        self.queue = SubmissionQueue(self._account)
+        self.queue = SubmissionQueue(self._account, self._look)
         self._standstill.begin_loop()
 
     async def submit(self, run: Run, attempt: int) -> Generation:

@@ -1,18 +1,11 @@
 """Downloads: whole files or none, whatever the storage and the network do."""
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +13,6 @@ import anyio
 import httpx
 import httpx2
 import pytest
-from anyio.from_thread import start_blocking_portal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,90 +29,23 @@ from luma_poll._downloads import output as job
 from luma_poll._downloads.names import naming_of
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.object_store import Blob
+from tests.downloads.support import (
+    GET,
+    OLD,
+    PNG,
+    STORE,
+    TOKEN,
+    Body,
+    Storage,
+    generation,
+    names,
+    opened,
+    serve,
+    status,
+)
 from tests.fakes import ID, snapshot
 
-TOKEN = "luma-api-download-secret"
-SECRET = "X-Amz-Signature=5ec4e7"
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
-OLD = PNG[:8] + PNG[:7:-1]
-BASE_URL = "https://api.example.com/v1"
-STORE = "https://storage.example.com/a"
-GET = {"Content-Type": "image/png", "ETag": '"one"'}
-
-
-class Storage(httpx.AsyncBaseTransport):
-    """The API and the storage, which gives these answers in turn, and the last one from then on."""
-
-    def __init__(self, *answers: Callable[[httpx.Request], httpx.Response]) -> None:
-        self.answers = list(answers)
-        self.requests: list[httpx.Request] = []
-        self.gets = 0
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if request.url.host == "api.example.com":
-            self.gets += 1
-            return httpx.Response(200, json=completed(f"{STORE}?{SECRET}&n={self.gets}"))
-        self.requests.append(request)
-        return (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])(request)
-
-
-class Body(httpx.AsyncByteStream):
-    """Bytes in pieces, then the error if one is given."""
-
-    def __init__(self, data: bytes, error: Exception | None = None, piece: int = 1000) -> None:
-        self.data, self.error, self.piece = data, error, piece
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for start in range(0, len(self.data), self.piece):
-            await anyio.sleep(0.001)
-            yield self.data[start : start + self.piece]
-        if self.error is not None:
-            raise self.error
-
-
-def completed(*urls: str) -> dict[str, Any]:
-    output = [{"type": "image", "url": url} for url in urls]
-    return {"id": ID, "state": "completed", "output": output}
-
-
-def generation(*urls: str) -> Generation:
-    return Generation.model_validate(completed(*(urls or (f"{STORE}?{SECRET}",))))
-
-
-def serve(
-    data: bytes = PNG,
-    *,
-    cut: int | None = None,
-    ranges: bool = True,
-    announced: int | None = None,
-    **headers: str,
-) -> Callable[[httpx.Request], httpx.Response]:
-    """An answer with these bytes; `cut` breaks the connection after so many of them."""
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        given = GET | {name.replace("_", "-"): value for name, value in headers.items()}
-        start, status = 0, 200
-        wanted = request.headers.get("Range")
-        if wanted and ranges and request.headers["If-Range"] == given["ETag"]:
-            start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
-            given["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        given["Content-Length"] = str(announced or len(data) - start)
-        error = None if cut is None else httpx.ReadError("reset")
-        return httpx.Response(status, headers=given, stream=Body(data[start:][:cut], error))
-
-    return answer
-
-
-def status(code: int, **headers: str) -> Callable[[httpx.Request], httpx.Response]:
-    return lambda request: httpx.Response(code, headers=headers, content=b"<Error/>")
-
-
-@asynccontextmanager
-async def opened(
-    storage: Storage, http_class: type[httpx.AsyncClient] = httpx.AsyncClient, **options: Any
-) -> AsyncIterator[LumaClient]:
-    async with http_class(transport=storage, **options) as http:
-        yield LumaClient(TOKEN, base_url=BASE_URL, http_client=http)
+pytestmark = pytest.mark.usefixtures("soon")
 
 
 class LaterClient(httpx.AsyncClient):
@@ -139,16 +64,6 @@ class LaterClient(httpx.AsyncClient):
             return await super().send(request, **options)
         finally:
             self.sending = False
-
-
-def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
-
-
-@pytest.fixture(autouse=True)
-def _soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "anyio_backend" not in request.fixturenames:  # in virtual time every pause is short
-        monkeypatch.setattr(job, "backoff", lambda tries: 0.01)
 
 
 @pytest.mark.anyio
@@ -503,9 +418,6 @@ async def test_an_expired_url_is_signed_afresh(tmp_path: Path) -> None:
     assert sandbox.calls["GET /generations/{id}"] >= 2
 
 
-# --- slow, endless, forbidden, twice -------------------------------------------------------------
-
-
 class Stalls(httpx.AsyncByteStream):
     """Some bytes, then silence."""
 
@@ -648,444 +560,3 @@ async def test_the_fork_of_httpx_downloads_too(tmp_path: Path) -> None:
         await anyio.sleep(0.05)
         (path,) = await client.download(made.id, tmp_path)
     assert path.stat().st_size == 3_000_000
-
-
-# --- spliced, redirected, odd --------------------------------------------------------------------
-
-
-def rest(changes: dict[str, str | None]) -> Callable[[httpx.Request], httpx.Response]:
-    """The part that was asked for, of other bytes, with these headers changed."""
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        start = int(request.headers["Range"].removeprefix("bytes=").rstrip("-"))
-        said = GET | {"Content-Range": f"bytes {start}-{len(OLD) - 1}/{len(OLD)}"} | changes
-        headers = {name: value for name, value in said.items() if value is not None}
-        return httpx.Response(206, headers=headers, stream=Body(OLD[start:]))
-
-    return answer
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"Content-Encoding": "gzip"},
-        {"ETag": None},
-        {"ETag": '"two"'},
-        {"ETag": 'W/"one"'},
-        {"Content-Range": None},
-        {"Content-Range": f"bytes 3000-{len(PNG) - 1}/*"},
-        {"Content-Range": f"bytes 2999-{len(PNG) - 1}/{len(PNG)}"},
-        {"Content-Range": f"bytes 3000-{len(PNG)}/{len(PNG)}"},
-        {"Content-Range": f"bytes 3000-2999/{len(PNG)}"},
-    ],
-)
-async def test_a_part_that_is_not_what_was_promised_is_not_spliced(
-    tmp_path: Path, changes: dict[str, str | None]
-) -> None:
-    """The file is started over, and no more ranges are asked for."""
-    storage = Storage(serve(cut=3000), rest(changes), serve(cut=3000), serve())
-    async with opened(storage) as client:
-        (path,) = await client.download(generation(), tmp_path)
-    assert path.read_bytes() == PNG
-    assert names(tmp_path) == [f"{ID}.png"]
-    assert ["Range" in request.headers for request in storage.requests] == [0, 1, 0, 0]
-
-
-@pytest.mark.anyio
-async def test_a_part_ends_where_it_says(tmp_path: Path) -> None:
-    """Bytes beyond its range belong nowhere."""
-    part = rest({"Content-Range": f"bytes 3000-4999/{len(PNG)}"})
-    async with opened(Storage(serve(cut=3000), part, serve())) as client:
-        (path,) = await client.download(generation(), tmp_path)
-    assert path.stat().st_size == len(PNG)
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(
-    ("url", "location", "follows"),
-    [
-        ("https://storage.example.com/a", "http://127.0.0.1/b", False),
-        ("https://storage.example.com/a", "http://localhost/b", False),
-        ("https://127.0.0.1/a", "http://127.0.0.1/b", False),
-        ("http://127.0.0.1/a", "http://storage.example.com/b", False),
-        ("http://127.0.0.1/a", "http://localhost/b", True),
-        ("HTTP://localhost/a", "/b", True),
-        ("http://127.0.0.1/a", "https://storage.example.com/b", True),
-    ],
-)
-async def test_a_redirect_gives_up_no_encryption(
-    tmp_path: Path, url: str, location: str, follows: bool
-) -> None:
-    """Plain http on this machine is followed only from plain http."""
-    storage = Storage(status(302, Location=location), serve())
-    async with opened(storage) as client:
-        if follows:
-            assert await client.download(generation(url), tmp_path)
-        else:
-            with pytest.raises(DownloadError, match="not https"):
-                await client.download(generation(url), tmp_path)
-    assert len(storage.requests) == 1 + follows
-
-
-@pytest.mark.anyio
-async def test_what_was_encrypted_once_stays_so(tmp_path: Path) -> None:
-    """Even if the first URL was unencrypted, on this machine."""
-    there, back = "https://storage.example.com/b", "http://localhost/c"
-    storage = Storage(status(302, Location=there), status(302, Location=back), serve())
-    async with opened(storage) as client:
-        with pytest.raises(DownloadError, match="not https"):
-            await client.download(generation("http://localhost/a"), tmp_path)
-
-
-BAD_URLS = [
-    "https://storage.example.com/\x00",
-    "https://storage.example.com/\ud800",
-    "https://\ud800.example.com/",
-    "https://xn--zzzzzz\u00e9/",
-    "https://xn--/",
-    "https://xn--ls8h=.example.com/",
-    "https://[storage/",
-    "https://storage.example.com:99999/",
-    "https://storage.example.com:-1/",
-    "https://storage example.com/",
-    f"https://storage.example.com/{'a' * 70_000}",
-    "https:///a",
-    "a",
-    "",
-]
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("url", BAD_URLS)
-@pytest.mark.parametrize("redirected", [False, True])
-async def test_what_is_no_url_is_refused(tmp_path: Path, url: str, redirected: bool) -> None:
-    """With a `DownloadError` whose causes have no signature."""
-    url = f"{url}?{SECRET}"
-    location = [(b"Location", url.encode("utf-8", "surrogatepass"))]
-    storage = Storage(lambda request: httpx.Response(302, headers=location))
-    async with opened(storage) as client:
-        with pytest.raises(DownloadError) as caught:
-            await client.download(generation(*[] if redirected else [url]), tmp_path)
-    error: BaseException | None = caught.value
-    assert "not" in str(error) or "more than 3 redirects" in str(error)
-    while error is not None:
-        assert "5ec4e7" not in f"{error!r} {vars(error)}"
-        error = error.__cause__ or error.__context__
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_host_that_cannot_be_looked_up_is_a_download_error(tmp_path: Path, backend: str) -> None:
-    """On a real connection, which encodes the name in its own way."""
-
-    async def run() -> None:
-        url = f"https://{'a' * 64}.invalid/"
-        async with LumaClient(TOKEN, base_url="http://127.0.0.1:1/v1") as client:
-            with pytest.raises(DownloadError, match="generation"):
-                await client.download(generation(url), tmp_path, timeout=0.2)
-
-    anyio.run(run, backend=backend)
-
-
-@pytest.mark.anyio
-async def test_a_response_that_was_read_before_is_a_file_too(tmp_path: Path) -> None:
-    """As the mock transport of httpx gives it."""
-
-    def handler(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, headers=GET, content=PNG)
-
-    async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as http:
-        client = LumaClient(TOKEN, base_url=BASE_URL, http_client=http)
-        (path,) = await client.download(generation(), tmp_path)
-    assert path.read_bytes() == PNG
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(
-    "error", [anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError]
-)
-async def test_errors_of_the_connection_that_httpcore_lets_through(
-    tmp_path: Path, error: type[Exception]
-) -> None:
-    """They are retried like any other, before the response and in its middle."""
-
-    def refuse(request: httpx.Request) -> httpx.Response:
-        raise error
-
-    def break_off(request: httpx.Request) -> httpx.Response:
-        headers = GET | {"Content-Length": str(len(PNG))}
-        return httpx.Response(200, headers=headers, stream=Body(PNG[:3000], error()))
-
-    async with opened(Storage(refuse, break_off, serve())) as client:
-        (path,) = await client.download(generation(), tmp_path)
-    assert path.read_bytes() == PNG
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("directory", ["a\0b", "\ud800", b"bytes", 17, None])
-async def test_what_is_no_directory(directory: Any) -> None:
-    """It is refused before anything is sent."""
-    storage = Storage(serve())
-    async with opened(storage) as client:
-        with pytest.raises(ConfigurationError, match="directory"):
-            await client.download(ID, directory)
-    assert storage.gets == 0
-
-
-# --- writes that are cut short, and names that change hands --------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(["whole", "short", "full", "full after half"]), max_size=12))
-def test_whatever_the_disk_writes(outcomes: list[str]) -> None:
-    """A disk that takes less, or is full for a while: the bytes written are right, and continued.
-
-    No byte is ever written twice, and there is never a gap.
-    """
-    pwrite = os.pwrite
-
-    def write(descriptor: int, data: memoryview, place: int) -> int:
-        outcome = outcomes.pop(0) if outcomes else "whole"
-        half = data[: max(1, len(data) // 2)]
-        if outcome == "short":
-            return pwrite(descriptor, half, place)
-        if outcome == "full after half":
-            pwrite(descriptor, half, place)
-        if outcome.startswith("full"):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return pwrite(descriptor, data, place)
-
-    async def run(directory: Path) -> None:
-        async with opened(Storage(serve())) as client:
-            while True:
-                with contextlib.suppress(DownloadError):
-                    (path,) = await client.download(generation(), directory)
-                    break
-                (part,) = names(directory)
-                assert PNG.startswith((directory / part).read_bytes())
-        assert path.read_bytes() == PNG
-        assert names(directory) == [path.name]
-
-    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("luma_poll._downloads.files.BUFFER", 2500)
-        patch.setattr(os, "pwrite", write)
-        anyio.run(run, Path(directory))
-
-
-@pytest.mark.asyncio
-async def test_a_loop_that_ends_in_the_middle_of_a_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Cancelled by asyncio again and again: the write ends first, and no other runs beside it."""
-    pwrite, at_work, go_on = os.pwrite, threading.Semaphore(0), threading.Event()
-    under_way: list[int] = []
-
-    def write(descriptor: int, data: memoryview, place: int) -> int:
-        under_way.append(descriptor)
-        assert under_way == [descriptor]
-        written = pwrite(descriptor, data[:1500], place)
-        at_work.release()
-        assert go_on.wait(20)
-        os.fstat(descriptor)  # nobody has closed it
-        under_way.remove(descriptor)
-        return written
-
-    monkeypatch.setattr("luma_poll._downloads.files.BUFFER", 2500)
-    monkeypatch.setattr(os, "pwrite", write)
-    async with opened(Storage(serve())) as client:
-        task = asyncio.create_task(client.download(generation(), tmp_path))
-        await asyncio.to_thread(at_work.acquire)
-        for _ in range(3):
-            for other in asyncio.all_tasks() - {asyncio.current_task()}:
-                other.cancel()
-            await asyncio.sleep(0.01)
-        assert not task.done()
-        go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        (part,) = names(tmp_path)
-        assert (tmp_path / part).read_bytes() == PNG[:3000]
-        monkeypatch.undo()
-        (path,) = await client.download(generation(), tmp_path)
-    assert path.read_bytes() == PNG
-    assert names(tmp_path) == [path.name]
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("turns", range(1, 8))
-async def test_a_storm_of_cancellations_leaves_no_file_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
-) -> None:
-    """Asyncio's own cancellations interrupt clean-ups, too; the bytes on disk are right."""
-    open_files, begin, end = set[int](), os.open, os.close
-
-    def opening(path: str | Path, *rest: int) -> int:
-        descriptor = begin(path, *rest)
-        if str(path).endswith(".part"):
-            open_files.add(descriptor)
-        return descriptor
-
-    def closing(descriptor: int) -> None:
-        open_files.discard(descriptor)
-        end(descriptor)
-
-    monkeypatch.setattr(os, "open", opening)
-    monkeypatch.setattr(os, "close", closing)
-    monkeypatch.setattr("luma_poll._downloads.files.BUFFER", 2500)
-    begun = asyncio.Event()
-    async with opened(Storage(serve())) as client:
-        task = asyncio.create_task(
-            client.download(generation(), tmp_path, on_progress=lambda _: begun.set())
-        )
-        await begun.wait()
-        assert open_files
-        while not task.done():
-            for other in asyncio.all_tasks() - {asyncio.current_task()}:
-                other.cancel()
-            for _ in range(turns):
-                await asyncio.sleep(0)
-        assert task.cancelled()
-        assert not open_files
-        for name in names(tmp_path):
-            assert PNG.startswith((tmp_path / name).read_bytes())
-        assert await client.download(generation(), tmp_path)
-
-
-DOWNLOAD = """
-import asyncio, sys
-from luma_poll import LumaClient
-
-async def main():
-    async with LumaClient("key", base_url=sys.argv[1]) as client:
-        await client.download(sys.argv[2], sys.argv[3])
-
-asyncio.run(main())
-"""
-
-
-def test_two_interrupts_in_a_row(tmp_path: Path) -> None:
-    """The second one closes the loop in the middle of everything; no byte is wrong."""
-    size = 30_000_000
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(Sandbox(speed=1000).serve()) as base_url,
-    ):
-        prompt = {"prompt": f"a fox sandbox:duration=0 sandbox:size={size}"}
-        headers = {"Authorization": "Bearer key"}
-        made = httpx.post(f"{base_url}/generations", json=prompt, headers=headers).json()["id"]
-        blob = Blob(f"/storage/{made}/0", size)
-        command = [sys.executable, "-c", DOWNLOAD, base_url, made, str(tmp_path)]
-        for least in (1e6, 15e6):
-            with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-                while not any(part.stat().st_size > least for part in tmp_path.glob(".*.part")):
-                    assert process.poll() is None
-                process.send_signal(signal.SIGINT)
-                time.sleep(0.03)
-                process.send_signal(signal.SIGINT)
-                assert process.wait(20) != 0
-            (part,) = tmp_path.iterdir()
-            there = part.read_bytes()
-            assert there == blob.read(0, len(there))
-        subprocess.run(command, check=True, timeout=40)
-    (path,) = tmp_path.iterdir()
-    assert path.read_bytes() == blob.read(0, size)
-
-
-@pytest.mark.anyio
-async def test_a_file_that_another_one_finishes_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Even at the moment at which this download wants to continue it."""
-
-    def finish_it(request: httpx.Request) -> httpx.Response:
-        (part,) = tmp_path.glob(".*.part")
-        part.unlink()
-        (tmp_path / f"{ID}.png").write_bytes(PNG)
-        return serve()(request)
-
-    storage = Storage(serve(cut=3000), finish_it, serve())
-    async with opened(storage) as client:
-        (path,) = await client.download(generation(), tmp_path)
-    assert names(tmp_path) == [path.name]
-    assert len(storage.requests) == 3
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("begun", [0, 3000])
-async def test_a_name_that_changes_hands_while_its_file_is_synced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: int
-) -> None:
-    """One download finishes while a third starts: the part of the third gets no final name."""
-    path = tmp_path / f"{ID}.png"
-
-    def sync(descriptor: int) -> None:
-        if not path.exists():
-            (part,) = tmp_path.glob(".*.part")
-            part.rename(path)
-            part.write_bytes(PNG[:begun])
-
-    monkeypatch.setattr(os, "fsync", sync)
-    async with opened(Storage(serve())) as client:
-        assert await client.download(generation(), tmp_path) == [path]
-    assert path.read_bytes() == PNG
-    assert names(tmp_path) == [path.name]
-
-
-@pytest.mark.anyio
-async def test_a_version_for_each_request_leaves_one_part(tmp_path: Path) -> None:
-    """Parts that cannot be resumed are removed, in the same call or a later one."""
-    count = iter(range(10_000))
-
-    def changing(request: httpx.Request) -> httpx.Response:
-        return serve(cut=3000, ETag=f'"{next(count)}"')(request)
-
-    storage = Storage(changing)
-    async with opened(storage) as client:
-        for _ in range(2):
-            with pytest.raises(DownloadError, match="not complete within"):
-                await client.download(generation(), tmp_path)
-            assert len(names(tmp_path)) == 1
-        storage.answers = [serve()]
-        assert await client.download(generation(), tmp_path)
-    assert names(tmp_path) == [f"{ID}.png"]
-
-
-@pytest.mark.asyncio
-async def test_the_part_of_another_version_is_left_to_who_writes_it(tmp_path: Path) -> None:
-    """A download that ends first does not remove it, and the slower one starts only once."""
-    held, other_ended = anyio.Event(), anyio.Event()
-
-    class Held(httpx.AsyncByteStream):
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            yield PNG
-            held.set()
-            await other_ended.wait()
-            yield PNG
-
-    def slow(request: httpx.Request) -> httpx.Response:
-        headers = GET | {"ETag": '"other"', "Content-Length": str(2 * len(PNG))}
-        return httpx.Response(200, headers=headers, stream=Held())
-
-    storage = Storage(slow, serve())
-    async with opened(storage) as client, anyio.create_task_group() as tasks:
-        tasks.start_soon(client.download, generation(), tmp_path)
-        await held.wait()
-        (path,) = await client.download(generation(), tmp_path)
-        assert path.read_bytes() == PNG
-        other_ended.set()
-    assert len(storage.requests) == 2
-    assert path.read_bytes() == PNG
-    assert names(tmp_path) == [path.name]
-
-
-@pytest.mark.anyio
-async def test_a_system_without_locks_and_positioned_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Like Windows: files are complete, and nothing else is left."""
-    monkeypatch.delattr(os, "pwrite")
-    monkeypatch.setattr("luma_poll._downloads.files.fcntl", None)
-    monkeypatch.setattr("luma_poll._downloads.files.BUFFER", 2500)
-    storage = Storage(serve(cut=3000), serve(cut=3000, ETag='"two"'), serve(ETag='"two"'))
-    async with opened(storage) as client:
-        (path,) = await client.download(generation(), tmp_path)
-    assert path.read_bytes() == PNG
-    assert names(tmp_path) == [path.name]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from luma_poll import ConfigurationError, DownloadError
-from tests.downloads.test_download import PNG, STORE, Storage, generation, opened, serve
+from tests.downloads.support import PNG, STORE, Storage, generation, opened, serve
 
 
 @pytest.mark.anyio

@@ -7,7 +7,7 @@ import pytest
 
 from luma_poll import DownloadError, Generation
 from luma_poll._downloads import ownership
-from tests.downloads.test_download import PNG, STORE, Storage, names, opened, serve
+from tests.downloads.support import PNG, STORE, Storage, names, opened, serve
 from tests.fakes import ID, snapshot
 
 OTHER = "00000000-0000-4000-8000-000000000001"

@@ -16,7 +16,7 @@ import pytest
 
 from luma_poll import DownloadError, Generation, LumaClient
 from luma_poll._downloads import output
-from tests.downloads.test_download import names
+from tests.downloads.support import names
 from tests.fakes import ID
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8

@@ -252,9 +252,23 @@ def test_an_abandoned_generation_still_occupies_the_account() -> None:
         submit(account)
     account.begin(LIGHT)
     refuse(account, LIGHT, 0.0, full())
-    account.abandon(LIGHT)
+    account.abandon(LIGHT, until=3600.0)
     assert not room(account, 1.0)
     account.finish(LIGHT)
+    assert room(account, 1.0)
+
+
+def test_an_abandoned_generation_counts_for_max_running_until_its_end() -> None:
+    """Which somebody sees, or which comes by itself after an hour."""
+    account = Account(max_running=2)
+    submit(account)
+    submit(account)
+    account.abandon(LIGHT, until=3600.0)
+    account.abandon(LIGHT, until=1800.0)
+    assert account.is_held_up
+    assert account.may_submit_at(LIGHT) == 1800.0
+    account.recall(3600.0)
+    assert not account.is_held_up
     assert room(account, 1.0)
 
 

@@ -228,6 +228,31 @@ async def test_max_running_holds() -> None:
 
 
 @pytest.mark.anyio
+async def test_what_timed_out_counts_for_max_running_until_it_ends() -> None:
+    """It is asked for while the next one waits, so that this waits no longer than it must."""
+    api = FakeAccount(duration=100)
+    runner = Runner(api, max_running=2)
+    late = await runner.run_all(prompts(2), timeout=10)
+    assert all(isinstance(result.error, PollTimeoutError) for result in late)
+    assert all(result.ok for result in await runner.run_all(prompts(4), timeout=300))
+    assert api.most_running == 2
+    assert 100 < api.accepted[2][0] - api.accepted[0][0] < 130
+    assert runner.outstanding == {}
+
+
+@pytest.mark.anyio
+async def test_what_was_cancelled_counts_for_max_running_for_an_hour_at_most() -> None:
+    """Its end may never be seen; the API ends every generation within an hour."""
+    api = FakeAccount(duration=9000)
+    runner = Runner(api, max_running=1)
+    with anyio.move_on_after(10):
+        await runner.run("a fox")
+    api.duration = 10
+    assert (await runner.run("an owl")).state == "completed"
+    assert 3600 < api.accepted[1][0] - api.accepted[0][0] < 3610
+
+
+@pytest.mark.anyio
 async def test_runs_and_batches_share_what_is_learned() -> None:
     """One runner is one queue, first come, first served."""
     api = FakeAccount(capacity=2, duration=10)
