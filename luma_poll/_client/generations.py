@@ -130,11 +130,3 @@ def _may_be_retried(error: APIError) -> bool:
 
 def _may_be_submitted_again(error: APIError) -> bool:
     return error.retryable and not error.may_have_been_accepted
-<<<<<<< HEAD
-=======
-
-
-def backoff(attempt: int) -> float:
-    """Return the seconds before a retry, as in the official SDK: 0.5, doubled up to 8, jittered."""
-    return min(0.5 * 2.0 ** (attempt - 1), 8.0) * random.uniform(0.75, 1.0)
->>>>>>> main
