@@ -286,8 +286,8 @@ class LumaClient:
         return stream(self._source(), generation, timeout=timeout, max_bytes=max_bytes)
 
     def _source(self) -> Source:
-        self._connections.enter()
+        turns = self._connections.enter()
         parts = urlsplit(self._base_url)
         plain_host = parts.hostname if parts.scheme == "http" else None
         storage = Storage(self._connections.http, plain_host)
-        return Source(self.generations.get, storage, self._connections.downloads)
+        return Source(self.generations.get, storage, turns.downloads)
