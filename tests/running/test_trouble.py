@@ -27,7 +27,6 @@ from luma_poll import (
     RateLimitError,
     Runner,
 )
-from luma_poll.events import RunSubmitted
 from tests.fakes import ID, OUTPUT
 from tests.running.fakes import FakeAccount
 from tests.virtual_time import VirtualTimeLoop
@@ -119,9 +118,9 @@ def test_a_generation_counts_as_long_as_one_run_waits_for_it(tmp_path: Path, bac
 
     async def main() -> None:
         with Journal(tmp_path / "runs.db") as journal:
-            runner = Runner(api, Poller(api, wait=wait_fixed(0.02)), journal=journal)
             submitted = anyio.Event()
-            runner.observe(lambda event: isinstance(event, RunSubmitted) and submitted.set())
+            poller = Poller(api, wait=wait_fixed(0.02))
+            runner = Runner(api, poller, journal=journal, on_submit=lambda _: submitted.set())
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(partial(runner.run, "a red fox", key="k"))
                 await submitted.wait()
