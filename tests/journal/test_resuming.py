@@ -200,6 +200,7 @@ def complete(journal: Journal, api: FakeAccount, prompts: list[str]) -> None:
     connection.execute("COMMIT")
 
 
+@pytest.mark.no_cover
 @pytest.mark.anyio
 @pytest.mark.usefixtures("inline")
 async def test_a_thousand_completed_ones_take_their_time_and_a_new_one_does_not_starve(

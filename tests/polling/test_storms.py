@@ -39,6 +39,7 @@ def connections(client: LumaClient) -> list[Any]:
     return [connection for pool in pools for connection in pool.connections]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_storm_of_deadlines(backend: str, base_url: str) -> None:
     """200 deadlines hit requests in flight; then all slots are free and the next request works."""
@@ -69,6 +70,7 @@ def test_a_storm_of_deadlines(backend: str, base_url: str) -> None:
     assert threading.active_count() <= before  # an idle one of an earlier test may end meanwhile
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_task_group_is_torn_down(backend: str, base_url: str) -> None:
     """An error beside a hundred waits ends them all, at once and cleanly."""
