@@ -47,12 +47,14 @@ class Transport(httpx.AsyncBaseTransport):
 
 @asynccontextmanager
 async def connect(
-    sandbox: Sandbox, handler: Handler = lambda request: None, **options: Any
+    sandbox: Sandbox,
+    handler: Handler = lambda request: None,
+    base_url: str = "http://localhost/v1",
+    **options: Any,
 ) -> AsyncIterator[tuple[LumaClient, Transport]]:
     transport = Transport(sandbox, handler)
     async with httpx.AsyncClient(transport=transport) as http_client:
-        options = {"base_url": "http://localhost/v1", "http_client": http_client} | options
-        yield LumaClient(KEY, **options), transport
+        yield LumaClient(KEY, base_url=base_url, http_client=http_client, **options), transport
 
 
 def failing(method: str, end: str, *answers: int | Exception) -> Handler:
