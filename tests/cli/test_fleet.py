@@ -81,9 +81,9 @@ def test_what_was_not_sent_is_cancelled_and_forgotten(cli: Cli, database: str) -
     assert "never: not queued" in err
     assert cli("fleet", "cancel", "owl", "--database", database).code == 0
     told = cli("fleet", "forget", database, "--before", "0d").err
-    assert told.startswith("2 submissions that ended before")
+    assert told.startswith("Forgot 2 submissions that ended before")
     assert cli("fleet", "forget", database, "--before", "yesterday").code == 2
-    assert cli("fleet", "forget", database, "--before", "2020-01-01").err.startswith("0 ")
+    assert cli("fleet", "forget", database, "--before", "2020-01-01").err.startswith("Forgot 0 ")
 
 
 def test_what_has_not_ended_is_not_resolved(cli: Cli, database: str) -> None:
