@@ -138,7 +138,7 @@ def test_a_parameter_reaches_the_api(cli: Cli) -> None:
         (["fox", "--param", "=manga"], "--param takes KEY=VALUE, not '=manga'"),
         (["fox", "--param", "image_ref[0]=x"], "--param takes KEY=VALUE, not 'image_ref[0]=x'"),
         (["fox", "--param", "source={url:x}"], "--param source: '{url:x}' is not JSON: "),
-        (["fox", "--param", "prompt=owl"], "--param prompt: the prompt is an argument"),
+        (["fox", "--param", "prompt=owl"], "--param prompt: give the prompt as an argument"),
         (["fox", "--param", "a=1", "--param", "a=2"], "--param a is given twice"),
         (["fox", "--param", "a.b=1", "--param", "a.b=2"], "--param a.b is given twice"),
         (["fox", "--param", "a=1", "--param", "a.b=2"], "--param a.b: a is also given as a whole"),

@@ -70,7 +70,7 @@ def test_limits_are_changed_and_lifted(cli: Cli, database: str) -> None:
     assert "max_running\tno limit\n" in cli("fleet", "status", database).out
     code, _, err = limits("--max-running", "many")
     assert code == 2
-    assert "max_running is a number, or none" in err
+    assert "max_running must be a number or none" in err
 
 
 def test_what_was_not_sent_is_cancelled_and_forgotten(cli: Cli, database: str) -> None:
