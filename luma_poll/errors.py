@@ -455,6 +455,13 @@ FAILURE_ERRORS: dict[str, type[GenerationError]] = {
 """The class for each failure code."""
 
 
+def failure_of(generation: Generation | None) -> GenerationError | None:
+    """Return why a generation failed; None if it did not, or if there is none."""
+    if generation is None or generation.state != "failed":
+        return None
+    return FAILURE_ERRORS.get(generation.failure_code or "", GenerationError)(generation)
+
+
 class DownloadError(LumaError):
     """A file could not be fetched or written. Nothing exists under its final name.
 
