@@ -1,8 +1,8 @@
 """Traces and metrics of waits and runs, for OpenTelemetry.
 
-Needs the extra `luma-poll[opentelemetry]`. That is OpenTelemetry's API alone: without its SDK
-nothing is recorded. Names follow the semantic conventions for generative AI, where there are some:
-a wait is their operation `fetch_response`, a run `generate_content`.
+Needs the extra `luma-poll[opentelemetry]`, which is only OpenTelemetry's API: without its SDK,
+nothing is recorded. Names follow the semantic conventions for generative AI as far as those go: a
+wait is their operation `fetch_response`, a run `generate_content`.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ Attributes = dict[str, str | int | float]
 Instruments = Mapping[str, Callable[[float, Attributes], None]]
 
 _INSTRUMENTED = WeakSet[object]()
-"""Pollers and runners: each is recorded once."""
+"""The pollers and runners that are recorded, so that none is recorded twice."""
 
 FETCH: Attributes = {
     "gen_ai.operation.name": "fetch_response",
     "gen_ai.provider.name": "luma",
 }
 GENERATE: Attributes = FETCH | {"gen_ai.operation.name": "generate_content"}
-# Those that the conventions advise for the duration of an operation.
+# The conventions advise these for the duration of an operation.
 OPERATION_BUCKETS: list[float] = [0.01 * 2**power for power in range(14)]
 DELAY_BUCKETS: list[float] = [0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120]
 MINUTES: list[float] = [60, 90, 120, 180, 300, 600, 1800, 3600]
@@ -69,22 +69,22 @@ GENERATION_BUCKETS: list[float] = [1, 2.5, 5, 7.5, 10, 15, 20, 30, 45, *MINUTES]
 
 ACTIVE = {
     "luma_poll.waits.active": ("{wait}", "Waits under way."),
-    "luma_poll.runs.active": ("{run}", "Runs under way, those that wait for room included."),
+    "luma_poll.runs.active": ("{run}", "Runs under way, including those that wait for room."),
 }
 COUNTERS = {
     "luma_poll.polls": ("{request}", "Requests for a snapshot that have ended."),
     "luma_poll.quiet.time": ("s", "Time for which the API asked to be left alone."),
-    "luma_poll.submissions": ("{request}", "Submissions that have been answered."),
+    "luma_poll.submissions": ("{request}", "Submissions that were answered."),
 }
 HISTOGRAMS = {
     "gen_ai.client.operation.duration": ("GenAI operation duration.", OPERATION_BUCKETS),
     "luma_poll.detection.delay": (
-        "From the last answer that a generation still runs to that of its end: at most so much "
-        "later than it ended.",
+        "From the last answer that a generation still runs to the answer that it has ended: an "
+        "upper bound on how long its end went unnoticed.",
         DELAY_BUCKETS,
     ),
     "luma_poll.generation.duration": (
-        "From the submission of a generation, as far as known, to the answer of its end.",
+        "From the submission of a generation, if known, to the answer that it has ended.",
         GENERATION_BUCKETS,
     ),
 }
@@ -102,16 +102,16 @@ def instrument(
         instrument(poller)
 
     Args:
-        poller_or_runner: What to record, from now on; also a `Session` of `luma_poll.sync`. The
-            poller of a runner is recorded with it, unless it is instrumented already.
-        tracer_provider: Takes the spans; by default the global one.
-        meter_provider: Takes the metrics; by default the global one.
+        poller_or_runner: The `Poller` or `Runner` to record from now on, or a `Session` of
+            `luma_poll.sync`. The poller of a Runner is recorded with it, unless it already is.
+        tracer_provider: The provider for the spans; by default the global one.
+        meter_provider: The provider for the metrics; by default the global one.
 
     Returns:
-        A function that undoes it. Waits and runs under way are recorded to their ends.
+        A function that stops the recording. Waits and runs under way are recorded to their end.
 
     Raises:
-        ConfigurationError: It is instrumented already, or neither a poller nor a runner.
+        ConfigurationError: It is already instrumented, or neither a poller nor a runner.
     """
     tracer = trace.get_tracer("luma_poll", __version__, tracer_provider)
     note = _instruments(metrics.get_meter("luma_poll", __version__, meter_provider))
@@ -123,8 +123,8 @@ def instrument(
         )
     if poller_or_runner in _INSTRUMENTED:
         raise ConfigurationError(
-            "this is instrumented already: to change the providers, first call what the first "
-            "instrument() returned"
+            "this is already instrumented: to change the providers, first call the function that "
+            "the first instrument() returned"
         )
     runs = _Runs(tracer, note)
 
@@ -161,16 +161,16 @@ def _instruments(meter: metrics.Meter) -> Instruments:
 
 @dataclass
 class _Record:
-    """A wait under way: its span, and the waits that have asked on its behalf."""
+    """A wait under way: its span, and the waits that asked on its behalf."""
 
     span: Span
     linked: tuple[Wait, ...] = ()
     queued: float = 0.0
-    outside: Token[context.Context] | None = None  # of the request under way
+    outside: Token[context.Context] | None = None  # restores the context after its request
 
 
 class _Waits:
-    """An observer of waits. The id of a generation is in spans, and in no metric."""
+    """An observer of waits. The id of a generation is in spans, but not in metrics."""
 
     def __init__(self, tracer: trace.Tracer, note: Instruments) -> None:
         self._tracer = tracer
@@ -204,7 +204,7 @@ class _Waits:
         if record is None:
             return
         record.queued = event.queued
-        # From here to the end of the request: spans of HTTP become children.
+        # The context lasts until the request ends, so that HTTP spans become children.
         record.outside = context.attach(trace.set_span_in_context(record.span))
 
     def _end_poll(self, event: PollEnded) -> None:
@@ -230,7 +230,7 @@ class _Waits:
             self._note["luma_poll.generation.duration"](event.age, attributes)
 
     def _link(self, event: PollEnded) -> None:
-        """Link the other waits to the one that asked: the spans of HTTP are there."""
+        """Link the other waits to the one that asked, which has the HTTP spans."""
         asked = self._records[event.wait].span.get_span_context()
         for other in event.others:
             record = self._records.get(other)
@@ -239,8 +239,8 @@ class _Waits:
                 record.span.add_link(asked)
 
     def _end(self, event: WaitEnded) -> None:
-        # First, and whatever follows: an SDK that raised at the beginning of the wait, or does
-        # now, must not leave the number of waits wrong for ever.
+        # First of all: an SDK that raised at the beginning of the wait, or raises now, must not
+        # leave the number of waits wrong for ever.
         self._note["luma_poll.waits.active"](-1, FETCH)
         record, generation = self._records.pop(event.wait, None), event.generation
         error = event.error or failure_of(generation)
@@ -257,7 +257,7 @@ class _Waits:
 
 @dataclass
 class _Run:
-    """A run under way, and its submission if one is under way."""
+    """A run under way, with its submission if one is under way."""
 
     span: Span
     outside: Token[context.Context]
@@ -266,7 +266,7 @@ class _Run:
 
 
 class _Runs:
-    """An observer of runs. The prompt is in nothing."""
+    """An observer of runs. The prompt is never recorded."""
 
     def __init__(self, tracer: trace.Tracer, note: Instruments) -> None:
         self._tracer = tracer
@@ -279,7 +279,7 @@ class _Runs:
             return
         run = self._records.get(event.run)
         if isinstance(event, RunEnded):
-            # First, and whatever an SDK raises afterwards: as for a wait.
+            # First of all, as for a wait: an SDK may raise afterwards.
             self._note["luma_poll.runs.active"](-1, GENERATE)
             self._records.pop(event.run, None)
             if run is not None:
@@ -303,7 +303,8 @@ class _Runs:
         }
         name = f"generate_content {request.get('gen_ai.request.model', '')}".rstrip()
         span = self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=GENERATE | request)
-        # To the end of the run, in its task: the submissions and the waits become children.
+        # The context lasts until the run ends, in its task, so that submissions and waits become
+        # children.
         outside = context.attach(trace.set_span_in_context(span))
         self._records[event.run] = _Run(span, outside, request)
 
@@ -342,7 +343,7 @@ def _outcome_of_submission(event: RunEvent) -> str:
 
 def _end_span(span: Span, error: Exception | None) -> None:
     if error is not None:
-        # The text of our own errors alone: others' may hold what must not leave the process.
+        # Only the texts of our own errors: others may hold what must not leave the process.
         said = str(error) if isinstance(error, LumaError) else None
         span.set_status(Status(StatusCode.ERROR, said))
     span.end()
@@ -383,7 +384,7 @@ def _outcome_of_poll(event: PollEnded) -> str:
 def _attributes_of(
     generation: Generation | None, error: Exception | None, base: Attributes = FETCH
 ) -> Attributes:
-    """Model, type and error, as far as known: for spans and for metrics."""
+    """Return the model, type and error, as far as known, for spans and metrics."""
     attributes = base.copy()
     if generation is not None and generation.model:
         attributes["gen_ai.response.model"] = generation.model

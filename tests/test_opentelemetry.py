@@ -319,7 +319,7 @@ async def test_to_instrument_twice_is_refused(telemetry: Telemetry) -> None:
     """Every wait would count twice. What the first call returned undoes it."""
     poller = Poller(FakeClient("completed"))
     undo = instrument(poller, **telemetry.providers)
-    with pytest.raises(ConfigurationError, match="instrumented already"):
+    with pytest.raises(ConfigurationError, match="already instrumented"):
         instrument(poller, **telemetry.providers)
     undo()
     await poller.wait(ID)
@@ -463,7 +463,7 @@ async def test_a_runner_whose_poller_is_instrumented(telemetry: Telemetry) -> No
     instrument(poller, **telemetry.providers)
     runner = Runner(account, poller)
     undo = instrument(runner, **telemetry.providers)
-    with pytest.raises(ConfigurationError, match="instrumented already"):
+    with pytest.raises(ConfigurationError, match="already instrumented"):
         instrument(runner, **telemetry.providers)
     await runner.run("a fox")
     assert [span.name for span in telemetry.spans] == ["fetch_response", "generate_content"]
