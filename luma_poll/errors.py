@@ -335,7 +335,8 @@ class GenerationError(LumaError):
             super().__init__(generation)
             return
         self.generation_id = generation.id
-        self.failure_code = generation.failure_code or self.failure_code
+        if generation.failure_code or self.failure_code is None:
+            self.failure_code = generation.failure_code
         self.failure_reason = generation.failure_reason
         said = [part for part in (generation.failure_code, self.failure_reason) if part]
         message = ": ".join([f"generation {generation.id} {self._ended(generation)}", *said])
