@@ -211,3 +211,10 @@ def test_a_stop_past_the_deadline_right_after_the_last_poll_is_no_stop() -> None
     deadline = Deadline(0, 100)
     assert deadline.after_a_stop(now=150, last_poll=99.2) is deadline
     assert deadline.after_a_stop(now=150, last_poll=90).at > 150
+
+
+def test_a_snapshot_that_is_handed_in_tells_that_it_still_runs() -> None:
+    """The end is later than that, for all that learns how long generations take."""
+    progress = Progress(ID, started=0.0)
+    progress.hand_in(snapshot("queued"), 3)
+    assert progress.unfinished_at == 3

@@ -299,7 +299,9 @@ async def test_the_spared_waits_end_when_the_request_is_cut_short() -> None:
         ended.append(anyio.current_time() - began)
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(leave)
+        for each in (leave, partial(poller.wait, "slow", timeout=200)):
+            tasks.start_soon(each)
+            await anyio.sleep(0.01)
         for timeout in (15, 20, 25):
             tasks.start_soon(wait, timeout)
         tasks.start_soon(poller.wait, "other")
