@@ -40,6 +40,7 @@ from luma_poll._polling.schedules import Schedule
 from luma_poll._running.requests import Request, check_key
 from luma_poll._running.submitter import SupportsCreate
 from luma_poll._tasks.backoff import backoff
+from luma_poll._tasks.threads import own_threads
 from luma_poll.errors import ConfigurationError, LumaError
 
 __all__ = [
@@ -347,7 +348,9 @@ class Fleet:
         """Return the row of a submission, with its local media uploaded."""
         named = {name: value for name, value in options.items() if name != "key"}
         digest = await anyio.to_thread.run_sync(
-            fingerprint, {"request": dict(checked), "options": named}
+            fingerprint,
+            {"request": dict(checked), "options": named},
+            limiter=own_threads(),
         )
         request = dict(checked)
         if local_media(checked) and not await self._is_known(options["key"]):

@@ -43,7 +43,7 @@ from luma_poll._logging import fields, logger
 from luma_poll._mcp.pipes import standard_pipes
 from luma_poll._mcp.references import with_references
 from luma_poll._polling.adaptive import AdaptiveWait
-from luma_poll._polling.poller import Poller
+from luma_poll._polling.poller import Poller, last_of
 from luma_poll._redaction import redact
 from luma_poll._running.requests import check_key
 from luma_poll._running.runner import Runner
@@ -58,6 +58,7 @@ from luma_poll.events import (
     RunSubmitting,
     RunUnreachable,
 )
+from luma_poll.models import Generation
 
 __all__ = ["GenerationReport", "JournalReport", "open_server", "serve_stdio"]
 
@@ -201,6 +202,7 @@ class _Tools:
         self._runner = Runner(client, self._poller, journal=journal)
         self._under_way: dict[str, _Request] = {}
         self._waits: dict[str, _Request] = {}
+        self._refused: dict[str, _Request] = {}
         self._paid: set[str] = set()
         self._runner.observe(self._follow)
         self.background = anyio.create_task_group()
@@ -256,6 +258,7 @@ class _Tools:
             request = _Request(key, digest)
             if all(entry.key != key for entry in entries):
                 self._pay(request, entries)
+            self._refused.pop(key, None)
             self._under_way[key] = request
             self.background.start_soon(self._run, request, {**params, "key": key})
         elif request.digest != digest:
@@ -271,7 +274,8 @@ class _Tools:
         key_or_id: Annotated[str, Field(description="A key, or the id of a generation.")],
     ) -> Annotated[CallToolResult, GenerationReport]:
         """Wait for a generation that was submitted before, and save its files. Never pays."""
-        request = self._under_way.get(key_or_id) or self._waits.get(key_or_id)
+        known = (self._under_way, self._waits, self._refused)
+        request = next((each[key_or_id] for each in known if key_or_id in each), None)
         if request is None:
             entry = next((e for e in await self._entries() if e.key == key_or_id), None)
             generation_id = key_or_id if entry is None else entry.generation_id
@@ -377,15 +381,16 @@ class _Tools:
     async def _wait(self, request: _Request, is_key: bool) -> None:
         async with self._settling(request, self._waits):
             assert request.generation_id is not None
-            latest = None
+
+            def see(snapshot: Generation) -> None:
+                request.state = snapshot.state
+
             try:
-                async for latest in self._poller.watch(request.generation_id):
-                    request.state = latest.state
+                latest = await last_of(self._poller.watch(request.generation_id), see)
             except NotFoundError as error:
                 if not is_key:
                     error.add_note("It is not a key either: no request from here has it.")
                 raise
-            assert latest is not None, "watch ends with a terminal snapshot"
             request.files = await self._client.download(
                 latest.raise_for_failure(), self._download, key=request.key if is_key else None
             )
@@ -403,6 +408,9 @@ class _Tools:
                 request.submissions = max(request.submissions, 1)
             if request.is_new and not request.submissions:
                 self._paid.discard(request.key)
+                self._refused[request.key] = request  # the journal does not know why
+                if len(self._refused) > MOST_LISTED:
+                    del self._refused[next(iter(self._refused))]
         finally:
             del under_way[request.key]
             request.done.set()
@@ -544,7 +552,13 @@ async def open_server(
     root = None if inputs is None else Path(inputs)
     if root is not None and not await anyio.Path(root).is_dir():
         raise ConfigurationError(f"inputs: there is no directory {root}")
-    await anyio.Path(download).mkdir(parents=True, exist_ok=True)
+    for name, allowed in (("models", models), ("types", types)):
+        if isinstance(allowed, str):
+            raise ConfigurationError(f"{name} is a list of names, not {allowed!r}")
+    try:
+        await anyio.Path(download).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"download: {download}: {error.strerror}") from None
     async with AsyncExitStack() as stack:
         tools = _Tools(
             client,
