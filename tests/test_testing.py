@@ -83,6 +83,25 @@ def test_a_stranger_needs_four_lines(tmp_path: Path) -> None:
     assert "2 passed" in said, said
 
 
+def test_it_works_with_pytest_asyncio(tmp_path: Path) -> None:
+    """In its automatic mode as in its strict one, and with one event loop for all tests."""
+    tmp_path.joinpath("pytest.ini").write_text(
+        "[pytest]\nasyncio_mode = auto\nasyncio_default_test_loop_scope = session\n"
+        "asyncio_default_fixture_loop_scope = session\n"
+    )
+    asynchronous = STRANGER.replace("@pytest.mark.anyio", "@pytest.mark.asyncio")
+    redirected = asynchronous.replace("luma_client, luma_poller", "luma_redirect").replace(
+        "    generation", "    from luma_poll import LumaClient, Poller\n    generation"
+    )
+    redirected = redirected.replace("luma_client.", "LumaClient().").replace(
+        "luma_poller.wait", "Poller(LumaClient()).wait"
+    )
+    for number, text in enumerate([asynchronous, asynchronous, redirected, asynchronous]):
+        tmp_path.joinpath(f"test_app{number}.py").write_text(text)
+    said = run_pytest(tmp_path, "--strict-markers")
+    assert "4 passed" in said, said
+
+
 @pytest.mark.anyio
 async def test_the_fixtures_stand_on_one_sandbox(
     luma_sandbox: Sandbox, luma_client: LumaClient, luma_poller: Poller, luma_runner: Runner

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -286,8 +285,6 @@ class LumaClient:
         return stream(self._source(), generation, timeout=timeout, max_bytes=max_bytes)
 
     def _source(self) -> Source:
-        self._connections.enter()
-        parts = urlsplit(self._base_url)
-        plain_host = parts.hostname if parts.scheme == "http" else None
-        storage = Storage(self._connections.http, plain_host)
-        return Source(self.generations.get, storage, self._connections.downloads)
+        turns = self._connections.enter()
+        storage = Storage(self._connections.http, self._base_url)
+        return Source(self.generations.get, storage, turns.downloads)

@@ -18,7 +18,7 @@ from luma_poll._client.http_client import (
     transport_for,
 )
 from luma_poll._client.transport import PooledTransport
-from luma_poll._tasks.event_loops import LoopGuard
+from luma_poll._tasks.event_loops import PerLoop
 from luma_poll.errors import InvalidResponseError
 
 TIMEOUTS = {"connect": 10.0, "read": None, "write": None, "pool": None}
@@ -41,17 +41,29 @@ class Answer(NamedTuple):
     content: bytes
 
 
+class Turns:
+    """The turns of one event loop: those of all requests, of the GETs and of the downloads."""
+
+    def __init__(self) -> None:
+        # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
+        # 1099, 1111), and is slow at queueing many. So its pool has no limit, and they queue here.
+        self.requests = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
+        self.gets = anyio.Semaphore(MAX_GETS, fast_acquire=True)
+        self.downloads = anyio.Semaphore(MAX_DOWNLOADS)
+
+
 class Connections:
     """The connections that a client shares with its views, and the turns to use one."""
 
     def __init__(self, base_url: str, http_client: object = None) -> None:
         self.http: Any
+        self.base_url = base_url
         self._transport: PooledTransport | None = None
         if http_client is None:
             self.http, self._transport = default_http_client(base_url)
         else:
             self.http = checked_http_client(http_client)
-        self._guard = LoopGuard("LumaClient")
+        self._turns = PerLoop("LumaClient", self._begin_loop)
 
     async def aclose(self) -> None:
         """Close the connections, unless the user's `http_client` has them."""
@@ -60,28 +72,24 @@ class Connections:
             await self.http.aclose()
             await self._transport.aclose()
 
-    def enter(self) -> None:
-        """Start over if this is another event loop than the last time.
+    def enter(self) -> Turns:
+        """Return the turns of this event loop; start over if it is another one than the last time.
 
         Raises:
             ConfigurationError: The other event loop still runs.
         """
-        if not self._guard.enter():
-            return
-        # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
-        # 1099, 1111), and is slow at queueing many. So requests queue here, and its pool has no
-        # limit.
-        self._requests = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
-        self._gets = anyio.Semaphore(MAX_GETS, fast_acquire=True)
-        self.downloads: anyio.Semaphore = anyio.Semaphore(MAX_DOWNLOADS)
+        return self._turns.enter()
+
+    def _begin_loop(self) -> Turns:
         if self._transport is not None:
             self._transport.forget_idle()
+        return Turns()
 
     @asynccontextmanager
     async def turn(self, method: str) -> AsyncIterator[None]:
         """Wait until there is a free connection for a request."""
-        self.enter()
-        async with self._gets if method == "GET" else nullcontext(), self._requests:
+        turns = self.enter()
+        async with turns.gets if method == "GET" else nullcontext(), turns.requests:
             yield
 
     async def send(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Self, TypeVar, Unpack
@@ -18,6 +17,7 @@ from luma_poll._api.parameters import CreateParams, explicit
 from luma_poll._api.request_body import Upload, encoded, read_params_async, uploaded
 from luma_poll._arguments import check_generation_id
 from luma_poll._client.exchange import Session
+from luma_poll._tasks.backoff import backoff
 from luma_poll.errors import APIError, APIStatusError
 from luma_poll.models import Generation
 
@@ -130,8 +130,3 @@ def _may_be_retried(error: APIError) -> bool:
 
 def _may_be_submitted_again(error: APIError) -> bool:
     return error.retryable and not error.may_have_been_accepted
-
-
-def backoff(attempt: int) -> float:
-    """Return the seconds before a retry, as in the official SDK: 0.5, doubled up to 8, jittered."""
-    return min(0.5 * 2.0 ** (attempt - 1), 8.0) * random.uniform(0.75, 1.0)

@@ -9,7 +9,7 @@ request is cancelled between connecting and sending (encode/httpcore 1099).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import anyio
@@ -17,8 +17,6 @@ import httpx
 
 SHORTEST_PATIENCE = 3.0
 """Seconds without an answer after which a used connection counts as dead; the API takes one."""
-LONGEST_PATIENCE = 7.0
-"""The most seconds that this grows to when answers become slow."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,9 @@ class PooledTransport(httpx.AsyncBaseTransport):
 
     A GET uses an idle connection if there is one. The server may close it at the same moment, so a
     GET whose connection breaks is sent again on a new one. A NAT, a VPN or a sleep may have ended
-    it silently, so a GET without an answer for some seconds is sent a second time on a new one, and
-    the first answer counts. Any other request gets a new connection from the start, because after a
-    failure there would be no way to know whether it may be sent again.
+    it silently, so a GET without an answer for some seconds leaves it for a new one, too. Any other
+    request gets a new connection from the start, because after a failure there would be no way to
+    know whether it may be sent again.
 
     The caller limits the number of connections: each response that is not closed has one.
 
@@ -64,7 +62,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
             used = self._idle.pop()
             if request.method == "GET":
                 # Even if it was used a moment ago: it may have died silently since, and would hang.
-                response = await self._send_watched(request, used.transport)
+                response = await self._send_on_used(request, used.transport)
                 if response is not None:
                     return response
             else:
@@ -74,74 +72,27 @@ class PooledTransport(httpx.AsyncBaseTransport):
     async def _send_on_used(
         self, request: httpx.Request, used: httpx.AsyncHTTPTransport
     ) -> httpx.Response | None:
-        """Send a GET on a connection that may be closed by now; return None if it is."""
-        try:
-            return await self._send(request, used)
-        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
-            if _is_answer(error):
-                raise
-            return None
-
-    async def _send_watched(
-        self, request: httpx.Request, used: httpx.AsyncHTTPTransport
-    ) -> httpx.Response | None:
-        """Send a GET on a used connection, and on a new one as well if that stays silent.
-
-        Returns:
-            The first response; None if the used connection was closed before it was silent.
-        """
+        """Send a GET on a connection that may be dead by now; return None if it is."""
         began = anyio.current_time()
-        answers: list[httpx.Response] = []
-        errors: list[Exception] = []
-        is_silent = False
-
-        async def attempt() -> None:
-            response = await self._send_on_used(request, used)
-            answers.extend([] if response is None else [response])
-
-        async def attempt_again() -> None:
-            nonlocal is_silent
-            await anyio.sleep(self._patience)
-            is_silent = True
-            # Whatever ended this connection has probably ended those that were idle with it. If
-            # they were kept, each of the next requests would have to wait as well.
-            await self._close_idle(until=began)
-            answers.append(await self._send(request, self._connectable()))
-
-        async def keep(sending: Callable[[], Awaitable[None]], other: anyio.CancelScope) -> None:
+        with anyio.CancelScope(deadline=began + self._patience):
             try:
-                await sending()
-            except Exception as error:  # raised below: the task group would wrap it
-                errors.append(error)
-            # Once both are under way, the failure of one leaves the other its chance.
-            if answers or not is_silent:
-                other.cancel()
-
-        try:
-            async with anyio.create_task_group() as tasks:
-                with anyio.CancelScope() as first:
-                    tasks.start_soon(keep, attempt_again, first)
-                    await keep(attempt, tasks.cancel_scope)
-        except BaseException:
-            for answer in answers:  # it came at the very moment of the cancellation
-                await answer.aclose()
-            raise
-        for late in answers[1:]:  # both came at the same moment
-            await late.aclose()
-        if answers:
-            self._usual = max(anyio.current_time() - began, 0.9 * self._usual)
-            return answers[0]
-        if errors:
-            raise errors[0]
+                return await self._send(request, used)
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+                if _is_answer(error):
+                    raise
+                return None
+        # Whatever ended this connection has probably ended those that were idle with it. If they
+        # were kept, each of the next requests would have to wait as well.
+        await self._close_idle(until=began)
         return None
 
     @property
     def _patience(self) -> float:
-        """The seconds without an answer after which a GET is sent a second time.
+        """The seconds without an answer after which a used connection counts as dead.
 
         They are well above what answers take, so that a service that is slow is not asked twice.
         """
-        return min(max(SHORTEST_PATIENCE, 2 * self._usual), LONGEST_PATIENCE)
+        return max(SHORTEST_PATIENCE, 2 * self._usual)
 
     async def aclose(self) -> None:
         """Close the idle connections at once, and the others when their response is closed."""
@@ -164,11 +115,14 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self, request: httpx.Request, transport: httpx.AsyncHTTPTransport
     ) -> httpx.Response:
         idle = self._idle  # another event loop may have replaced it when the body is closed
+        began = anyio.current_time()
         try:
             response = await transport.handle_async_request(request)
         except BaseException:
             await _close(transport)
             raise
+        if request.method == "GET":
+            self._usual = max(anyio.current_time() - began, 0.9 * self._usual)
         assert isinstance(response.stream, httpx.AsyncByteStream)
         response.stream = _Body(response.stream, transport, self, idle)
         return response

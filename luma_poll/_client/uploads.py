@@ -22,11 +22,12 @@ from luma_poll._api.media_reference import LocalMedia, in_thread, read_local, ta
 from luma_poll._api.parameters import SupportsRead, SupportsSave
 from luma_poll._arguments import check_generation_id, check_positive
 from luma_poll._client.exchange import Session
-from luma_poll._client.generations import backoff, retried
+from luma_poll._client.generations import retried
 from luma_poll._downloads.put import Pieces, put
 from luma_poll._downloads.storage import InterruptedTry, RefusedError
 from luma_poll._logging import fields, logger
 from luma_poll._polling.poller import Poller
+from luma_poll._tasks.backoff import backoff
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIError,
@@ -209,11 +210,12 @@ class Files:
         media = upload.media
         headers |= {"Content-Length": str(media.size), "User-Agent": f"luma-poll/{__version__}"}
         connections = self._session.connections
-        connections.enter()
-        async with connections.downloads:
+        async with connections.enter().downloads:
             with media.open() as file:
                 pieces = Pieces(file, media.size, upload.tell)
-                status = await put(connections.http, target["url"], headers, pieces)
+                status = await put(
+                    connections.http, connections.base_url, target["url"], headers, pieces
+                )
         if not 200 <= status < 300:
             raise upload.error(f"the storage answered HTTP {status}")
 
