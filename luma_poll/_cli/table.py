@@ -1,4 +1,4 @@
-"""A live table of generations for a terminal; a line now and then where there is none."""
+"""A live table of generations for a terminal; without one, a line now and then."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from luma_poll.events import (
 
 DRAWINGS_PER_SECOND = 5
 LAST_FAILURES = 5
-"""Failures that the summary lists."""
+"""The most failures that the summary lists."""
 RATE_OVER = 10.0
 """Seconds over which the polls per second are averaged."""
 SAYS_EVERY = 60.0
-"""Seconds between the lines where there is no terminal."""
+"""Seconds between the lines without a terminal."""
 NARROW = 60
-"""A terminal with fewer columns has no room for more numbers than the age."""
+"""Columns below which a terminal has no room for any number but the age."""
 SPINNER, ASCII_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "-\\|/"
 
 STYLES = {
@@ -69,7 +69,7 @@ class Row:
             `time.monotonic`; None before that.
         counts: How often what the headings of the table's numbers say has happened.
         ended: When the wait ended; None while it lasts.
-        trouble: The error that the last poll met; empty if none.
+        trouble: The error of the last poll; empty if it had none.
     """
 
     labels: tuple[str, ...]
@@ -82,16 +82,16 @@ class Row:
 
 @dataclass(eq=False)
 class LiveTable:
-    """The rows of generations, by id, drawn on a terminal, or summed up in lines without one.
+    """The rows of generations by id, drawn on a terminal, or summed up in lines without one.
 
-    The numbers of the summary are counted as events come, so drawing it costs the same for any
+    The numbers of the summary are counted as events come, so that drawing it costs the same for any
     number of generations.
 
     Attributes:
         columns: The headings of the labels.
         console: The terminal to draw on; None for no drawing.
         bars: The bars of downloads, drawn below the table.
-        speaks: Say how far it is at the beginning, each minute and at the end.
+        speaks: True to print the progress at the beginning, each minute and at the end.
     """
 
     numbers: ClassVar[tuple[str, ...]] = ("waited", "polls")
@@ -123,7 +123,7 @@ class LiveTable:
         bars: DownloadBars | None = None,
         quiet: bool = False,
     ) -> Self:
-        """A table that is drawn if `console` is a terminal, else lines; neither if `quiet`."""
+        """Return a table, drawn if `console` is a terminal, else lines; nothing if `quiet`."""
         drawn = is_terminal(console)
         return cls(
             columns,
@@ -133,7 +133,7 @@ class LiveTable:
         )
 
     def expect(self, total: int, *, more: bool = False) -> None:
-        """Set how many generations will come in all; `more` if there may be even more."""
+        """Set how many generations will come in all; `more` if there may be more than that."""
         self._expected, self._more = total, more
 
     def add(self, generation_id: str, *labels: str, state: str = "asking") -> None:
@@ -166,7 +166,7 @@ class LiveTable:
         """
         self._ended += 1
         row = self._rows.get(name)
-        if row is not None:  # the API may spell its ids in another way, or it was not begun
+        if row is not None:  # the API may spell an id differently, or it was not begun
             self._change(row, state, "")
             row.ended = time.monotonic()
             self._rows_ended += 1
@@ -176,7 +176,7 @@ class LiveTable:
     def _change(self, row: Row, state: str, trouble: str) -> None:
         self._states[row.state] -= 1
         self._states[state] += 1
-        self._troubles[row.trouble] -= 1  # the count of "" is never used
+        self._troubles[row.trouble] -= 1  # "" as well, whose count is never used
         self._troubles[trouble] += 1
         row.state, row.trouble = state, trouble
 
@@ -203,7 +203,7 @@ class LiveTable:
 
     @contextmanager
     def _speaking(self) -> Iterator[None]:
-        """Say how far it is at the beginning, each minute and at the end of the block."""
+        """Print the progress at the beginning, each minute and at the end of the block."""
         if not self.speaks:
             yield
             return
@@ -224,7 +224,7 @@ class LiveTable:
             say(self.status())
 
     def status(self) -> str:
-        """How far it is, in one line."""
+        """Return the progress in one line."""
         now, total = time.monotonic(), max(self._expected, len(self._rows))
         said = ", ".join(f"{count} {state}" for state, count in self._counted(total))
         through = ", ".join(f"{count} {kind}" for kind, count in self._trouble_now())
@@ -234,7 +234,7 @@ class LiveTable:
         )
 
     def _counted(self, total: int) -> list[tuple[str, int]]:
-        """How many are in which state, in the order of a life."""
+        """Return how many are in each state, in the order in which states follow each other."""
         # Copies: the originals change while another thread draws.
         states = Counter(waiting=total - len(self._rows)) + self._states.copy()
         order = dict.fromkeys((*STYLES, *states))
@@ -244,7 +244,7 @@ class LiveTable:
         return [(kind, count) for kind, count in self._troubles.copy().items() if kind and count]
 
     def draw(self, height: int | None = None, width: int = 80) -> RenderableType:
-        """The table as it is now, or a summary if it is longer than `height` lines."""
+        """Return the table as it is now, or a summary if it is longer than `height` lines."""
         if height is None or self._fits(height):
             return self._draw(list(self._rows.values()), width)
         return self._draw_summary(height)
@@ -300,18 +300,18 @@ class LiveTable:
         return text
 
     def _line(self, text: str, style: str = "") -> Text:
-        """A text that is shortened where it does not fit, never wrapped."""
+        """Return a text that is shortened if it does not fit, never wrapped."""
         return Text(escape(text), style, no_wrap=True, overflow=self._overflow)
 
     def _spin(self, now: float) -> str:
         return self._spinner[int(now * DRAWINGS_PER_SECOND) % len(self._spinner)] + " "
 
     def _footer(self) -> list[Text]:
-        """Lines below the rows, or in the summary."""
+        """Return the lines below the rows, or in the summary."""
         return []
 
     def _rate(self, now: float) -> float:
-        """Polls per second over the last `RATE_OVER` seconds."""
+        """Return the polls per second over the last `RATE_OVER` seconds."""
         polls = self._counts["polls"]
         self._samples.append((now, polls))
         while self._samples[1][0] < now - RATE_OVER:
@@ -322,7 +322,7 @@ class LiveTable:
     def _draw(self, rows: list[Row], width: int) -> RenderableType:
         numbers = self.numbers if width >= NARROW else self.numbers[:1]
         table = Table(box=None, padding=(0, 2 if width >= NARROW else 1, 0, 0), header_style="bold")
-        for column in self.columns:  # these are what is shortened where there is little room
+        for column in self.columns:  # shortened first if there is little room
             table.add_column(self._line(column), min_width=8)
         table.add_column("state", no_wrap=True, overflow=self._overflow)
         for column in numbers:
@@ -350,7 +350,7 @@ class LiveTable:
 
 
 class RunTable(LiveTable):
-    """The rows of requests; a request is known by its identity."""
+    """The rows of requests, by the `id()` of each."""
 
     numbers: ClassVar[tuple[str, ...]] = ("age", "attempts", "refusals")
 
@@ -359,7 +359,7 @@ class RunTable(LiveTable):
         self._by_id: dict[str, Row] = {}
 
     def on_event(self, event: Event) -> None:
-        """Show a step of a run, or the outcome of a poll."""
+        """Show an event of a run, or the outcome of a poll."""
         if isinstance(event, PollEnded):
             self._counts["polls"] += 1
             if (row := self._by_id.get(event.wait.generation_id)) is not None:
@@ -417,7 +417,7 @@ class RunTable(LiveTable):
 
 
 def name_of(request: object) -> str:
-    """The name of the row of a request: two that are alike are two rows."""
+    """Return the name of the row of a request: two that are alike are two rows."""
     return str(id(request))
 
 
