@@ -23,7 +23,7 @@ from luma_poll import (
 from luma_poll._cli.hints import as_option, read_ranges
 from luma_poll._cli.process import KEPT
 from luma_poll._cli.results import Result
-from luma_poll._cli.table import RunTable
+from luma_poll._cli.table import RunTable, name_of
 from luma_poll._client.generations import Generations
 from luma_poll.events import (
     Run,
@@ -580,7 +580,7 @@ def test_a_row_follows_its_run() -> None:
     assert re.search(r"fox +. processing +\d\.\d s +1 +1$", lines(table)[1])
     assert re.search(r"order-17 +. waiting +0 +0$", lines(table)[2])
     assert lines(table)[-1] == "0 done, 1 running, 2 waiting; 1 submission, 1 refusal"
-    table.download(request)
+    table.set_state(name_of(request), "downloading")
     assert "downloading" in lines(table)[1]
     table.finish(Result(ID, snapshot(), request=request))
     assert re.search(r"fox +completed +\d\.\d s +1 +1$", lines(table)[1])
