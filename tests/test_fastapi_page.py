@@ -67,7 +67,7 @@ def running_app(
         yield process
     finally:
         process.terminate()
-        _, told = process.communicate(timeout=20)
+        _, told = process.communicate(timeout=50)
     assert not is_silent or b"Traceback" not in told, told.decode()
 
 
