@@ -335,7 +335,8 @@ class GenerationError(LumaError):
             super().__init__(generation)
             return
         self.generation_id = generation.id
-        self.failure_code = generation.failure_code or self.failure_code
+        if generation.failure_code or self.failure_code is None:
+            self.failure_code = generation.failure_code
         self.failure_reason = generation.failure_reason
         said = [part for part in (generation.failure_code, self.failure_reason) if part]
         message = ": ".join([f"generation {generation.id} {self._ended(generation)}", *said])
@@ -452,6 +453,13 @@ FAILURE_ERRORS: dict[str, type[GenerationError]] = {
     each.failure_code: each for each in GenerationError.__subclasses__() if each.failure_code
 }
 """The class for each failure code."""
+
+
+def failure_of(generation: Generation | None) -> GenerationError | None:
+    """Return why a generation failed; None if it did not, or if there is none."""
+    if generation is None or generation.state != "failed":
+        return None
+    return FAILURE_ERRORS.get(generation.failure_code or "", GenerationError)(generation)
 
 
 class DownloadError(LumaError):

@@ -43,7 +43,7 @@ from luma_poll._logging import fields, logger
 from luma_poll._mcp.pipes import standard_pipes
 from luma_poll._mcp.references import with_references
 from luma_poll._polling.adaptive import AdaptiveWait
-from luma_poll._polling.poller import Poller
+from luma_poll._polling.poller import Poller, last_of
 from luma_poll._redaction import redact
 from luma_poll._running.requests import check_key
 from luma_poll._running.runner import Runner
@@ -58,6 +58,7 @@ from luma_poll.events import (
     RunSubmitting,
     RunUnreachable,
 )
+from luma_poll.models import Generation
 
 __all__ = ["GenerationReport", "JournalReport", "open_server", "serve_stdio"]
 
@@ -380,15 +381,16 @@ class _Tools:
     async def _wait(self, request: _Request, is_key: bool) -> None:
         async with self._settling(request, self._waits):
             assert request.generation_id is not None
-            latest = None
+
+            def see(snapshot: Generation) -> None:
+                request.state = snapshot.state
+
             try:
-                async for latest in self._poller.watch(request.generation_id):
-                    request.state = latest.state
+                latest = await last_of(self._poller.watch(request.generation_id), see)
             except NotFoundError as error:
                 if not is_key:
                     error.add_note("It is not a key either: no request from here has it.")
                 raise
-            assert latest is not None, "watch ends with a terminal snapshot"
             request.files = await self._client.download(
                 latest.raise_for_failure(), self._download, key=request.key if is_key else None
             )

@@ -23,7 +23,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic
 
 from luma_poll._redaction import excerpt, redact_value
 from luma_poll._texts import cleaned, encodable
-from luma_poll.errors import FAILURE_ERRORS, GenerationError
+from luma_poll.errors import failure_of
 
 LONGEST_AGE = 3600.0
 """Seconds: the API ends every generation within an hour (https://docs.agents.lumalabs.ai, FAQ)."""
@@ -285,8 +285,9 @@ class Generation(_Snapshot):
         Raises:
             GenerationError: The subclass for its `failure_code`.
         """
-        if self.state == "failed":
-            raise FAILURE_ERRORS.get(self.failure_code or "", GenerationError)(self)
+        failure = failure_of(self)
+        if failure is not None:
+            raise failure
         return self
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import Token
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakSet
 
 from opentelemetry import context, metrics, trace
@@ -26,6 +27,7 @@ from luma_poll.errors import (
     ConfigurationError,
     GenerationError,
     LumaError,
+    failure_of,
 )
 from luma_poll.events import (
     Event,
@@ -49,6 +51,7 @@ from luma_poll.models import Generation
 __all__ = ["instrument"]
 
 Attributes = dict[str, str | int | float]
+Instruments = Mapping[str, Callable[[float, Attributes], None]]
 
 _INSTRUMENTED = WeakSet[object]()
 """The pollers and runners that are recorded, so that none is recorded twice."""
@@ -63,6 +66,28 @@ OPERATION_BUCKETS: list[float] = [0.01 * 2**power for power in range(14)]
 DELAY_BUCKETS: list[float] = [0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120]
 MINUTES: list[float] = [60, 90, 120, 180, 300, 600, 1800, 3600]
 GENERATION_BUCKETS: list[float] = [1, 2.5, 5, 7.5, 10, 15, 20, 30, 45, *MINUTES]
+
+ACTIVE = {
+    "luma_poll.waits.active": ("{wait}", "Waits under way."),
+    "luma_poll.runs.active": ("{run}", "Runs under way, including those that wait for room."),
+}
+COUNTERS = {
+    "luma_poll.polls": ("{request}", "Requests for a snapshot that have ended."),
+    "luma_poll.quiet.time": ("s", "Time for which the API asked to be left alone."),
+    "luma_poll.submissions": ("{request}", "Submissions that were answered."),
+}
+HISTOGRAMS = {
+    "gen_ai.client.operation.duration": ("GenAI operation duration.", OPERATION_BUCKETS),
+    "luma_poll.detection.delay": (
+        "From the last answer that a generation still runs to the answer that it has ended: an "
+        "upper bound on how long its end went unnoticed.",
+        DELAY_BUCKETS,
+    ),
+    "luma_poll.generation.duration": (
+        "From the submission of a generation, if known, to the answer that it has ended.",
+        GENERATION_BUCKETS,
+    ),
+}
 
 
 def instrument(
@@ -89,7 +114,7 @@ def instrument(
         ConfigurationError: It is already instrumented, or neither a poller nor a runner.
     """
     tracer = trace.get_tracer("luma_poll", __version__, tracer_provider)
-    meter = metrics.get_meter("luma_poll", __version__, meter_provider)
+    note = _instruments(metrics.get_meter("luma_poll", __version__, meter_provider))
     if isinstance(poller_or_runner, Session):
         poller_or_runner = poller_or_runner.runner
     if not isinstance(poller_or_runner, (Poller, Runner)):
@@ -101,7 +126,7 @@ def instrument(
             "this is already instrumented: to change the providers, first call the function that "
             "the first instrument() returned"
         )
-    runs = _Runs(tracer, meter)
+    runs = _Runs(tracer, note)
 
     def observer(event: Event) -> None:
         if isinstance(event, RunEvent):
@@ -110,7 +135,7 @@ def instrument(
             waits(event)
 
     poller = poller_or_runner if isinstance(poller_or_runner, Poller) else poller_or_runner.poller
-    waits = None if poller in _INSTRUMENTED else _Waits(tracer, meter)
+    waits = None if poller in _INSTRUMENTED else _Waits(tracer, note)
     added = {poller_or_runner} if waits is None else {poller_or_runner, poller}
     _INSTRUMENTED.update(added)
     stop = poller_or_runner.observe(observer)
@@ -120,6 +145,18 @@ def instrument(
         _INSTRUMENTED.difference_update(added)
 
     return undo
+
+
+def _instruments(meter: metrics.Meter) -> Instruments:
+    """Return the function of each instrument that takes a value and its attributes."""
+    counters = {name: meter.create_counter(name, *row).add for name, row in COUNTERS.items()}
+    active = {name: meter.create_up_down_counter(name, *row).add for name, row in ACTIVE.items()}
+    histogram = partial(meter.create_histogram, unit="s")
+    histograms = {
+        name: histogram(name, description=text, explicit_bucket_boundaries_advisory=buckets).record
+        for name, (text, buckets) in HISTOGRAMS.items()
+    }
+    return {**counters, **active, **histograms}
 
 
 @dataclass
@@ -135,37 +172,10 @@ class _Record:
 class _Waits:
     """An observer of waits. The id of a generation is in spans, but not in metrics."""
 
-    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
+    def __init__(self, tracer: trace.Tracer, note: Instruments) -> None:
         self._tracer = tracer
+        self._note = note
         self._records: dict[Wait, _Record] = {}
-        self._waits = meter.create_up_down_counter(
-            "luma_poll.waits.active", "{wait}", "Waits under way."
-        )
-        self._polls = meter.create_counter(
-            "luma_poll.polls", "{request}", "Requests for a snapshot that have ended."
-        )
-        self._quiet = meter.create_counter(
-            "luma_poll.quiet.time", "s", "Time for which the API asked to be left alone."
-        )
-        self._duration = meter.create_histogram(
-            "gen_ai.client.operation.duration",
-            "s",
-            "GenAI operation duration.",
-            explicit_bucket_boundaries_advisory=OPERATION_BUCKETS,
-        )
-        self._delay = meter.create_histogram(
-            "luma_poll.detection.delay",
-            "s",
-            "From the last answer that a generation still runs to the answer that it has ended: "
-            "an upper bound on how long its end went unnoticed.",
-            explicit_bucket_boundaries_advisory=DELAY_BUCKETS,
-        )
-        self._age = meter.create_histogram(
-            "luma_poll.generation.duration",
-            "s",
-            "From the submission of a generation, if known, to the answer that it has ended.",
-            explicit_bucket_boundaries_advisory=GENERATION_BUCKETS,
-        )
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -182,7 +192,7 @@ class _Waits:
                 self._end(event)
 
     def _begin(self, event: WaitBegan) -> None:
-        self._waits.add(1, FETCH)
+        self._note["luma_poll.waits.active"](1, FETCH)
         attributes = {**FETCH, "gen_ai.response.id": event.wait.generation_id}
         span = self._tracer.start_span(
             "fetch_response", kind=SpanKind.CLIENT, attributes=attributes
@@ -205,19 +215,19 @@ class _Waits:
             context.detach(record.outside)
             record.outside = None
         generation = answer if isinstance(answer, Generation) else None
-        error = answer if isinstance(answer, Exception) else _failure_of(generation)
+        error = answer if isinstance(answer, Exception) else failure_of(generation)
         if record.span.is_recording():
             record.span.add_event("luma_poll.poll", _attributes_of_poll(event, record))
         if answer is not None:
             self._link(event)
         attributes = _attributes_of(generation, error)
         attributes["luma_poll.outcome"] = _outcome_of_poll(event)
-        self._polls.add(1, attributes)
+        self._note["luma_poll.polls"](1, attributes)
         if event.quiet:
-            self._quiet.add(event.quiet, attributes)
+            self._note["luma_poll.quiet.time"](event.quiet, attributes)
         if event.is_end and generation is not None and event.unfinished is not None:
-            self._delay.record(event.unfinished, attributes)
-            self._age.record(event.age, attributes)
+            self._note["luma_poll.detection.delay"](event.unfinished, attributes)
+            self._note["luma_poll.generation.duration"](event.age, attributes)
 
     def _link(self, event: PollEnded) -> None:
         """Link the other waits to the one that asked, which has the HTTP spans."""
@@ -231,9 +241,9 @@ class _Waits:
     def _end(self, event: WaitEnded) -> None:
         # First of all: an SDK that raised at the beginning of the wait, or raises now, must not
         # leave the number of waits wrong for ever.
-        self._waits.add(-1, FETCH)
+        self._note["luma_poll.waits.active"](-1, FETCH)
         record, generation = self._records.pop(event.wait, None), event.generation
-        error = event.error or _failure_of(generation)
+        error = event.error or failure_of(generation)
         attributes = _attributes_of(generation, error)
         attributes["luma_poll.outcome"] = event.outcome
         if record is not None:
@@ -242,7 +252,7 @@ class _Waits:
                 _add_state(span, generation)
             span.set_attributes(attributes)
             _end_span(span, error)
-        self._duration.record(event.duration, attributes)
+        self._note["gen_ai.client.operation.duration"](event.duration, attributes)
 
 
 @dataclass
@@ -258,15 +268,10 @@ class _Run:
 class _Runs:
     """An observer of runs. The prompt is never recorded."""
 
-    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
+    def __init__(self, tracer: trace.Tracer, note: Instruments) -> None:
         self._tracer = tracer
+        self._note = note
         self._records: dict[Run, _Run] = {}
-        self._runs = meter.create_up_down_counter(
-            "luma_poll.runs.active", "{run}", "Runs under way, including those that wait for room."
-        )
-        self._submissions = meter.create_counter(
-            "luma_poll.submissions", "{request}", "Submissions that were answered."
-        )
 
     def __call__(self, event: RunEvent) -> None:
         if isinstance(event, RunBegan):
@@ -275,7 +280,7 @@ class _Runs:
         run = self._records.get(event.run)
         if isinstance(event, RunEnded):
             # First of all, as for a wait: an SDK may raise afterwards.
-            self._runs.add(-1, GENERATE)
+            self._note["luma_poll.runs.active"](-1, GENERATE)
             self._records.pop(event.run, None)
             if run is not None:
                 context.detach(run.outside)
@@ -290,7 +295,7 @@ class _Runs:
                 self._end(event, run)
 
     def _begin(self, event: RunEvent) -> None:
-        self._runs.add(1, GENERATE)
+        self._note["luma_poll.runs.active"](1, GENERATE)
         given = event.run.request if isinstance(event.run.request, Mapping) else {}
         named = {"gen_ai.request.model": "model", "luma_poll.generation.type": "type"}
         request: Attributes = {
@@ -307,7 +312,7 @@ class _Runs:
         error = getattr(event, "error", None)
         attributes = _attributes_of(None, error, run.request)
         attributes["luma_poll.outcome"] = _outcome_of_submission(event)
-        self._submissions.add(1, GENERATE | attributes)
+        self._note["luma_poll.submissions"](1, GENERATE | attributes)
         attributes["luma_poll.attempt"] = event.attempt
         if isinstance(event, RunSubmitted):
             attributes["gen_ai.response.id"] = event.generation.id
@@ -393,12 +398,3 @@ def _attributes_of(
 def _error_type(error: Exception) -> str:
     code = error.failure_code if isinstance(error, GenerationError) else None
     return code or type(error).__name__
-
-
-def _failure_of(generation: Generation | None) -> GenerationError | None:
-    try:
-        if generation is not None:
-            generation.raise_for_failure()
-    except GenerationError as error:
-        return error
-    return None

@@ -1,4 +1,4 @@
-"""`luma-poll fleet`: what an operator asks of a fleet, and tells it."""
+"""`luma-poll fleet`: the commands for operators of a fleet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-fleet = typer.Typer(no_args_is_help=True, help="Look after a fleet of workers.")
+fleet = typer.Typer(no_args_is_help=True, help="Operate a fleet of workers.")
 
 DatabaseArgument = Annotated[
     str,
@@ -43,15 +43,17 @@ DatabaseOption = Annotated[
     ),
 ]
 QueueOption = Annotated[str, typer.Option("--queue", help="The name of the fleet.")]
-SchemaOption = Annotated[str, typer.Option("--schema", help="Of its tables, in PostgreSQL.")]
-KeysArgument = Annotated[list[str], typer.Argument(metavar="KEY...", help="Of the submissions.")]
-WhyOption = Annotated[str | None, typer.Option("--why", help="For whoever sees the status.")]
+SchemaOption = Annotated[str, typer.Option("--schema", help="The schema of its tables.")]
+KeysArgument = Annotated[
+    list[str], typer.Argument(metavar="KEY...", help="The keys of the submissions.")
+]
+WhyOption = Annotated[str | None, typer.Option("--why", help="A reason, shown in the status.")]
 
 
 def open_fleet(
     database: str, queue: str, schema: str, *, make: bool = False, **options: Any
 ) -> Fleet:
-    """Return a fleet in a database that exists; a misspelt name never makes a new one.
+    """Return a fleet in an existing database: a misspelt name must not create a new one.
 
     Raises:
         ConfigurationError: There is no such database, or the extra is missing.
@@ -67,7 +69,7 @@ def open_fleet(
     path = database.partition(":///")[2].partition("?")[0] if "sqlite" in database[:10] else ""
     if path and not make and not os.path.isfile(path):
         raise ConfigurationError(
-            f"there is no database at {path}: make it with luma-poll fleet migrate"
+            f"there is no database at {path}: create it with luma-poll fleet migrate"
         )
     return Fleet(database=database, queue=queue, schema=schema, **options)
 
@@ -95,7 +97,7 @@ def status(
     schema: SchemaOption = "dbos",
     as_json: JsonOption = False,
 ) -> None:
-    """Print the workers that are alive, the limits, and how many submissions are in which state.
+    """Print the workers, the limits, and the number of submissions in each state.
 
     Example: luma-poll fleet status postgresql://user@host/luma
     """
@@ -161,15 +163,15 @@ def resolve(
     keys: KeysArgument,
     database: DatabaseOption,
     generation_id: Annotated[
-        str | None, typer.Option("--id", metavar="ID", help="It was accepted, with this id.")
+        str | None, typer.Option("--id", metavar="ID", help="The id that the API gave it.")
     ] = None,
     resubmit: Annotated[
-        bool, typer.Option("--resubmit", help="They may be submitted, and billed, again.")
+        bool, typer.Option("--resubmit", help="Submit them again, even if that is billed twice.")
     ] = False,
     queue: QueueOption = "luma",
     schema: SchemaOption = "dbos",
 ) -> None:
-    """Continue submissions that ended with an error, after a look at the account's usage.
+    """Settle submissions that ended with an error; first look at the account's usage.
 
     Example: luma-poll fleet resolve order-18 --resubmit
     """
@@ -182,7 +184,7 @@ def resolve(
             schema,
             lambda fleet: fleet.resolve(*keys, generation_id=generation_id, resubmit=resubmit),
         )
-        does = "is submitted again" if resubmit else f"is {generation_id}, and is waited for"
+        does = "is submitted again" if resubmit else f"is {generation_id}: workers wait for it"
         for key in keys:
             say(f"{key}: {does}.")
 
@@ -194,7 +196,7 @@ def pause(
     queue: QueueOption = "luma",
     schema: SchemaOption = "dbos",
 ) -> None:
-    """Submit nothing more; what runs is waited for. Every worker knows within a heartbeat."""
+    """Stop submitting, in all workers, within a heartbeat. They keep waiting for what runs."""
     with orderly_exit():
         _ask(database, queue, schema, lambda fleet: fleet.pause(why))
 
@@ -206,7 +208,7 @@ def drain(
     queue: QueueOption = "luma",
     schema: SchemaOption = "dbos",
 ) -> None:
-    """Submit nothing more; each `luma-poll worker` ends with 0 when nothing of it runs."""
+    """Stop submitting; each `luma-poll worker` exits with 0 when it has nothing running."""
     with orderly_exit():
         _ask(database, queue, schema, lambda fleet: fleet.drain(why))
 
@@ -215,7 +217,7 @@ def drain(
 def resume(
     database: DatabaseArgument, queue: QueueOption = "luma", schema: SchemaOption = "dbos"
 ) -> None:
-    """End a pause, or a draining."""
+    """Submit again, after a pause or a drain."""
     with orderly_exit():
         _ask(database, queue, schema, lambda fleet: fleet.resume())
 
@@ -223,11 +225,15 @@ def resume(
 @fleet.command()
 def limits(
     database: DatabaseArgument,
-    max_running: Annotated[str | None, typer.Option(metavar="N", help="N, or none.")] = None,
-    submissions_per_minute: Annotated[
-        str | None, typer.Option(metavar="N", help="N, or none.")
+    max_running: Annotated[
+        str | None, typer.Option(metavar="N", help="Generations at once; none: no limit.")
     ] = None,
-    max_rate: Annotated[str | None, typer.Option(metavar="N", help="N, or none.")] = None,
+    submissions_per_minute: Annotated[
+        str | None, typer.Option(metavar="N", help="In any 60 seconds; none: no limit.")
+    ] = None,
+    max_rate: Annotated[
+        str | None, typer.Option(metavar="N", help="Polls per second; none: no limit.")
+    ] = None,
     queue: QueueOption = "luma",
     schema: SchemaOption = "dbos",
 ) -> None:
@@ -252,7 +258,7 @@ def _number(name: str, text: str) -> Any:
     try:
         return float(text) if name == "max_rate" else int(text)
     except ValueError:
-        raise ConfigurationError(f"{name} is a number, or none, not {text!r}") from None
+        raise ConfigurationError(f"{name} must be a number or none, not {text!r}") from None
 
 
 @fleet.command()
@@ -262,11 +268,11 @@ def cancel(
     queue: QueueOption = "luma",
     schema: SchemaOption = "dbos",
 ) -> None:
-    """Cancel submissions that have not been sent. Nothing cancels a generation that runs."""
+    """Cancel submissions that have not been sent; a running generation cannot be cancelled."""
     with orderly_exit():
         cancelled = _ask(database, queue, schema, lambda fleet: fleet.cancel(*keys))
         for key in keys:
-            say(f"{key}: {'cancelled' if key in cancelled else 'not queued: nothing is changed'}.")
+            say(f"{key}: {'cancelled' if key in cancelled else 'not queued, so unchanged'}.")
         if len(cancelled) < len(set(keys)):
             raise typer.Exit(1)
 
@@ -275,19 +281,19 @@ def cancel(
 def forget(
     database: DatabaseArgument,
     before: Annotated[
-        str, typer.Option(metavar="TIME", help="A date, a time with a zone, or days: 30d.")
+        str, typer.Option(metavar="TIME", help="A date, a time with a zone, or an age (30d).")
     ],
     queue: QueueOption = "luma",
     schema: SchemaOption = "dbos",
 ) -> None:
-    """Delete the parameters of submissions that ended before; their keys stay taken.
+    """Delete the parameters of submissions that ended before a time; their keys stay taken.
 
     Example: luma-poll fleet forget postgresql://user@host/luma --before 30d
     """
     with orderly_exit():
         time = _time(before)
         number = _ask(database, queue, schema, lambda fleet: fleet.forget(time))
-        say(f"{number} submissions that ended before {time.isoformat()} are forgotten.")
+        say(f"Forgot {number} submissions that ended before {time.isoformat()}.")
 
 
 def _time(text: str) -> datetime:
@@ -296,7 +302,7 @@ def _time(text: str) -> datetime:
             return datetime.now(UTC) - timedelta(days=float(text[:-1]))
         time = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        raise ConfigurationError(f"--before is a date, a time or 30d, not {text!r}") from None
+        raise ConfigurationError(f"--before takes a date, a time or 30d, not {text!r}") from None
     return time if time.tzinfo is not None else time.astimezone()
 
 
@@ -307,7 +313,7 @@ def redeliver(
     queue: QueueOption = "luma",
     schema: SchemaOption = "dbos",
 ) -> None:
-    """Deliver the callbacks of submissions once more, with their ids as before."""
+    """Deliver the callbacks of submissions again, with the same message ids."""
     with orderly_exit():
         number = _ask(database, queue, schema, lambda fleet: fleet.redeliver(*keys))
         say(f"{number} callbacks are due.")
@@ -317,7 +323,7 @@ def redeliver(
 def migrate(
     database: DatabaseArgument, queue: QueueOption = "luma", schema: SchemaOption = "dbos"
 ) -> None:
-    """Make the tables of a fleet, as a user of the database that may do so."""
+    """Create the tables of a fleet, as a database user that may do so."""
     with orderly_exit():
         _ask(database, queue, schema, lambda fleet: fleet.migrate(), make=True)
-        say(f"The tables of the fleet {queue!r} are there.")
+        say(f"The tables of the fleet {queue!r} are ready.")

@@ -1,4 +1,4 @@
-"""A live table of generations for a terminal; a line now and then where there is none."""
+"""A live table of generations for a terminal; without one, a line now and then."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from luma_poll.events import (
 
 DRAWINGS_PER_SECOND = 5
 LAST_FAILURES = 5
-"""Failures that the summary lists."""
+"""The most failures that the summary lists."""
 RATE_OVER = 10.0
 """Seconds over which the polls per second are averaged."""
 SAYS_EVERY = 60.0
-"""Seconds between the lines where there is no terminal."""
+"""Seconds between the lines without a terminal."""
 NARROW = 60
-"""A terminal with fewer columns has no room for more numbers than the age."""
+"""Columns below which a terminal has no room for any number but the age."""
 SPINNER, ASCII_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "-\\|/"
 
 STYLES = {
@@ -66,9 +66,9 @@ class Row:
         labels: The texts of the first columns.
         state: The last known state.
         started: When the wait began, in seconds of `time.monotonic`.
-        polls: How many polls there were.
+        polls: The number of polls so far.
         ended: When the wait ended; None while it lasts.
-        trouble: The error that the last poll met; empty if none.
+        trouble: The error of the last poll; empty if it had none.
     """
 
     labels: tuple[str, ...]
@@ -80,16 +80,16 @@ class Row:
 
 
 class LiveTable:
-    """The rows of generations, by id, drawn on a terminal, or summed up in lines without one.
+    """The rows of generations by id, drawn on a terminal, or summed up in lines without one.
 
-    The numbers of the summary are counted as events come, so drawing it costs the same for any
+    The numbers of the summary are counted as events come, so that drawing it costs the same for any
     number of generations.
 
     Args:
         columns: The headings of the labels.
         console: The terminal to draw on; None for no drawing.
         bars: The bars of downloads, drawn below the table.
-        speaks: Say how far it is at the beginning, each minute and at the end.
+        speaks: True to print the progress at the beginning, each minute and at the end.
     """
 
     numbers: ClassVar[tuple[str, ...]] = ("waited", "polls")
@@ -127,7 +127,7 @@ class LiveTable:
         bars: DownloadBars | None = None,
         quiet: bool = False,
     ) -> Self:
-        """A table that is drawn if `console` is a terminal, else lines; neither if `quiet`."""
+        """Return a table, drawn if `console` is a terminal, else lines; nothing if `quiet`."""
         drawn = is_terminal(console)
         return cls(
             columns,
@@ -137,7 +137,7 @@ class LiveTable:
         )
 
     def expect(self, total: int, *, more: bool = False) -> None:
-        """Set how many generations will come in all; `more` if there may be even more."""
+        """Set how many generations will come in all; `more` if there may be more than that."""
         self._expected, self._more = total, more
 
     def add(self, generation_id: str, *labels: str, state: str = "asking") -> None:
@@ -161,7 +161,7 @@ class LiveTable:
         """Show the end of a generation, and stop its clock."""
         self._ended += 1
         row = self._rows.get(generation_id)
-        if row is not None:  # the API may spell its ids in another way
+        if row is not None:  # the API may spell an id differently
             self._change(row, state, "")
             row.ended = time.monotonic()
         if error is not None:
@@ -170,7 +170,7 @@ class LiveTable:
     def _change(self, row: Row, state: str, trouble: str) -> None:
         self._states[row.state] -= 1
         self._states[state] += 1
-        self._troubles[row.trouble] -= 1  # the count of "" is never used
+        self._troubles[row.trouble] -= 1  # "" as well, whose count is never used
         self._troubles[trouble] += 1
         row.state, row.trouble = state, trouble
 
@@ -197,7 +197,7 @@ class LiveTable:
 
     @contextmanager
     def _speaking(self) -> Iterator[None]:
-        """Say how far it is at the beginning, each minute and at the end of the block."""
+        """Print the progress at the beginning, each minute and at the end of the block."""
         if not self._speaks:
             yield
             return
@@ -218,7 +218,7 @@ class LiveTable:
             say(self.status())
 
     def status(self) -> str:
-        """How far it is, in one line."""
+        """Return the progress in one line."""
         now, total = time.monotonic(), max(self._expected, len(self._rows))
         said = ", ".join(f"{count} {state}" for state, count in self._counted(total))
         through = ", ".join(f"{count} {kind}" for kind, count in self._trouble_now())
@@ -228,7 +228,7 @@ class LiveTable:
         )
 
     def _counted(self, total: int) -> list[tuple[str, int]]:
-        """How many are in which state, in the order of a life."""
+        """Return how many are in each state, in the order in which states follow each other."""
         # Copies: the originals change while another thread draws.
         states = Counter(waiting=total - len(self._rows)) + self._states.copy()
         order = dict.fromkeys((*STYLES, *states))
@@ -238,7 +238,7 @@ class LiveTable:
         return [(kind, count) for kind, count in self._troubles.copy().items() if kind and count]
 
     def draw(self, height: int | None = None, width: int = 80) -> RenderableType:
-        """The table as it is now, or a summary if it is longer than `height` lines."""
+        """Return the table as it is now, or a summary if it is longer than `height` lines."""
         if height is None or self._fits(height):
             return self._draw(list(self._rows.values()), width)
         return self._draw_summary(height)
@@ -294,18 +294,18 @@ class LiveTable:
         return text
 
     def _line(self, text: str, style: str = "") -> Text:
-        """A text that is shortened where it does not fit, never wrapped."""
+        """Return a text that is shortened if it does not fit, never wrapped."""
         return Text(escape(text), style, no_wrap=True, overflow=self._overflow)
 
     def _spin(self, now: float) -> str:
         return self._spinner[int(now * DRAWINGS_PER_SECOND) % len(self._spinner)] + " "
 
     def _footer(self) -> list[Text]:
-        """Lines below the rows, or in the summary."""
+        """Return the lines below the rows, or in the summary."""
         return []
 
     def _rate(self, now: float) -> float:
-        """Polls per second over the last `RATE_OVER` seconds."""
+        """Return the polls per second over the last `RATE_OVER` seconds."""
         self._samples.append((now, self._polls))
         while self._samples[1][0] < now - RATE_OVER:
             self._samples.popleft()
@@ -315,7 +315,7 @@ class LiveTable:
     def _draw(self, rows: list[Row], width: int) -> RenderableType:
         numbers = self.numbers if width >= NARROW else self.numbers[:1]
         table = Table(box=None, padding=(0, 2 if width >= NARROW else 1, 0, 0), header_style="bold")
-        for column in self._columns:  # these are what is shortened where there is little room
+        for column in self._columns:  # shortened first if there is little room
             table.add_column(self._line(column), min_width=8)
         table.add_column("state", no_wrap=True, overflow=self._overflow)
         for column in numbers:
@@ -356,7 +356,7 @@ class RunRow(Row):
 
 
 class RunTable(LiveTable):
-    """The rows of requests; a request is known by its identity."""
+    """The rows of requests, by the `id()` of each."""
 
     numbers: ClassVar[tuple[str, ...]] = ("age", "attempts", "refusals")
 
@@ -375,7 +375,7 @@ class RunTable(LiveTable):
         self._rows_ended = 0
 
     def on_event(self, event: Event) -> None:
-        """Show a step of a run, or the outcome of a poll."""
+        """Show an event of a run, or the outcome of a poll."""
         if isinstance(event, PollEnded):
             self._polls += 1
             if (row := self._by_id.get(event.wait.generation_id)) is not None:
@@ -420,7 +420,7 @@ class RunTable(LiveTable):
         """Show the result of a run, and stop its clock."""
         row = self._runs.get(id(result.request))
         self._ended += 1
-        if row is not None:  # not sent, after a refusal that ends all
+        if row is not None:  # else it was never sent, because of a refusal that ends all
             self._change(row, result.verdict, "")
             row.ended = time.monotonic()
             self._rows_ended += 1
@@ -446,7 +446,7 @@ class RunTable(LiveTable):
 
 
 def _seconds(started: float, row: Row, now: float, digits: int = 1) -> str:
-    """The seconds from then to the end of a row, or to now."""
+    """Return the seconds from `started` to the end of a row, or to now."""
     return f"{(now if row.ended is None else row.ended) - started:.{digits}f} s"
 
 

@@ -71,7 +71,7 @@ def test_one_that_still_runs_is_to_be_waited_for(cli: Cli, tmp_path: Path) -> No
     code, out, err = cli("download", running, ended(), place)
     assert (code, out.count("\n")) == (2, 1)
     assert err.splitlines() == [
-        f"Error: generation {running} is 'queued', and has no files yet",
+        f"Error: generation {running} is 'queued' and has no files yet",
         "To wait for those still running:",
         f"  luma-poll wait {running} --download {shlex.quote(place)}",
     ]

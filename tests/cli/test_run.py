@@ -139,7 +139,7 @@ def test_two_requests_with_one_file_are_refused(cli: Cli, keys: tuple[str, str])
     rows = [json.dumps({"prompt": FOX, "key": key}) for key in keys]
     code, out, err = cli("run", prompts(*rows, name="p.jsonl"), "--download", "out")
     assert (code, out) == (2, "")
-    assert "two requests have the same file" in err
+    assert "two requests would write the same file" in err
     assert not Path("out").exists()
 
 
@@ -192,7 +192,7 @@ def test_standard_input_says_its_format(cli: Cli) -> None:
     """A table must not be submitted as prompts."""
     code, out, err = cli("run", "-", stdin=b"prompt,key\na fox,1\n")
     assert (code, out) == (2, "")
-    assert err.startswith("Error: say what is on standard input: --format text")
+    assert err.startswith("Error: give the format of standard input: --format text")
 
 
 def test_a_table_becomes_named_files(cli: Cli) -> None:
@@ -218,7 +218,7 @@ def test_a_dry_run_says_what_would_be_submitted(cli: Cli) -> None:
         "2 generations, models uni-1 (1), default (1)",
         "types default (1), image_edit (1)",
         "file photo.png: 100 bytes, in 1 request",
-        "in the journal already: 1 (1 completed)",
+        "already in the journal: 1 (1 completed)",
         "key fox",
         "key owl",
     ]
@@ -232,7 +232,7 @@ def test_other_parameters_are_other_requests(cli: Cli) -> None:
     assert cli(*command).err == ""
     assert cli(*command).err == ""
     told = cli(*command, "--model", "uni-1")
-    assert told.err.startswith("warning: none of these is in the journal runs.db, which has others")
+    assert told.err.startswith("warning: the journal runs.db has entries, but none for these")
     assert told.err.count("warning") == 1
 
 

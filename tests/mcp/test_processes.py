@@ -276,7 +276,7 @@ async def test_http_on_the_loopback_address(tmp_path: Path) -> None:
         async with process:
             assert process.stderr is not None
             said = (await process.stderr.receive()).decode()
-            url = said.removeprefix("listening at ").partition(";")[0]
+            url = said.removeprefix("Listening at ").partition(" until")[0]
             assert url.startswith("http://127.0.0.1:")
             async with Client(url) as first, Client(url) as second, httpx.AsyncClient() as http:
                 told = report(await first.call_tool("generate", fox))
