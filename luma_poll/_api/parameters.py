@@ -76,14 +76,14 @@ class Layering(TypedDict, total=False):
 
 
 class PoseControl(TypedDict, total=False):
-    """How closely an edit follows the poses of its source."""
+    """The control of how closely an edit follows the poses of its source."""
 
     enabled: bool | None
     strength: Literal["precise", "coarse"] | str | None
 
 
 class DepthControl(TypedDict, total=False):
-    """How closely an edit follows the depth of its source.
+    """The control of how closely an edit follows the depth of its source.
 
     Attributes:
         blur: From 0 to 1; more leaves the geometry freer.
@@ -94,7 +94,7 @@ class DepthControl(TypedDict, total=False):
 
 
 class NormalsControl(TypedDict, total=False):
-    """How closely an edit follows the surfaces of its source.
+    """The control of how closely an edit follows the surfaces of its source.
 
     Attributes:
         augmentation: From 0 to 1; more leaves the surfaces freer.
@@ -111,7 +111,7 @@ class FaceControl(TypedDict, total=False):
 
 
 class TrajectoryControl(TypedDict, total=False):
-    """How closely an edit follows the motion of its source.
+    """The control of how closely an edit follows the motion of its source.
 
     Attributes:
         sparsity: From 0 to 1; more follows fewer points.

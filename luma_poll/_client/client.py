@@ -95,7 +95,7 @@ class LumaClient:
 
     @property
     def max_retries(self) -> int:
-        """How often a request is repeated after a transient failure."""
+        """The number of times that a request is repeated after a transient failure."""
         return self._max_retries
 
     def __repr__(self) -> str:
