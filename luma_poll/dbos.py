@@ -609,7 +609,7 @@ class Fleet:
     def poller(self) -> Poller | None:
         """The poller of this worker, to observe it; None if this process is not a worker.
 
-            luma_poll.opentelemetry.instrument(fleet.poller)
+        For example `luma_poll.opentelemetry.instrument(fleet.poller)`.
         """
         worker = self._worker
         return worker.poller if worker is not None and worker.ready.is_set() else None
