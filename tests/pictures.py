@@ -37,13 +37,14 @@ from tests.virtual_time import VirtualTimeLoop
 
 DOCS = Path(__file__).parent.parent / "docs"
 STYLE = """<style>
-  text { font: 13px system-ui, sans-serif; fill: #333 } .small { font-size: 11px; fill: #777 }
+  text { font: 13px system-ui, sans-serif; fill: #333 } .small { font-size: 11px; fill: #666 }
+  .page { fill: #fff }
   .strong { font-weight: 600 } .grid { stroke: #ddd; fill: none }
   .unit { stroke: #8fb8e8; fill: none } .heavy { stroke: #2a78d6; fill: none }
   .ours .unit { stroke: #f0a27e } .ours .heavy { stroke: #d9551f } .ours .strong { fill: #c2501c }
   .box { fill: #f4f4f2; stroke: #ccc } .door { fill: #fdebe3; stroke: #e0662f }
   @media (prefers-color-scheme: dark) {
-    text { fill: #ddd } .small { fill: #999 } .grid { stroke: #3a3a3a }
+    text { fill: #ddd } .small { fill: #999 } .grid { stroke: #3a3a3a } .page { fill: #17181c }
     .unit { stroke: #3d6695 } .heavy { stroke: #6aa9f0 }
     .ours .unit { stroke: #9a5636 } .ours .heavy { stroke: #ff9a66 } .ours .strong { fill: #ff9a66 }
     .box { fill: #26272b; stroke: #555 } .door { fill: #3a2a22; stroke: #e0662f }
@@ -54,7 +55,9 @@ STYLE = """<style>
 def svg(width: float, height: float, title: str, parts: Iterable[str]) -> str:
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
-    return "\n".join([head, f"<title>{escape(title)}</title>", STYLE, *parts, "</svg>", ""])
+    # Its own ground: a page may be dark in a browser that asks for light pictures.
+    ground = f'<rect class="page" width="{width:g}" height="{height:g}" rx="8"/>'
+    return "\n".join([head, f"<title>{escape(title)}</title>", STYLE, ground, *parts, "</svg>", ""])
 
 
 def label(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
@@ -149,8 +152,21 @@ def draw_makespan() -> None:
         parts.append(
             label(x, y + 14, f"{second // 60} min", "small", "middle" if second else "start")
         )
+    parts += legend(y + 38)
     title = "Two hundred prompts on an account with ten slots, by solution"
-    (DOCS / "makespan.svg").write_text(svg(WIDTH, y + 24, title, parts))
+    (DOCS / "makespan.svg").write_text(svg(WIDTH, y + 52, title, parts))
+
+
+def legend(y: float) -> Iterator[str]:
+    """What the bars are, with bars: which of them are darker depends on the colour scheme."""
+    x = float(LEFT)
+    for kind, text in (("unit", "a generation that weighs one unit"), ("heavy", "three units")):
+        for group in ("", "ours"):
+            bar = f'<path class="{kind}" stroke-width="{LANE - 1}" d="M{x:g} {y - 4:g}h14"/>'
+            yield f'<g class="{group}">{bar}</g>'
+            x += 17
+        yield label(x + 4, y, text, "small")
+        x += 200
 
 
 async def runs_of(name: str, requests: Sequence[makespan.Request]) -> list[makespan.Run]:
