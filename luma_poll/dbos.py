@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import anyio
@@ -38,6 +39,7 @@ from luma_poll._polling.poller import Poller
 from luma_poll._polling.schedules import Schedule
 from luma_poll._running.requests import Request, check_key
 from luma_poll._running.submitter import SupportsCreate
+from luma_poll._tasks.backoff import backoff
 from luma_poll.errors import ConfigurationError, LumaError
 
 __all__ = [
@@ -378,8 +380,8 @@ class Fleet:
         """Do it in the database, which may be out of reach for some seconds."""
         database = self._database_now()
         with anyio.move_on_after(SUBMIT_TRIES) as patience:
-            pause = 0.1
-            while True:
+            for tries in count(1):
+                pause = backoff(tries, 0.1, SUBMIT_TRIES)
                 try:
                     return await database.call(work, *args, **kwargs)
                 except FleetDatabaseError as error:
@@ -387,7 +389,6 @@ class Fleet:
                     if not error.retryable or late:
                         raise
                 await anyio.sleep(pause)
-                pause *= 2
         raise FleetDatabaseError(f"the database has not answered within {SUBMIT_TRIES:g} s")
 
     def handle(self, key: str) -> FleetHandle:

@@ -1,4 +1,4 @@
-"""What is logged: always with the same fields, and as docs/observability.md tells."""
+"""What is logged: always with the same fields, and as docs/reference/log.md tells."""
 
 import ast
 import io
@@ -27,7 +27,7 @@ from luma_poll.problems import to_problem
 from tests.fakes import ID, FakeClient, snapshot
 
 HOUSE = Path(luma_poll.__path__[0])
-PAGE = HOUSE.parent / "docs" / "observability.md"
+PAGE = HOUSE.parent / "docs" / "reference" / "log.md"
 LEVELS = ("debug", "info", "warning", "error", "exception")
 
 

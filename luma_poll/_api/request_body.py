@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -148,6 +151,26 @@ def _digest_of(data: object) -> dict[str, Any] | None:
     except ValueError:  # not Base64: left as it is, for the API to refuse
         return None
     return {"sha256": sha256(content).hexdigest(), "bytes": len(content)} if content else None
+
+
+def recalled(value: Any, recorded: Any) -> Any:
+    """Return parameters in which files that are gone are known by a record of them.
+
+    Args:
+        value: The parameters, or a part of them, as they were given.
+        recorded: The same part as `described` returned it when the files were there.
+    """
+    if isinstance(value, os.PathLike) and not os.path.exists(value):
+        match recorded:
+            case {"sha256": str(digest), "media_type": str(media_type), "bytes": int(size)}:
+                found = LocalMedia(Path(value).name, media_type, size, Path(value))
+                vars(found)["digest"] = digest  # which would read the file
+                return found
+    if isinstance(value, Mapping) and isinstance(recorded, Mapping):
+        return {name: recalled(item, recorded.get(name)) for name, item in value.items()}
+    if isinstance(value, (list, tuple)) and isinstance(recorded, list):
+        return [recalled(*each) for each in zip_longest(value, recorded[: len(value)])]
+    return value
 
 
 async def uploaded(

@@ -1,1 +1,1 @@
-"""HTTP: the client of the Luma Agents API."""
+"""The HTTP client of the Luma Agents API."""

@@ -1,4 +1,4 @@
-"""The public client of the Luma Agents API."""
+"""The LumaClient: the API, its files and the downloads."""
 
 from __future__ import annotations
 
@@ -37,29 +37,30 @@ class LumaClient:
     """An async client of the Luma Agents API.
 
     Use it as an async context manager, or call `aclose` at the end. One client serves any number
-    of concurrent tasks of one event loop, and may be used in another one when that has ended.
+    of concurrent tasks in one event loop. After that loop has ended, another one may use it.
 
         async with LumaClient() as client:
             generation = await client.generations.create("a red fox in fresh snow")
 
     Args:
-        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
-            White space around it is removed.
-        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1. Includes `/v1`.
+        auth_token: The API key; by default the environment variable LUMA_AGENTS_API_KEY. White
+            space around it is removed.
+        base_url: The base URL, including `/v1`; by default the environment variable LUMA_BASE_URL,
+            else https://agents.lumalabs.ai/v1.
         timeout: Seconds that one whole request may take, from waiting for a free connection to
             the last byte; None for no limit.
         max_retries: How often a request is repeated after a transient failure: no connection,
             no answer in time, 408, 409, 425, 429, 5xx, an unreadable body.
-        http_client: The `httpx.AsyncClient` (or `httpx2.AsyncClient`) to send with. It is not
-            closed by this client. Redirects are never followed, so the key stays with the API.
+        http_client: Your own `httpx.AsyncClient` (or `httpx2.AsyncClient`) to send with. You close
+            it yourself. Redirects are never followed, so that the key stays with the API.
 
     Attributes:
-        generations: The generations of the API: `get` a snapshot of one, `create` a new one.
+        generations: The generations of the API: `get` returns a snapshot, `create` submits one.
         files: The files of the API: `upload` one as the input of generations.
 
     Raises:
-        ConfigurationError: There is no API key, or an argument is unusable; or, at a request, the
-            client is in use in another event loop, which still runs.
+        ConfigurationError: There is no API key, or an argument is unusable. Requests raise it if
+            another event loop that still runs is using the client.
     """
 
     def __init__(
@@ -85,12 +86,12 @@ class LumaClient:
 
     @property
     def base_url(self) -> str:
-        """The address of the API, without a slash at its end."""
+        """The base URL of the API, without a trailing slash."""
         return self._base_url
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that one whole request may take; None: no limit."""
+        """The seconds that one whole request may take; None for no limit."""
         return self._timeout
 
     @property
@@ -108,10 +109,10 @@ class LumaClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections, except those of an `http_client` that was handed in.
+        """Close the connections, except those of an `http_client` of your own.
 
         Raises:
-            ConfigurationError: They are in use in another event loop.
+            ConfigurationError: Another event loop that still runs is using them.
         """
         if not self._is_view:
             await self._connections.aclose()
@@ -122,13 +123,13 @@ class LumaClient:
         timeout: float | UseDefault | None = USE_DEFAULT,
         max_retries: int | None = None,
     ) -> LumaClient:
-        """A view of this client with other options, which never closes the shared connections.
+        """Return a view of this client with other options and the same connections.
 
         Args:
-            timeout: Seconds that one whole request may take; None for no limit; by default that
-                of this client.
+            timeout: Seconds that one whole request may take; None for no limit; by default as in
+                this client.
             max_retries: How often a request is repeated after a transient failure; by default as
-                often as by this client.
+                in this client.
 
         Returns:
             The view. Closing it, or leaving it as a context manager, closes nothing.
@@ -143,7 +144,7 @@ class LumaClient:
         if max_retries is not None:
             view._max_retries = check_retries(max_retries)
         view.files = self.files.with_options(view._timeout, view._max_retries)
-        if isinstance(self.generations, Generations):  # not what a test has put in its place
+        if isinstance(self.generations, Generations):  # unless a test has replaced it
             view.generations = self.generations.with_options(view._timeout, view._max_retries)
         return view
 
@@ -161,42 +162,41 @@ class LumaClient:
     ) -> list[Path]:
         """Fetch the outputs of a completed generation into files.
 
-        The files are `{id}.png`, `{id}-2.png` and so on, with the extension of the bytes that
-        arrive. A file gets its final name when it is complete. Whatever may pass is waited out,
-        with fresh URLs; after a fault or a cancellation the next call continues where this one
+        The files are called `{id}.png`, `{id}-2.png` and so on, with the extension of the bytes
+        that arrive. A file gets its final name when it is complete. Transient failures are retried,
+        with fresh URLs. After a failure or a cancellation, the next call continues where this one
         ended. The API key is not sent to the storage.
 
             paths = await client.download(generation, "outputs")
             paths = await client.download(generation, "fox.png")
 
         Args:
-            generation: A completed generation, the id of one, or outputs of it. A snapshot that
-                has not ended is asked for again.
-            directory_or_file: The directory to write to, or the path of a file: one that ends in
-                a known extension, which that of the bytes replaces if they are of another type.
-                Directories are created.
-            name: The name of the files in place of the id: `{name}.png`, `{name}~2.png`. It may
-                have `{id}`, `{key}` and `{n}` (the number of the output) in it, as in
-                `"{key}-{n}"`. What no file system takes in it is replaced.
-            key: The value of `{key}`, and the name if none is given.
-            overwrite: What happens to a file of that name which does not hold this output. False:
-                it is left as it is, and a `DownloadError` says so. "number": the output is saved
-                beside it, as `{name} (2).png`. True: it is replaced, and a file that holds this
-                output is fetched again.
+            generation: A completed generation, its id, or outputs of it. For a snapshot that has
+                not ended, the API is asked again.
+            directory_or_file: The directory to write to, or the path of a file, which ends in a
+                known extension. If the bytes are of another type, their extension replaces it. A
+                directory is created if missing.
+            name: The name of the files instead of the id: `{name}.png`, `{name}~2.png`. It may
+                contain `{id}`, `{key}` and `{n}` (the number of the output), as in `"{key}-{n}"`.
+                Characters that some file system refuses are replaced.
+            key: The value of `{key}`, and the name if `name` is None.
+            overwrite: What to do if a file of that name holds something else. False: leave it as it
+                is, and raise `DownloadError`. "number": save the output beside it, as
+                `{name} (2).png`. True: replace it, and fetch the output again if it is there.
             timeout: Seconds for the whole call; None for no limit.
-            max_bytes: The largest size of one file; None for no limit.
-            on_progress: Called with a `DownloadProgress` after each piece that arrives. An
-                exception in it is logged and dropped.
+            max_bytes: The most bytes of one file; None for no limit.
+            on_progress: A function (not async), called with a `DownloadProgress` after each piece
+                that arrives. If it raises, the exception is logged and dropped.
 
         Returns:
-            The files, in the order of the outputs; layers in the order of their index. A notebook
-            shows what is in them.
+            The paths of the files, in the order of the outputs; layers in the order of their index.
+            A notebook shows the files themselves.
 
         Raises:
             ConfigurationError: The generation has not ended, or an argument is unusable.
-            GenerationError: It failed, or completed without output.
-            DownloadError: A file could not be written, or not be fetched in time. The other
-                files of the generation were fetched all the same.
+            GenerationError: The generation failed, or completed without output.
+            DownloadError: A file could not be written, or was not fetched in time. The other files
+                of the generation were fetched regardless.
             APIError: The API says that the generation is gone, or refuses the key.
         """
         return await download(
@@ -214,14 +214,14 @@ class LumaClient:
     async def check_download(
         self, directory: str | os.PathLike[str], *, name: str | None = None
     ) -> None:
-        """Find out that the files of a batch can be written, before any of it is paid for.
+        """Check that the files of a batch can be written, before any of it is paid for.
 
         Args:
-            directory: The directory to write to; it is created.
-            name: The name of the files, with `{id}` or `{key}` in it.
+            directory: The directory to write to; created if missing.
+            name: The name of the files, which contains `{id}` or `{key}`; None for the default.
 
         Raises:
-            ConfigurationError: One of them is unusable.
+            ConfigurationError: The directory or the name is unusable.
         """
         await check_target(directory, name)
 
@@ -234,22 +234,22 @@ class LumaClient:
     ) -> list[bytes]:
         """Fetch the outputs of a completed generation into memory.
 
-        With the patience and the checks of `download`, for programs without a directory.
+        It retries and checks like `download`, for programs without a directory.
 
             (picture,) = await client.read(generation)
 
         Args:
-            generation: A completed generation, the id of one, or outputs of it.
+            generation: A completed generation, its id, or outputs of it.
             timeout: Seconds for the whole call; None for no limit.
-            max_bytes: The largest size of one output; None for no limit.
+            max_bytes: The most bytes of one output; None for no limit.
 
         Returns:
             The bytes of each output, in the order of the outputs.
 
         Raises:
             ConfigurationError: The generation has not ended, or an argument is unusable.
-            GenerationError: It failed, or completed without output.
-            DownloadError: An output is too large, or could not be fetched in time.
+            GenerationError: The generation failed, or completed without output.
+            DownloadError: An output is too large, or was not fetched in time.
             APIError: The API says that the generation is gone, or refuses the key.
         """
         return await read(self._source(), generation, timeout=timeout, max_bytes=max_bytes)
@@ -261,32 +261,33 @@ class LumaClient:
         timeout: float | None = 600.0,
         max_bytes: int | None = None,
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Pass on the bytes of one output as they arrive, and resume them after each fault.
+        """Stream the bytes of one output as they arrive, and resume after each fault.
 
             async with client.stream(outputs[0]) as chunks:
                 async for chunk in chunks:
                     await upload.write(chunk)
 
         Args:
-            generation: A completed generation with one output, the id of one, or an output.
-            timeout: Seconds for all of it, your own work between the chunks included; None for
+            generation: A completed generation with one output, its id, or an output.
+            timeout: Seconds for everything, including your own work between the chunks; None for
                 no limit.
-            max_bytes: The largest size; None for no limit.
+            max_bytes: The most bytes of the output; None for no limit.
 
         Returns:
-            A context manager, which yields the chunks.
+            An async context manager with an async iterator over the chunks.
 
         Raises:
             ConfigurationError: There are several outputs, or an argument is unusable.
-            GenerationError: It failed, or completed without output.
-            DownloadError: It could not be fetched in time, or a storage without ranges broke off.
+            GenerationError: The generation failed, or completed without output.
+            DownloadError: The output was not fetched in time, or the connection broke and the
+                storage cannot resume.
             APIError: The API says that the generation is gone, or refuses the key.
         """
         return stream(self._source(), generation, timeout=timeout, max_bytes=max_bytes)
 
     def _source(self) -> Source:
-        self._connections.enter()
+        turns = self._connections.enter()
         parts = urlsplit(self._base_url)
         plain_host = parts.hostname if parts.scheme == "http" else None
         storage = Storage(self._connections.http, plain_host)
-        return Source(self.generations.get, storage, self._connections.downloads)
+        return Source(self.generations.get, storage, turns.downloads)

@@ -1,4 +1,4 @@
-"""The connections of a client: who may use one, and how much of an answer is read."""
+"""The connections of a client: turns to use one, and a limit on what is read of an answer."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from luma_poll._client.http_client import (
     transport_for,
 )
 from luma_poll._client.transport import PooledTransport
-from luma_poll._tasks.event_loops import LoopGuard
+from luma_poll._tasks.event_loops import PerLoop
 from luma_poll.errors import InvalidResponseError
 
 TIMEOUTS = {"connect": 10.0, "read": None, "write": None, "pool": None}
-"""Seconds, within the client's `timeout`, which bounds the whole request."""
+"""Seconds; the client's own `timeout` limits the request as a whole."""
 MAX_CONNECTIONS = 100
-"""Connections, and so requests under way, of one client."""
+"""The most connections, and so requests under way, of one client."""
 MAX_GETS = 90
-"""GETs under way: so many polls that they fill the connections leave some for submissions."""
+"""The most GETs under way, so that polls leave some connections for submissions."""
 MAX_DOWNLOADS = 4
-"""Files that one client fetches at once; the others wait for their turn."""
+"""The most files that one client fetches at once; the others wait for their turn."""
 MAX_ANSWER = 2 * 1024**2
-"""Bytes of one answer, as sent and decoded; a generation with ten outputs has about 10,000."""
+"""The most bytes of one answer, encoded and decoded; ten outputs take about 10,000."""
 
 
 class Answer(NamedTuple):
@@ -41,8 +41,19 @@ class Answer(NamedTuple):
     content: bytes
 
 
+class Turns:
+    """The turns of one event loop: those of all requests, of the GETs and of the downloads."""
+
+    def __init__(self) -> None:
+        # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
+        # 1099, 1111), and is slow at queueing many. So its pool has no limit, and they queue here.
+        self.requests = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
+        self.gets = anyio.Semaphore(MAX_GETS, fast_acquire=True)
+        self.downloads = anyio.Semaphore(MAX_DOWNLOADS)
+
+
 class Connections:
-    """The connections that a client shares with its views, and whose turn it is to use one."""
+    """The connections that a client shares with its views, and the turns to use one."""
 
     def __init__(self, base_url: str, http_client: object = None) -> None:
         self.http: Any
@@ -51,36 +62,33 @@ class Connections:
             self.http, self._transport = default_http_client(base_url)
         else:
             self.http = checked_http_client(http_client)
-        self._guard = LoopGuard("LumaClient")
+        self._turns = PerLoop("LumaClient", self._begin_loop)
 
     async def aclose(self) -> None:
-        """Close the connections that are our own."""
+        """Close the connections, unless the user's `http_client` has them."""
         if self._transport is not None:
             self.enter()
             await self.http.aclose()
             await self._transport.aclose()
 
-    def enter(self) -> None:
-        """Start afresh in another event loop than the last time.
+    def enter(self) -> Turns:
+        """Return the turns of this event loop; start over if it is another one than the last time.
 
         Raises:
-            ConfigurationError: That one still runs.
+            ConfigurationError: The other event loop still runs.
         """
-        if not self._guard.enter():
-            return
-        # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
-        # 1099, 1111), and is slow at queueing many. So its pool has no limit, and they queue here.
-        self._requests = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
-        self._gets = anyio.Semaphore(MAX_GETS, fast_acquire=True)
-        self.downloads: anyio.Semaphore = anyio.Semaphore(MAX_DOWNLOADS)
+        return self._turns.enter()
+
+    def _begin_loop(self) -> Turns:
         if self._transport is not None:
             self._transport.forget_idle()
+        return Turns()
 
     @asynccontextmanager
     async def turn(self, method: str) -> AsyncIterator[None]:
-        """Wait until there is a connection for a request."""
-        self.enter()
-        async with self._gets if method == "GET" else nullcontext(), self._requests:
+        """Wait until there is a free connection for a request."""
+        turns = self.enter()
+        async with turns.gets if method == "GET" else nullcontext(), turns.requests:
             yield
 
     async def send(
@@ -92,7 +100,7 @@ class Connections:
         body: bytes | None,
         generation_id: str | None,
     ) -> Answer:
-        """Send a request, and read the answer. There must be a turn for it.
+        """Send a request, and read the answer. The caller must have a `turn`.
 
         Raises:
             InvalidResponseError: The answer is too large, or cannot be decoded.
@@ -100,8 +108,8 @@ class Connections:
         if self._transport is None:
             response = await self._begin_through_client(method, url, headers, body)
         else:
-            # Without the client's layers (cookies, redirects, authentication, hooks), none of
-            # which is in use here, a request costs a quarter less.
+            # Past the client's layers (cookies, redirects, authentication, hooks), which we do not
+            # use: that makes a request a quarter cheaper.
             request = httpx.Request(
                 method, url, headers=headers, content=body, extensions={"timeout": TIMEOUTS}
             )
@@ -112,7 +120,7 @@ class Connections:
         except Exception:
             if response.is_success:
                 raise
-            content = b""  # the status says enough
+            content = b""  # the status is enough to make an error of
         finally:
             await response.aclose()
         return Answer(response.status_code, response.headers, content)
@@ -132,7 +140,7 @@ class Connections:
 
 
 class _UnreadableError(Exception):
-    """Why the content of an answer is of no use."""
+    """The error for an answer whose content cannot be used."""
 
 
 async def _read(response: Any, generation_id: str | None) -> bytes:
@@ -145,19 +153,19 @@ async def _read(response: Any, generation_id: str | None) -> bytes:
 
 
 async def _content(response: Any) -> bytes:
-    if response.is_stream_consumed:  # by a hook of the client; or it is a mock, without a stream
+    if response.is_stream_consumed:  # a hook of the client has read it, or it is a mock's
         content: bytes = await response.aread()
         _check_size(len(content))
         return content
     decode = _decoder(content_encoding(response.headers))
     decoded, received, trouble = bytearray(), 0, None
-    # Left in the middle, the generators of httpx and httpcore would be left to the collector; a
+    # A `break` would leave the generators of httpx and httpcore to the garbage collector, so a
     # cancellation ends them from the inside.
     with anyio.CancelScope() as scope:
         async for chunk in response.aiter_raw():
             received += len(chunk)
             if received > 2 * MAX_ANSWER:
-                break  # where data is always ready, asyncio may never get round to it
+                break  # if data is always ready, asyncio may never deliver the cancellation
             if scope.cancel_called:
                 continue
             try:

@@ -1,4 +1,4 @@
-"""One request to the API: within its time, and with its failure translated."""
+"""One request to the API, within its timeout, and with its failure translated."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from luma_poll.models import Generation
 
 
 class Session:
-    """Sends requests with the API key.
+    """The requests of a client, with its API key.
 
     Args:
-        connections: Those of the client.
-        base_url: Checked, without a slash at its end.
+        connections: The connections of the client.
+        base_url: The base URL, checked, without a trailing slash.
         token: The API key.
         timeout: Seconds that one whole request may take; None for no limit.
     """
@@ -34,7 +34,7 @@ class Session:
         self._base_url = base_url
         self._token = token
         self._timeout = timeout
-        # Not a dict: httpx leaves the key out of the repr of these.
+        # Not a dict: the repr of httpx.Headers leaves out the key.
         self._headers = httpx.Headers(
             {
                 "Authorization": f"Bearer {token}",
@@ -45,7 +45,7 @@ class Session:
         )
 
     def with_timeout(self, timeout: float | None) -> Self:
-        """The same session with another timeout."""
+        """Return the same session with another timeout."""
         view = copy.copy(self)
         view._timeout = timeout
         return view
@@ -77,7 +77,7 @@ class Session:
     async def answer(
         self, method: str, path: str, *, body: bytes | None = None, generation_id: str | None = None
     ) -> Answer:
-        """Send one request, and return its answer, which is a success.
+        """Send one request, and return its successful answer.
 
         Raises:
             APIError: There was no answer, or it was an error.

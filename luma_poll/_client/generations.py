@@ -1,10 +1,9 @@
-"""The generations of the API: fetch a snapshot, submit a new one, and when to repeat either."""
+"""The generations of the API: their snapshots and submissions, and the retries of both."""
 
 from __future__ import annotations
 
 import copy
 import json
-import random
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Self, TypeVar, Unpack
@@ -18,13 +17,14 @@ from luma_poll._api.parameters import CreateParams, explicit
 from luma_poll._api.request_body import Upload, encoded, read_params_async, uploaded
 from luma_poll._arguments import check_generation_id
 from luma_poll._client.exchange import Session
+from luma_poll._tasks.backoff import backoff
 from luma_poll.errors import APIError, APIStatusError
 from luma_poll.models import Generation
 
 T = TypeVar("T")
 
 LONGEST_RETRY_SLEEP = 60.0
-"""Seconds that `get` and `create` sleep at most between two tries (as in the official SDK)."""
+"""The most seconds that `get` and `create` sleep between two attempts (as in the official SDK)."""
 
 
 class Generations:
@@ -36,14 +36,14 @@ class Generations:
         self._upload = upload
 
     def with_options(self, timeout: float | None, max_retries: int) -> Self:
-        """A view with other options, and with what a test has put in place of a method."""
+        """Return a view with other options, and with any method that a test has replaced."""
         view = copy.copy(self)
         view._session = self._session.with_timeout(timeout)
         view._max_retries = max_retries
         return view
 
     async def get(self, generation_id: str | UUID) -> Generation:
-        """Fetch one snapshot of a generation. A failed generation is a snapshot like any other.
+        """Fetch one snapshot of a generation; that of a failed one is returned like any other.
 
         Transient failures are retried `max_retries` times.
         https://docs.agents.lumalabs.ai/api/resources/generations/methods/get
@@ -55,7 +55,7 @@ class Generations:
             The snapshot.
 
         Raises:
-            ConfigurationError: The id cannot be one; nothing was sent.
+            ConfigurationError: The id is invalid; nothing was sent.
             APIError: The API could not be reached, or refused.
         """
         generation_id = check_generation_id(generation_id)
@@ -67,20 +67,20 @@ class Generations:
     async def create(
         self, /, prompt: str | None = None, **params: Unpack[CreateParams]
     ) -> Generation:
-        """Submit a generation; the answer is its first snapshot, with its id.
+        """Submit a generation, and return its first snapshot, which has its id.
 
-        It is repeated only where the API cannot have accepted it: no connection, or 429. After
-        any other failure it may be running, and a second one would be billed too.
+        It is submitted again only if the API cannot have accepted it: no connection, or 429. After
+        any other failure the generation may be running, and a second one would be billed, too.
         https://docs.agents.lumalabs.ai/api/resources/generations/methods/create
 
             await client.generations.create("at night", type="image_edit", source=Path("in.png"))
 
         Args:
             prompt: A description of the image or video; only the type `layering` needs none.
-            params: The API's other parameters; None means "not given". They are listed in
-                `luma_poll.typing.CreateParams`. An image or video may be a `Path`, bytes, a
-                binary file or a generation; one of more than 50 MB is uploaded first. A newer
-                parameter is sent too; type checkers accept it in `**newer`, where
+            params: The API's other parameters, as listed in `luma_poll.typing.CreateParams`; None
+                means "not given". An image or video may be a `Path`, bytes, a binary file or a
+                generation; one of more than 50 MB is uploaded first. Unknown parameters are sent,
+                too. For type checkers, pass them as `**newer`, with
                 `newer: dict[str, Any] = {...}`.
 
         Returns:
@@ -109,7 +109,7 @@ class Generations:
 async def retried(
     request: Callable[[], Awaitable[T]], retryable: Callable[[APIError], bool], max_retries: int
 ) -> T:
-    """Send a request, and repeat it after failures that may pass."""
+    """Send a request, and repeat it after transient failures."""
     attempt = 0
     while True:
         attempt += 1
@@ -130,8 +130,3 @@ def _may_be_retried(error: APIError) -> bool:
 
 def _may_be_submitted_again(error: APIError) -> bool:
     return error.retryable and not error.may_have_been_accepted
-
-
-def backoff(attempt: int) -> float:
-    """Seconds, as in the official SDK: doubled from 0.5 up to 8, less up to a quarter."""
-    return min(0.5 * 2.0 ** (attempt - 1), 8.0) * random.uniform(0.75, 1.0)

@@ -1,4 +1,4 @@
-"""The httpx client that a `LumaClient` sends with."""
+"""The httpx client through which a `LumaClient` sends."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from luma_poll._redaction import redact
 from luma_poll.errors import ConfigurationError
 
 KEEPALIVE = 30.0
-"""Seconds that an idle connection is kept: longer than the usual time between two polls."""
+"""Seconds for which an idle connection is kept: longer than usual between two polls."""
 
 
 _NO_PROXY: Final = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))
-"""Hosts that no proxy could reach: this machine."""
+"""This machine, which no proxy could reach."""
 
 
 def default_http_client(base_url: str) -> tuple[httpx.AsyncClient, PooledTransport]:
-    """A client, and its transport for the API; without any proxy, for the storage too.
+    """Return a client, and its transport for the API.
+
+    Without a proxy in the environment, that transport serves the storage as well.
 
     Raises:
-        ConfigurationError: The environment's settings are unusable.
+        ConfigurationError: The environment's settings of proxies or certificates are unusable.
     """
     try:
         proxy = _proxy_for(base_url)
         transport = PooledTransport(KEEPALIVE, proxy)
         if {"http", "https", "all"}.isdisjoint(getproxies()):
             return httpx.AsyncClient(transport=transport), transport
-        # The storage may be behind another proxy, or none: httpx reads that in the environment.
+        # The storage may need another proxy, or none: httpx reads that from the environment.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         api = urlsplit(base_url)
         mounts = {f"{api.scheme}://{api.netloc}": transport, **_NO_PROXY}
@@ -49,12 +51,12 @@ def default_http_client(base_url: str) -> tuple[httpx.AsyncClient, PooledTranspo
 def transport_for(
     url: httpx.URL, http: httpx.AsyncClient, default: PooledTransport
 ) -> httpx.AsyncBaseTransport:
-    """The transport that a client has for a URL, or what a test has put in its place.
+    """Return the transport that a client has for a URL, or the one that a test put in its place.
 
-    A mock of httpx's client replaces the look-up. To go around it would send the requests of a
-    test, and submit for money.
+    Mocks of httpx replace this look-up. Going around it would really send the requests of a test,
+    and submit for money.
     """
-    look_up = getattr(http, "_transport_for_url", None)  # not in every version of httpx
+    look_up = getattr(http, "_transport_for_url", None)  # private: httpx may rename it
     transport: httpx.AsyncBaseTransport = default if look_up is None else look_up(url)
     return transport
 
@@ -68,15 +70,15 @@ def _proxy_for(base_url: str) -> str | None:
     if not proxy:
         return None
     proxy = proxy if "://" in proxy else f"http://{proxy}"
-    _ = urlsplit(proxy).port  # is checked here
+    _ = urlsplit(proxy).port  # raises if it is not a number
     return proxy
 
 
 def checked_http_client(http_client: object) -> Any:
-    """Return the client that was handed in.
+    """Return the `http_client` that the user gave.
 
     Raises:
-        ConfigurationError: It is not an async client of httpx or httpx2, or cannot be used.
+        ConfigurationError: It is not an async client of httpx or httpx2, or is not usable.
     """
     if not isinstance(http_client, classes_named("AsyncClient")):
         raise ConfigurationError(
@@ -85,19 +87,19 @@ def checked_http_client(http_client: object) -> Any:
     client: Any = http_client
     if _replaces_the_key(client):
         raise ConfigurationError(
-            "the auth of this http_client replaces the Authorization header, which has the API "
-            "key: give it one that sets other headers, or none"
+            "the auth of this http_client replaces the Authorization header, which holds the API "
+            "key: use an auth that sets other headers, or none"
         )
     if type(client).__module__.partition(".")[0] == "httpx2" and _speaks_http2(client):
         raise ConfigurationError(
-            "HTTP/2 of httpx2 is not supported: cancelled requests use up its connection for good. "
-            "Create the client without http2=True"
+            "HTTP/2 with httpx2 is not supported: cancelled requests block its connection for "
+            "good. Create the client without http2=True"
         )
     return client
 
 
 def _replaces_the_key(client: Any) -> bool:
-    """Let its `auth` handle a request that is never sent, and see what is left of the header."""
+    """Let its `auth` handle a request that is never sent, and check if the header survives."""
     if client.auth is None:
         return False
     request = client.build_request(
@@ -105,7 +107,7 @@ def _replaces_the_key(client: Any) -> bool:
     )
     try:
         request = next(client.auth.auth_flow(request))
-    except Exception:  # it needs the network, or an answer: it is not a simple one
+    except Exception:  # it needs the network or an answer, so only its class can tell
         return isinstance(client.auth, classes_named("BasicAuth", "DigestAuth"))
     changed = bool(request.headers.get("Authorization") not in ("ours", None))
     return changed or isinstance(client.auth, classes_named("DigestAuth"))

@@ -1,24 +1,22 @@
-"""The default transport: httpx's own, one for each connection.
+"""The default transport: one of httpx's own for each connection.
 
-httpcore's pool walks all its connections and all its requests for each request, so the cost of
-a request grows with their number. A pool that never has more than one is cheap, and when
-its request is cancelled it can be closed as a whole: a shared one forgets a connection whose
+httpcore's pool walks through all its connections and requests for each request, so that the cost of
+a request grows with their number. A pool that never has more than one is cheap. And when its
+request is cancelled, it can be closed as a whole, while a shared one forgets a connection whose
 request is cancelled between connecting and sending (encode/httpcore 1099).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import anyio
 import httpx
 
 SHORTEST_PATIENCE = 3.0
-"""Seconds without an answer after which a used connection counts as dead; the API needs one."""
-LONGEST_PATIENCE = 7.0
-"""The same, where answers have become slow."""
+"""Seconds without an answer after which a used connection counts as dead; the API takes one."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +28,19 @@ class _Idle:
 
 
 class PooledTransport(httpx.AsyncBaseTransport):
-    """Sends each request on a connection of its own.
+    """A transport that sends each request on a connection of its own.
 
-    A GET takes the one that was used last if it is free. A server may close that at the same
-    moment, so a GET that it breaks under is sent once more, on a new one. A NAT, a VPN or a sleep
-    may have ended it without a word, so a GET without an answer for some seconds is sent a second
-    time, on a new one, and the first answer counts. Anything else has a new connection from the
-    start: there would be no way to know if it may be sent again.
+    A GET uses an idle connection if there is one. The server may close it at the same moment, so a
+    GET whose connection breaks is sent again on a new one. A NAT, a VPN or a sleep may have ended
+    it silently, so a GET without an answer for some seconds leaves it for a new one, too. Any other
+    request gets a new connection from the start, because after a failure there would be no way to
+    know whether it may be sent again.
 
-    The caller limits the number of connections: one for each response that is not closed.
+    The caller limits the number of connections: each response that is not closed has one.
 
     Args:
-        keepalive: Seconds that an unused connection is kept.
-        proxy: The URL of the proxy to go through, if any.
+        keepalive: Seconds for which an idle connection is kept.
+        proxy: The URL of the proxy, or None.
     """
 
     def __init__(self, keepalive: float, proxy: str | None = None) -> None:
@@ -50,10 +48,10 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self._proxy = proxy
         self._limits = httpx.Limits(max_connections=1, keepalive_expiry=keepalive)
         self._ssl_context = httpx.create_ssl_context()
-        self._idle: deque[_Idle] = deque()  # in the order in which they became so
-        self._usual = 0.0  # seconds that an answer takes, the slow ones of late
+        self._idle: deque[_Idle] = deque()  # in the order in which they became idle
+        self._usual = 0.0  # the seconds of the slowest recent answers
         self._closed = False
-        self._connectable()  # an unusable proxy is refused here
+        self._connectable()  # so that an unusable proxy is refused now
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; the connection is free again when the response is closed."""
@@ -63,92 +61,51 @@ class PooledTransport(httpx.AsyncBaseTransport):
         if self._idle:
             used = self._idle.pop()
             if request.method == "GET":
-                # However short ago it was used: one that died in silence a moment ago would hang.
-                response = await self._send_watched(request, used.transport)
+                # Even if it was used a moment ago: it may have died silently since, and would hang.
+                response = await self._send_on_used(request, used.transport)
                 if response is not None:
                     return response
             else:
-                await _close(used.transport)  # in exchange for the new one
+                await _close(used.transport)  # makes room for the new one
         return await self._send(request, self._connectable())
 
     async def _send_on_used(
         self, request: httpx.Request, used: httpx.AsyncHTTPTransport
     ) -> httpx.Response | None:
-        """Send a GET on a connection that may be closed by now; None if it is."""
-        try:
-            return await self._send(request, used)
-        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
-            if _is_answer(error):
-                raise
-            return None
-
-    async def _send_watched(
-        self, request: httpx.Request, used: httpx.AsyncHTTPTransport
-    ) -> httpx.Response | None:
-        """The same, and send it a second time on a new connection if the first one is silent."""
+        """Send a GET on a connection that may be dead by now; return None if it is."""
         began = anyio.current_time()
-        answers: list[httpx.Response] = []
-        errors: list[Exception] = []
-        is_silent = False
-
-        async def attempt() -> None:
-            response = await self._send_on_used(request, used)
-            answers.extend([] if response is None else [response])
-
-        async def attempt_again() -> None:
-            nonlocal is_silent
-            await anyio.sleep(self._patience)
-            is_silent = True
-            # What has ended this connection has probably ended those that were idle with it: else
-            # each of the next requests would find out by itself.
-            await self._close_idle(until=began)
-            answers.append(await self._send(request, self._connectable()))
-
-        async def keep(sending: Callable[[], Awaitable[None]], other: anyio.CancelScope) -> None:
+        with anyio.CancelScope(deadline=began + self._patience):
             try:
-                await sending()
-            except Exception as error:  # raised below: not in a group
-                errors.append(error)
-            if answers or not is_silent:
-                other.cancel()
-
-        try:
-            async with anyio.create_task_group() as tasks:
-                with anyio.CancelScope() as first:
-                    tasks.start_soon(keep, attempt_again, first)
-                    await keep(attempt, tasks.cancel_scope)
-        except BaseException:
-            for answer in answers:  # cancelled at the moment at which it came
-                await answer.aclose()
-            raise
-        for late in answers[1:]:  # both at the same moment
-            await late.aclose()
-        if answers:
-            self._usual = max(anyio.current_time() - began, 0.9 * self._usual)
-            return answers[0]
-        if errors:
-            raise errors[0]
+                return await self._send(request, used)
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+                if _is_answer(error):
+                    raise
+                return None
+        # Whatever ended this connection has probably ended those that were idle with it. If they
+        # were kept, each of the next requests would have to wait as well.
+        await self._close_idle(until=began)
         return None
 
     @property
     def _patience(self) -> float:
-        """Seconds without an answer after which a GET is sent once more.
+        """The seconds without an answer after which a used connection counts as dead.
 
-        Well above what answers take, so that a service that has become slow is not asked twice.
+        They are well above what answers take, so that a service that is slow is not asked twice.
         """
-        return min(max(SHORTEST_PATIENCE, 2 * self._usual), LONGEST_PATIENCE)
+        return max(SHORTEST_PATIENCE, 2 * self._usual)
 
     async def aclose(self) -> None:
-        """Close the unused connections at once, the others when their response is closed."""
+        """Close the idle connections at once, and the others when their response is closed."""
         self._closed = True
         await self._close_idle(until=anyio.current_time())
 
     def forget_idle(self) -> None:
-        """Drop the unused connections: those of an event loop that has ended cannot be closed."""
+        """Drop the idle connections of an event loop that has ended: they cannot be closed."""
         self._idle = deque()
 
     async def put_back(self, transport: httpx.AsyncHTTPTransport, idle: deque[_Idle]) -> None:
         """Take back a transport whose response is closed."""
+        # Into the deque of the event loop that the connection belongs to, not the present one.
         if self._closed:
             await _close(transport)
         else:
@@ -157,12 +114,15 @@ class PooledTransport(httpx.AsyncBaseTransport):
     async def _send(
         self, request: httpx.Request, transport: httpx.AsyncHTTPTransport
     ) -> httpx.Response:
-        idle = self._idle  # of this event loop
+        idle = self._idle  # another event loop may have replaced it when the body is closed
+        began = anyio.current_time()
         try:
             response = await transport.handle_async_request(request)
         except BaseException:
             await _close(transport)
             raise
+        if request.method == "GET":
+            self._usual = max(anyio.current_time() - began, 0.9 * self._usual)
         assert isinstance(response.stream, httpx.AsyncByteStream)
         response.stream = _Body(response.stream, transport, self, idle)
         return response
@@ -199,14 +159,16 @@ class _Body(httpx.AsyncByteStream):
             self._open = False
             try:
                 await self._stream.aclose()
-            except BaseException:  # such as a task's own `cancel`, against which no shield helps
+            except BaseException:  # such as asyncio's own cancellation, which passes any shield
                 await _close(self._transport)
                 raise
             await self._home.put_back(self._transport, self._idle)
 
 
 def _is_answer(error: httpx.TransportError) -> bool:
-    """True if it is about bytes that came, not about those that did not."""
+    """Return True for an error in bytes that came, and False if no bytes came."""
+    # For bytes that it cannot read, h11 raises an error that httpcore's then has as its context.
+    # For a connection that was closed without a byte, httpcore raises by itself.
     said_by_h11 = getattr(error.__cause__, "__context__", None) is not None
     return isinstance(error, httpx.RemoteProtocolError) and said_by_h11
 

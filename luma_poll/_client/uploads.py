@@ -1,4 +1,4 @@
-"""Files at the API: upload one, and wait until a generation may use it."""
+"""The files of the API: uploads, and the wait until a generation may use one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from luma_poll._api.media_reference import LocalMedia, in_thread, read_local, ta
 from luma_poll._api.parameters import SupportsRead, SupportsSave
 from luma_poll._arguments import check_generation_id, check_positive
 from luma_poll._client.exchange import Session
-from luma_poll._client.generations import backoff, retried
+from luma_poll._client.generations import retried
 from luma_poll._downloads.put import Pieces, put
 from luma_poll._downloads.storage import InterruptedTry, RefusedError
 from luma_poll._logging import fields, logger
 from luma_poll._polling.poller import Poller
+from luma_poll._tasks.backoff import backoff
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIError,
@@ -39,21 +40,21 @@ from luma_poll.errors import (
 from luma_poll.models import Generation, GenerationOutput
 
 OURS = ("authorization", "content-length", "cookie", "host", "transfer-encoding")
-"""Headers of a PUT that an answer does not decide on."""
+"""Headers of a PUT that the API's answer must not set."""
 READY_SCHEDULE = wait_exponential(multiplier=0.5, exp_base=1.5, max=5) + wait_random(-0.1, 0.1)
-"""When to ask if a file is ready: an image is within a second or two, a long video is not."""
+"""The schedule of asking if a file is ready: an image takes a second or two, a video longer."""
 STATES = {"pending": "processing", "ready": "completed", "failed": "failed", "deleted": "failed"}
-"""A file's states in the words of a generation's; another one is no end."""
+"""The states of a file, as those of a generation; any other counts as not ended."""
 
 
 @dataclass(frozen=True)
 class UploadProgress:
-    """How far an upload has come.
+    """The progress of an upload.
 
     Attributes:
         name: The name of the file; empty if it has none.
-        sent: Bytes; fewer than before where an upload begins again.
-        total: Bytes of the file.
+        sent: The bytes sent so far; they start over if the upload does.
+        total: The bytes of the file.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Files:
         self._uploaded: dict[tuple[object, object], str] = {}
 
     def with_options(self, timeout: float | None, max_retries: int) -> Self:
-        """Return a view with other options, and with what a test has put in place of a method."""
+        """Return a view with other options, and with any method that a test has replaced."""
         view = copy.copy(self)
         view._session = self._session.with_timeout(timeout)
         view._max_retries = max_retries
@@ -90,24 +91,24 @@ class Files:
     ) -> str:
         """Upload an image or a video, and wait until generations may use it.
 
-        `create` does this by itself with files of more than 50 MB. By hand it is worth it for an
-        input of many generations, which is sent once.
+        `create` does this itself for files of more than 50 MB. Do it yourself for an input of many
+        generations, so that it is sent only once.
 
             file_id = await client.files.upload("holiday.mp4")
             await client.generations.create("in winter", model="ray-3.2", type="video_edit",
                                             source={"file_id": file_id})
 
-        It is streamed, so a file may be larger than the memory, up to 5 GiB. A connection that
-        breaks is replaced, and the upload begins again. The API key is not sent to the storage.
+        The file is streamed, so it may be larger than the memory, up to 5 GiB. If the connection
+        breaks, the upload starts over. The API key is not sent to the storage.
         https://docs.agents.lumalabs.ai/api/resources/files/methods/create
 
         Args:
-            path_or_file: A path, bytes, a binary file, or an image of Pillow.
-            progress: Called with an `UploadProgress` after each piece that was sent. An exception
-                in it is logged and dropped.
-            media_type: For example `video/mp4`; by default it follows from the first bytes.
-            purpose: `input` (to be edited) or `reference` (for style); by default the API's.
-            expires_at: When Luma may delete it; aware. By default never.
+            path_or_file: A path, bytes, a binary file, or a Pillow image.
+            progress: A function (not async), called with an `UploadProgress` after each piece that
+                was sent. If it raises, the exception is logged and dropped.
+            media_type: The media type, such as `video/mp4`; by default the first bytes decide.
+            purpose: `input` (to be edited) or `reference` (for style); by default the API decides.
+            expires_at: When Luma may delete the file, as an aware datetime; by default never.
             user_id: A stable and opaque id of your user.
             timeout: Seconds for the whole call; None for no limit.
 
@@ -115,9 +116,9 @@ class Files:
             The `file_id`.
 
         Raises:
-            ConfigurationError: It cannot be read, is empty, of no known type, or has more than
-                5 GiB; nothing was sent.
-            UploadError: It was not taken, or not in time. Uploads cost nothing.
+            ConfigurationError: The file cannot be read, is empty, of no known type, or has more
+                than 5 GiB; nothing was sent.
+            UploadError: The file was not accepted, or not in time. Uploads cost nothing.
             APIError: The API refused it, or could not be reached.
         """
         check_positive("timeout", timeout)
@@ -125,7 +126,7 @@ class Files:
         read = partial(read_local, "upload", media_type=media_type)
         found = await in_thread(takes_time(source), read, source)
         if not isinstance(found, LocalMedia):
-            raise ConfigurationError("a generation is not uploaded: give {'generation_id': …}")
+            raise ConfigurationError("a generation need not be uploaded: give {'generation_id': …}")
         wanted = {
             "mime_type": found.media_type,
             "size_bytes": found.size,
@@ -142,7 +143,7 @@ class Files:
         raise upload.error(f"it was not ready within {timeout:g} s", retryable=True)
 
     async def upload_once(self, found: LocalMedia) -> str:
-        """Upload a file that parameters refer to; one of the disk only the first time."""
+        """Upload a file for a submission; a file on disk is uploaded only the first time."""
         key = (found.content, found.state) if found.state and found.size else None
         if key is not None and key in self._uploaded:
             return self._uploaded[key]
@@ -158,7 +159,7 @@ class Files:
             file_id: The id that `upload` returned.
 
         Raises:
-            ConfigurationError: The id cannot be one; nothing was sent.
+            ConfigurationError: The id is invalid; nothing was sent.
             APIError: The API could not be reached, or refused.
         """
         path = f"/files/{quote(check_generation_id(file_id), safe='')}"
@@ -166,7 +167,7 @@ class Files:
         await retried(request, _is_retryable, self._max_retries)
 
     async def _send(self, upload: _Upload, fields: Mapping[str, Any]) -> None:
-        """Bring all bytes to the storage, from the first one on after each failure."""
+        """Send all bytes to the storage, again from the first one after each failure."""
         body = json.dumps(fields).encode()
         for attempt in range(1, self._max_retries + 2):
             created = await self._ask("POST", "/files", body)
@@ -188,11 +189,11 @@ class Files:
         except APIStatusError as error:
             if error.status_code != 409:
                 raise
-            # Something on the way has answered in place of the storage.
+            # Something on the way has answered instead of the storage.
             raise InterruptedTry("the API has not received it") from None
 
     async def _ask(self, method: str, path: str, body: bytes | None = None) -> Mapping[str, Any]:
-        """Send a request that may be repeated: none of them costs anything."""
+        """Send a request with retries, because none of these costs anything."""
         request = partial(self._session.answer, method, path, body=body)
         answer = await retried(request, _is_retryable, self._max_retries)
         return _fields_of(answer.content)
@@ -209,8 +210,7 @@ class Files:
         media = upload.media
         headers |= {"Content-Length": str(media.size), "User-Agent": f"luma-poll/{__version__}"}
         connections = self._session.connections
-        connections.enter()
-        async with connections.downloads:
+        async with connections.enter().downloads:
             with media.open() as file:
                 pieces = Pieces(file, media.size, upload.tell)
                 status = await put(connections.http, target["url"], headers, pieces)
@@ -224,7 +224,7 @@ class Files:
             raise upload.error(error.failure_reason or "it was not accepted") from None
 
     async def _state(self, file_id: str) -> Generation:
-        """Return the state of a file, in the words of a generation: a poller knows those."""
+        """Return the state of a file as a generation, for the poller."""
         answer = await self._session.answer("GET", f"/files/{quote(file_id, safe='')}")
         found = _fields_of(answer.content)
         state = found.get("state")
@@ -248,7 +248,7 @@ class _Upload:
     file_id: str = ""
 
     def begin(self, created: Mapping[str, Any]) -> None:
-        """Take the id; a second try has another one."""
+        """Take the id; a second attempt gets another one."""
         file_id = created.get("id")
         if not isinstance(file_id, str) or not file_id:
             raise InvalidResponseError("the answer is not a file: it has no id")
@@ -262,7 +262,7 @@ class _Upload:
         try:
             self.progress(UploadProgress(self.media.name, sent, self.media.size))
         except Exception as error:
-            logger.exception("progress raised; the upload goes on", extra=fields(error=error))
+            logger.exception("progress raised; the upload continues", extra=fields(error=error))
 
     def error(self, why: str, *, retryable: bool = False) -> UploadError:
         """Return the error to raise."""
@@ -276,14 +276,14 @@ class _Upload:
 
 
 class _FilesAsGenerations:
-    """A client whose generations are files: what a poller asks is the same of both."""
+    """A client whose generations are files, so that a poller can wait for them."""
 
     def __init__(self, get: Callable[[str], Awaitable[Generation]]) -> None:
         self.get = get
 
     @property
     def generations(self) -> Self:
-        """Itself."""
+        """The object itself."""
         return self
 
 

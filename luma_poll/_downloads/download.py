@@ -24,7 +24,6 @@ from luma_poll._downloads.output import (
     OutOfTimeError,
     Sink,
     Transfer,
-    backoff,
     is_final,
     too_late,
 )
@@ -32,6 +31,7 @@ from luma_poll._downloads.ownership import Owner
 from luma_poll._downloads.saving import Overwrite, Saving
 from luma_poll._downloads.storage import InterruptedTry, Storage
 from luma_poll._downloads.viewing import Files
+from luma_poll._tasks.backoff import backoff
 from luma_poll.errors import (
     APIError,
     ConfigurationError,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -28,12 +27,11 @@ from luma_poll._downloads.storage import (
     request,
 )
 from luma_poll._logging import fields, logger
+from luma_poll._tasks.backoff import backoff
 from luma_poll.errors import APIError, APIStatusError, DownloadError
 
 NOWHERE: Final = Path("memory")
 """The path, in messages, of an output that is not in a file."""
-MAX_PAUSE = 8.0
-"""The most seconds between two requests, before jitter; `Retry-After` may ask for more."""
 
 FreshURL = Callable[[], Awaitable[str]]
 """A function that asks the API for a freshly signed URL."""
@@ -66,11 +64,6 @@ class DownloadProgress:
     def done(self) -> bool:
         """True once the file is complete and has its final name."""
         return self.path is not None
-
-
-def backoff(tries: int) -> float:
-    """Return the seconds to wait after so many attempts without progress, with jitter."""
-    return min(2.0 ** (tries - 2), MAX_PAUSE) + random.uniform(0, 0.5)
 
 
 class OutOfTimeError(Exception):

@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from luma_poll._fleet.tables import Tables
 from luma_poll._logging import fields, logger
+from luma_poll._tasks.backoff import backoff
 from luma_poll.errors import ConfigurationError, LumaError
 
 P = ParamSpec("P")
@@ -178,8 +179,8 @@ class Database:
                 return await self.call(work, *args, **kwargs)
             except Exception as error:  # of any kind: what is recorded here is paid for
                 logger.warning("not recorded yet, %s: %s", label, error, extra=fields(error=error))
-            await anyio.sleep(min(0.2 * 2**tries, LONGEST_PAUSE))
             tries += 1
+            await anyio.sleep(backoff(tries, 0.2, LONGEST_PAUSE))
 
     def close(self) -> None:
         """Close the connections."""

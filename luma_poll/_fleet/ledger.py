@@ -29,6 +29,7 @@ from luma_poll._fleet.ends import event_of, message_id, to_json, unknown
 from luma_poll._fleet.engine import Database, FleetDatabaseError
 from luma_poll._fleet.tables import SCHEMA
 from luma_poll._running.account import Kind
+from luma_poll._tasks.backoff import doubled
 from luma_poll.errors import ConfigurationError
 
 FleetState: TypeAlias = Literal[
@@ -548,7 +549,7 @@ class Ledger:
             return 0.0
         if sum(in_flight.values()):
             return math.inf
-        opens = float(last) + min(2.0 ** min(int(number) - 1, 10), LONGEST_PAUSE)
+        opens = float(last) + doubled(int(number), 1.0, LONGEST_PAUSE)
         return max(0.0, opens - now)
 
     # Those who wait

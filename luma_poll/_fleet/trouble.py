@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
+
+from luma_poll._tasks.backoff import backoff
 
 FIRST_PAUSE = 1.0
 """Seconds until one request tests whether a fault is over."""
@@ -40,8 +41,7 @@ class Trouble:
         if now < self._until:
             return is_news  # it was sent before the pause began: no second sign
         self._failures += 1
-        pause = min(FIRST_PAUSE * 2.0 ** (self._failures - 1), LONGEST_PAUSE)
-        self._until = now + pause * random.uniform(0.75, 1.0)
+        self._until = now + backoff(self._failures, FIRST_PAUSE, LONGEST_PAUSE)
         return is_news
 
     def end(self) -> bool:

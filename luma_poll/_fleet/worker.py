@@ -31,6 +31,7 @@ from luma_poll._polling.poller import Poller, without_retries
 from luma_poll._polling.schedules import Schedule
 from luma_poll._running.resubmission import pause_before_next
 from luma_poll._running.submitter import SupportsCreate
+from luma_poll._tasks.backoff import backoff
 from luma_poll._version import __version__
 from luma_poll.errors import (
     APIStatusError,
@@ -347,7 +348,7 @@ class Worker:
         if wait.age < FRESH:
             left = math.inf if wait.timeout is None else wait.timeout
             what = Generation(id=wait.generation_id, state="queued")
-        deadline, pause = began + left, 5.0
+        deadline, tries = began + left, 0
         while True:
             try:
                 return await self._watch(what, deadline - anyio.current_time())
@@ -361,8 +362,9 @@ class Worker:
                 if not isinstance(error, APIStatusError) or not _is_of_the_worker(error):
                     return error
                 # A 401, 402 or 403 is about the key or the balance, which may be mended in time.
-                # A 401, 402 or 403 is about the key or the balance, which may be mended in time.
                 self._sender.note_refusal(error)
+                tries += 1
+                pause = backoff(tries, 5.0, 60.0)
                 if anyio.current_time() + pause >= deadline:
                     return PollTimeoutError(
                         f"; the last of them was refused ({error.status_code})",
@@ -372,8 +374,7 @@ class Worker:
                         attempts=1,
                     )
             what = wait.generation_id  # the made-up snapshot is not true any longer
-            await anyio.sleep(pause * random.uniform(0.75, 1.0))
-            pause = min(2 * pause, 60.0)
+            await anyio.sleep(pause)
 
     async def _watch(self, what: Any, seconds: float) -> Generation:
         last = None

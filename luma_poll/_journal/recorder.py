@@ -142,6 +142,13 @@ class Recorder:
         same = found.fingerprint in (wanted, record.fingerprint)
         return next_step(found.entry, max_attempts, same=same)
 
+    async def recorded(self, key: str) -> Mapping[str, Any] | None:
+        """Return the parameters of the entry of a key, for people; None if there is none."""
+        if self._store is None:
+            return None
+        found = await self._call(self._store.find, key)
+        return None if found is None else found.entry.request
+
     async def known(self, records: Sequence[Record]) -> set[str]:
         """Return the keys of the requests that have an entry."""
         if self._store is None:

@@ -62,8 +62,6 @@ from luma_poll.models import Generation
 
 MOST_CUTS = 2
 """Requests of others that were cut short, after which a waiter asks for itself."""
-MOST_AT_ONCE = 4
-"""The most requests under way for one generation; more than one only after such cuts."""
 
 
 class Waiter(Alarm):
@@ -174,7 +172,9 @@ class Stream:
     A waiter may also leave before its deadline, cancelled. So after one has left in the middle of
     its request, the waiter that came first asks until there is an answer: it has shown that it
     stays, and those that come and go cannot take its place. A waiter that has seen two requests cut
-    short stops relying on others, and asks for itself.
+    short stops relying on others, and asks for itself: four do so at once, and one more for each
+    that leaves in the middle. So thousands do not all ask, and however many leave together, the
+    next ones are twice as many.
 
     Attributes:
         progress: The knowledge of the generation.
@@ -204,9 +204,14 @@ class Stream:
 
     def is_asked_by(self, waiter: Waiter) -> bool:
         """Return True if this waiter asks, for all or, after too many cuts, for itself."""
-        if self._has_lost_patience(waiter) and len(self.turns) < MOST_AT_ONCE:
+        if self._has_lost_patience(waiter) and len(self.turns) < self._most_at_once:
             return True
         return not self.asking and self._first() is waiter
+
+    @property
+    def _most_at_once(self) -> int:
+        """Requests that may be under way, where some were cut short."""
+        return self._cuts - self._cuts_before_answer + MOST_CUTS
 
     def _has_lost_patience(self, waiter: Waiter) -> bool:
         return self._cuts - max(waiter.cuts, self._cuts_before_answer) >= MOST_CUTS
@@ -251,7 +256,7 @@ class Stream:
     def _wake_impatient(self) -> None:
         """Wake the waiters that ask for themselves now."""
         # They are the ones that came first, because they have seen the most cuts.
-        for waiter in islice(self._places, MOST_AT_ONCE):
+        for waiter in islice(self._places, self._most_at_once):
             if not self._has_lost_patience(waiter):
                 return
             waiter.wake()

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from luma_poll._api.headers import RateLimit
 from luma_poll._api.outcomes import NOT_SENT, Accepted, NotAccepted, Outcome, Unknown
+from luma_poll._tasks.backoff import doubled
 from luma_poll.errors import APIStatusError, RateLimitError
 
 Kind: TypeAlias = tuple[object, ...]
@@ -181,7 +182,7 @@ class Account:
         self._first_failure = min(self._first_failure, now)
         if was_old and self._asked:
             return
-        pause = min(FIRST_PAUSE * 2.0 ** min(self._asked, 10), longest)
+        pause = doubled(self._asked + 1, FIRST_PAUSE, longest)
         self._quiet_until = max(self._quiet_until, now + pause)
         self._asked, self._asked_before = self._asked + 1, self.in_flight
 

@@ -31,9 +31,7 @@ class Outstanding:
         # An OrderedDict: taking the oldest from the front of a plain dict is slow.
         self._unfinished = OrderedDict[str, tuple[float, AnyRequest]]()
         self._awaited: dict[str, _Awaited] = {}
-        self._left: dict[
-            str, float
-        ] = {}  # when each that runs stopped waiting for has surely ended
+        self._left: dict[str, float] = {}  # no run waits for these; when each has certainly ended
 
     @property
     def requests(self) -> dict[str, AnyRequest]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-
+from luma_poll._tasks.backoff import backoff
 from luma_poll.errors import GenerationError, GenerationRateLimitedError
 
 
@@ -11,4 +10,4 @@ def pause_before_next(error: GenerationError, attempt: int) -> float:
     """Return the seconds before the next attempt: 0, or a backoff after an upstream rate limit."""
     if not isinstance(error, GenerationRateLimitedError):
         return 0.0
-    return min(5.0 * 2.0 ** min(attempt, 10), 60.0) * random.uniform(0.75, 1.0)
+    return backoff(attempt, 10.0, 60.0)

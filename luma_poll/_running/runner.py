@@ -21,6 +21,7 @@ import anyio
 
 from luma_poll._api.media_reference import in_thread
 from luma_poll._api.parameters import CreateParams, explicit
+from luma_poll._api.request_body import recalled
 from luma_poll._arguments import USE_DEFAULT, UseDefault, check_count, check_timeout, shown
 from luma_poll._journal.journal import Journal
 from luma_poll._journal.recorder import Recorder, identify
@@ -32,7 +33,7 @@ from luma_poll._running.account import LONGEST_RUN, Account
 from luma_poll._running.batch import Batch, Taken
 from luma_poll._running.fetching import Fetching
 from luma_poll._running.outstanding import Outstanding
-from luma_poll._running.requests import AnyRequest, read_request_async
+from luma_poll._running.requests import AnyRequest, Request, check_key, read_request_async
 from luma_poll._running.resubmission import pause_before_next
 from luma_poll._running.run import Run
 from luma_poll._running.run_result import RunResult
@@ -352,10 +353,10 @@ class Runner:
 
     async def _perform(self, run: Run) -> Generation:
         """Submit and wait, again as often as `max_attempts` allows."""
-        if run.record is None:
-            run.request = await read_request_async(run.given)
         if self._loop.enter():
             self._begin_loop()
+        if run.record is None:
+            run.request = await self._read(run.given)
         if self._recorder.is_on and run.record is None:
             asked = partial(identify, key=run.request.key, key_of=run.batch.key_of)
             run.record = await in_thread(run.request.is_large, asked, run.request.params)
@@ -373,6 +374,18 @@ class Runner:
                 run.failure = error
             run.tell(RunFailed, run.failure)
             await anyio.sleep(pause)
+
+    async def _read(self, given: AnyRequest) -> Request:
+        """Check a request. Its files are needed only if its key was not submitted yet."""
+        try:
+            return await read_request_async(given)
+        except ConfigurationError:
+            if not isinstance(given, Mapping) or given.get("key") is None:
+                raise
+            recorded = await self._recorder.recorded(check_key(given["key"]))
+            if recorded is None:
+                raise
+        return await read_request_async(recalled(given, recorded))
 
     def _begin_loop(self) -> None:
         """Start over in another event loop."""

@@ -1,4 +1,4 @@
-"""A call into the event loop, and what the thread does while it waits for it."""
+"""A call into the event loop, and the work of the thread that waits for it."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ T = TypeVar("T")
 
 _END: Any = object()
 _PATIENCE = 0.1 if sys.platform == "win32" else None
-"""Seconds: on Windows Ctrl-C does not reach a thread that sleeps on a lock."""
+"""Seconds between looks: on Windows, Ctrl-C does not reach a thread that sleeps on a lock."""
 
 
 class Call(Generic[T]):
     """One coroutine in the loop, and the thread that waits for it.
 
-    The coroutine may send the thread on errands meanwhile: take an item of an iterable, which may
-    know only that thread, or yield one.
+    Meanwhile the coroutine may send the thread on errands: to take an item from an iterable, which
+    may only work in that thread, or to yield one.
 
     Args:
         portal: The way into the loop.
-        function: Called in the loop, with this call.
+        function: An async function, called in the loop with this call.
     """
 
     def __init__(self, portal: Portal, function: Callable[[Call[T]], Awaitable[T]]) -> None:
         self._portal = portal
         self._function = function
-        # The thread sleeps on this alone, so that Ctrl-C reaches it. None: the task has ended.
+        # The thread sleeps on this queue only, so that Ctrl-C reaches it. None ends the call.
         self._inbox = SimpleQueue[_Errand | None]()
         self._scope: anyio.CancelScope | None = None
         self._has_ended = self._has_result = False
         self._result: T
         self._error: Exception | None = None
-        self._is_given_up = False  # nobody waits for the result any more
+        self._is_given_up = False  # True when the thread has stopped waiting for the result
 
     # --- in the loop
 
     async def pull(self, items: Iterable[Any]) -> AsyncGenerator[Any]:
-        """The items, which the thread takes one by one, when each is asked for."""
+        """Yield the items, each taken by the thread when it is asked for."""
         iterator = await self._send(_Errand(lambda: iter(items)))
         while (item := await self._send(_Errand(lambda: next(iterator, _END)))) is not _END:
             yield item
 
     async def hand_over(self, item: object) -> None:
-        """Let the thread yield this; returns when it comes for the next one."""
+        """Let the thread yield this; return when it asks for the next one."""
         await self._send(_Errand(None, item))
 
     async def _send(self, errand: _Errand) -> Any:
@@ -101,7 +101,7 @@ class Call(Generic[T]):
     def steps(self) -> Generator[Any, None, T]:
         """Yield what is handed over, then return the result.
 
-        Left early, for example by Ctrl-C, it cancels the coroutine, and waits for the end of that.
+        If it is left early, for example by Ctrl-C, it cancels the coroutine and waits for its end.
         """
         try:
             self._portal.start(self._run)
@@ -133,22 +133,24 @@ class Call(Generic[T]):
         try:
             raise error
         finally:
-            del error  # its traceback holds this frame, and the frame would hold it
+            del error  # its traceback holds this frame, which would hold the error: a cycle
 
     def _leave(self) -> None:
-        if self._portal.is_here():  # the collector closes an iterator, in whatever thread it runs
+        # The garbage collector may close an iterator in the loop's own thread, where waiting for
+        # the loop would be a deadlock.
+        if self._portal.is_here():
             self._give_up()
             return
         try:
             self._portal.run(self._give_up)
-        except ConfigurationError:  # closed: that has cancelled it; or this is a forked process
+        except ConfigurationError:  # the portal was closed, which cancels all; or this is a fork
             return
         while self._scope is not None and not self._has_ended:
             self._receive()
 
 
 class _Errand:
-    """Something that the thread is to do, or to yield, for a coroutine."""
+    """A task for the thread: to call a function for the coroutine, or to yield a value."""
 
     def __init__(self, function: Callable[[], object] | None, value: object = None) -> None:
         self.function = function
@@ -157,7 +159,7 @@ class _Errand:
         self.done = anyio.Event()
 
     def perform(self) -> None:
-        """Do it, in the thread."""
+        """Call the function, in the thread."""
         assert self.function is not None
         try:
             self.value = self.function()
@@ -168,13 +170,13 @@ class _Errand:
 class SyncIterator(Iterator[T], Generic[T]):
     """An iterator that waits for each item, and that can be closed, also as a context manager.
 
-    Closing it cancels the waits that are under way. Read to its end, or left by a `break` and not
-    kept, it closes itself.
+    Closing it cancels the waits that are under way. It closes itself at its end, and when a loop is
+    left by `break`, unless you keep it.
 
     Args:
         portal: The way into the loop.
-        open_items: Called in the loop, with the call; gives what yields the items.
-        owner: Kept alive, since its event loop ends with it.
+        open_items: A function, called in the loop with the call, that opens the async iterator.
+        owner: The session, kept alive because its event loop ends with it.
     """
 
     def __init__(
@@ -201,5 +203,5 @@ class SyncIterator(Iterator[T], Generic[T]):
         self.close()
 
     def close(self) -> None:
-        """Cancel what is under way. Harmless if it is closed."""
+        """Cancel what is under way. A second call does nothing."""
         self._steps.close()

@@ -24,14 +24,14 @@ def refuse_in_event_loop(instead: str) -> None:
     """Refuse to block an event loop.
 
     Args:
-        instead: What to write there, such as `await poller.wait(...)`.
+        instead: The code to write there, such as `await poller.wait(...)`.
 
     Raises:
-        ConfigurationError: One runs in this thread.
+        ConfigurationError: An event loop runs in this thread.
     """
     try:
         current_token()
-    except RuntimeError:  # anyio's and sniffio's errors for "there is none" are both this
+    except RuntimeError:  # the base of anyio's and sniffio's errors for "there is none"
         return
     raise ConfigurationError(
         f"an event loop runs in this thread, and this call would block it: write `{instead}`, "
@@ -40,21 +40,21 @@ def refuse_in_event_loop(instead: str) -> None:
 
 
 class Portal:
-    """An event loop in a thread of its own. It starts with the first call.
+    """An event loop in a thread of its own, which starts with the first call.
 
-    anyio's `start_blocking_portal` is a generator, which would wait for ever for a loop that is
-    gone where the collector closes it: in a forked process, and while the interpreter exits.
+    anyio's `start_blocking_portal` is a generator. If the garbage collector closes it after the
+    loop is gone, in a forked process or at exit, it waits for that loop for ever.
 
     Args:
-        owner: Whose it is, for messages: a class of ours.
-        context: Held open in the loop, such as a client.
+        owner: The name of the class that owns it, for messages.
+        context: A context manager that is held open in the loop, such as a client.
     """
 
     def __init__(self, owner: str, context: AbstractAsyncContextManager[object]) -> None:
         self.owner = owner
         self._context = context
-        # Whoever holds it knows that the loop runs. A signal handler may close what its own thread
-        # is using, so it can be taken twice.
+        # While it is held, the loop keeps running. It is reentrant, because a signal handler may
+        # call `close` in a thread that already holds it.
         self._lock = threading.RLock()
         self._started: Future[BlockingPortal] = Future()
         self._thread: threading.Thread | None = None
@@ -62,7 +62,7 @@ class Portal:
         self._closed = self._is_exiting = False
 
     def check(self) -> None:
-        """Refuse what cannot work any more.
+        """Refuse a call after `close` or after a fork.
 
         Raises:
             ConfigurationError: It is closed, or this process was forked from the one it runs in.
@@ -70,38 +70,38 @@ class Portal:
         if self._is_elsewhere():
             raise ConfigurationError(
                 f"this {self.owner} was in use before the process was forked, and its thread runs "
-                f"in the parent alone: make a {self.owner} in each process, after the fork "
+                f"only in the parent: make a {self.owner} in each process, after the fork "
                 "(with Celery, at the signal worker_process_init)"
             )
         if self._closed:
             raise ConfigurationError(f"this {self.owner} is closed: make another one")
 
     def run(self, function: Callable[[], T]) -> T:
-        """Run a function in the loop.
+        """Run a function in the loop, and return its result.
 
         Raises:
-            ConfigurationError: As `check`.
+            ConfigurationError: It is closed, or this is a forked process.
         """
         self.check()
         with self._lock:
             self.check()
             try:
                 return self._running().call(function)
-            except RuntimeError as error:  # it has ended by itself: a callback raised SystemExit
+            except RuntimeError as error:  # the loop has ended: a callback raised SystemExit
                 raise ConfigurationError(f"the event loop of this {self.owner} ended") from error
 
     def read(self, function: Callable[[], T]) -> T:
-        """Run a function in the loop if it runs, else here: to read what only the loop changes."""
+        """Run a function in the loop if that runs, else here: for reading what the loop changes."""
         if self._thread is not None and not self.is_here():
             with suppress(ConfigurationError):
                 return self.run(function)
         return function()
 
     def start(self, function: Callable[[], Awaitable[object]]) -> None:
-        """Start a task in the loop, in the context of this thread.
+        """Start a task in the loop, with the context variables of this thread.
 
         Raises:
-            ConfigurationError: As `check`.
+            ConfigurationError: It is closed, or this is a forked process.
         """
         self.check()
         with self._lock:
@@ -112,11 +112,11 @@ class Portal:
                 raise ConfigurationError(f"the event loop of this {self.owner} ended") from error
 
     def is_here(self) -> bool:
-        """True in the thread of the loop."""
+        """Return True in the thread of the loop."""
         return threading.current_thread() is self._thread
 
     def close(self) -> None:
-        """Cancel the tasks in the loop, and end it with its thread. Harmless if it is closed.
+        """Cancel the tasks in the loop, and end it with its thread. A second call does nothing.
 
         Raises:
             ConfigurationError: This is the thread of the loop.
@@ -131,12 +131,12 @@ class Portal:
             if self._thread is None:
                 return
             portal = self._started.result()
-            with suppress(RuntimeError):  # it has ended by itself
+            with suppress(RuntimeError):  # the loop has already ended
                 portal.call(portal.stop, True)
         self._thread.join()
 
     def close_soon(self) -> None:
-        """Close it in another thread, from whatever thread the collector runs in."""
+        """Close it in another thread: the garbage collector's must not wait."""
         if self._thread is not None and not self._closed and not self._is_elsewhere():
             threading.Thread(target=self.close, daemon=True).start()
 
@@ -147,8 +147,8 @@ class Portal:
         if self._thread is None:
             atexit.register(self._leave_at_exit)
             self._pid = os.getpid()
-            # A daemon: nobody who forgets to close it waits for it at exit. Kept before it starts:
-            # if Ctrl-C comes meanwhile, it has started all the same.
+            # A daemon, so that a program that forgets to close it can exit. Assigned before it is
+            # started: a Ctrl-C in between must not lead to a second thread.
             self._thread = threading.Thread(
                 target=self._run, name=f"luma-poll {self.owner}", daemon=True
             )
@@ -160,12 +160,13 @@ class Portal:
         return self._started.result()
 
     def _leave_at_exit(self) -> None:
-        # From now on the thread may stand still, while the collector closes iterators.
+        # From now on the thread may no longer run, so iterators that are closed must not wait.
         self._closed = self._is_exiting = True
 
     def _run(self) -> None:
         try:
-            Context().run(anyio.run, self._main)  # Python 3.14 may hand a thread its parent's
+            # An empty context: since Python 3.14 a thread may inherit that of its parent.
+            Context().run(anyio.run, self._main)
         except BaseException as error:
             if self._started.done():
                 raise

@@ -1,4 +1,4 @@
-"""The public Session: a client, a poller and a runner for threads."""
+"""The Session: a client, a poller and a Runner for threads."""
 
 from __future__ import annotations
 
@@ -36,34 +36,35 @@ T = TypeVar("T")
 
 
 class Session:
-    """A `LumaClient`, a `Poller` and a `Runner` for threads. Make one for each process.
+    """A `LumaClient`, a `Poller` and a `Runner` for threads. Make one per process.
 
-    Its limits hold over all threads, and what it learns of the account holds for all of them:
+    All threads share its limits, and what it learns about the account:
 
         with Session(max_submissions=100) as session:
             for result in session.run_as_completed(["a red fox", "a grey owl"]):
                 print(result.request, result.error or result.outputs[0].url)
 
-    Its event loop runs in a thread of its own, from the first call to `close`. After a fork that
-    thread is missing: make a session in each process. Callbacks and observers are called in that
-    thread, and hold up all waits while they run.
+    Its event loop runs in a thread of its own, from the first call to `close`. A forked process
+    does not have that thread: make a session in each process. Callbacks and observers are called
+    in that thread, and hold up all waits while they run.
 
     Args:
-        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
-        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1. Includes `/v1`.
+        auth_token: The API key; by default the environment variable LUMA_AGENTS_API_KEY.
+        base_url: The base URL, including `/v1`; by default the environment variable LUMA_BASE_URL,
+            else https://agents.lumalabs.ai/v1.
         request_timeout: Seconds that one request may take; None for no limit.
-        max_retries: As for `LumaClient`.
-        wait: The schedule: a tenacity wait strategy; by default `DEFAULT_WAIT`.
-        timeout: Seconds that a wait may take, unless it says otherwise; None for no limit.
-        max_in_flight: Polls under way at the same time; None for no limit.
-        max_rate: Polls started per second; None for no limit.
-        max_running: As for `Runner`.
-        max_attempts: As for `Runner`.
-        max_submissions: As for `Runner`.
-        journal: As for `Runner`. Close the session before the journal.
-        on_poll: Called with a `PollEvent` after every poll.
-        on_submit: Called with a `RunSubmitted` as soon as a run has an id.
-        on_state: Called with a `RunStateChanged` at each change of state of a run.
+        max_retries: How often a request is repeated after a transient failure.
+        wait: The schedule, as a tenacity wait strategy; by default `DEFAULT_WAIT`.
+        timeout: Seconds that a wait may take by default; None for no limit.
+        max_in_flight: The most polls under way at the same time; None for no limit.
+        max_rate: The most polls started per second; None for no limit.
+        max_running: The most generations under way at once; None for as many as the account allows.
+        max_attempts: How often one request may be submitted in all; each attempt is billed.
+        max_submissions: The most submissions in all; None for no limit.
+        journal: A file that records the submissions; see `Journal`. Close the session before it.
+        on_poll: A function, called with a `PollEvent` after every poll.
+        on_submit: A function, called with a `RunSubmitted` as soon as a run has an id.
+        on_state: A function, called with a `RunStateChanged` at each change of a run's state.
 
     Raises:
         ConfigurationError: There is no API key, or an argument is unusable. Each method raises it
@@ -125,10 +126,10 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """End what is under way, in other threads too, with a `ConfigurationError`.
+        """End all calls that are under way, in other threads, too, with a `ConfigurationError`.
 
-        A submission under way comes to its end first, within `request_timeout`; `outstanding` has
-        the ids of what still runs. Harmless if it is closed.
+        A submission under way is finished first, within `request_timeout`. `outstanding` has the
+        ids of what still runs. A second call does nothing.
         """
         self._portal.close()
 
@@ -139,18 +140,18 @@ class Session:
 
     @property
     def runner(self) -> Runner:
-        """The runner behind it, for `luma_poll.opentelemetry.instrument` and for its poller."""
+        """The `Runner` behind it, for `luma_poll.opentelemetry.instrument` and for its poller."""
         return self._runner
 
     def observe(self, observer: Observer) -> Callable[[], None]:
-        """Call a function with each event of its waits and runs: `Runner.observe`."""
+        """Call a function with every event of the waits and runs: `Runner.observe`."""
         return self._runner.observe(observer)
 
     def get(self, generation_id: str | UUID) -> Generation:
         """Fetch one snapshot of a generation: `client.generations.get`.
 
         Raises:
-            ConfigurationError: The id cannot be one; nothing was sent.
+            ConfigurationError: The id is invalid; nothing was sent.
             APIError: The API could not be reached, or refused.
         """
         return self._call(
@@ -160,11 +161,11 @@ class Session:
 
     @explicit
     def create(self, /, prompt: str | None = None, **params: Unpack[CreateParams]) -> Generation:
-        """Submit a generation; the answer is its first snapshot: `client.generations.create`.
+        """Submit a generation, and return its first snapshot: `client.generations.create`.
 
         Returns:
-            The first snapshot, usually `queued`. If it is interrupted, for example by Ctrl-C, the
-            id is lost, and that is logged. `run` does not lose it.
+            The first snapshot, usually `queued`. An interruption, such as Ctrl-C, loses the id,
+            with a warning in the log; `run` does not lose it.
 
         Raises:
             ConfigurationError: A parameter is unusable; nothing was sent.
@@ -176,7 +177,7 @@ class Session:
                 return await self._client.generations.create(prompt, **params)
             except anyio.get_cancelled_exc_class():
                 logger.warning(
-                    "a submission was interrupted: it may be running, and be billed. Look at the "
+                    "a submission was interrupted: it may be running and be billed. Look at the "
                     "usage of the account before you submit it again",
                     extra=fields(),
                 )
@@ -190,8 +191,8 @@ class Session:
         """Poll until the generation has ended, and return its outputs: `Poller.wait`.
 
         Raises:
-            GenerationError: It failed; the class says why.
-            PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+            GenerationError: The generation failed; the class says why.
+            PollTimeoutError: The timeout came first; the generation keeps running: wait again.
             APIError: The API refuses for good.
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.
         """
@@ -209,7 +210,7 @@ class Session:
 
         Raises:
             ConfigurationError: An argument is unusable. The iterator raises what `wait` does,
-                but for the failure of the generation, which it yields.
+                except for a failed generation, which it yields.
         """
         snapshots = self._poller.watch(generation, timeout=timeout)
         return self._iterate(
@@ -225,7 +226,7 @@ class Session:
     ) -> list[PollResult]:
         """Wait for many generations, and return a result for each: `Poller.wait_all`.
 
-        The iterable is read in this thread, one by one, and may itself call this session.
+        The iterable is read in this thread, item by item, and may itself call this session.
 
         Raises:
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.
@@ -247,9 +248,9 @@ class Session:
     ) -> SyncIterator[PollResult]:
         """Wait for many generations, and yield a result for each as it ends: `Poller.as_completed`.
 
-        Leaving the loop cancels the waits that are under way; so does leaving a block
-        `with session.as_completed(ids) as results`, also if `results` is kept. The iterable is
-        read in this thread, one by one, as there is room; not while a result is processed.
+        Leaving the loop cancels the waits that are under way. If you keep the iterator, use
+        `with session.as_completed(ids) as results`. The iterable is read in this thread, item by
+        item, as there is room, but not while you process a result.
 
         Raises:
             ConfigurationError: An argument is unusable.
@@ -271,20 +272,20 @@ class Session:
         key: str | None = None,
         **params: Unpack[CreateParams],
     ) -> Generation:
-        """Submit a generation when there is room for it, and wait for its end: `Runner.run`.
+        """Submit a generation as soon as there is room, and wait for its end: `Runner.run`.
 
             generation = session.run("a red fox", model="uni-1", timeout=300)
             print(generation.outputs[0].url)
 
-        Ctrl-C lets a submission under way end first, so that its id is in `outstanding`.
+        After Ctrl-C, a submission under way is finished first, so that `outstanding` has its id.
 
         Raises:
-            GenerationError: It failed; the class says why.
-            PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+            GenerationError: The generation failed; the class says why.
+            PollTimeoutError: The timeout came first; the generation keeps running: wait by its id.
             SubmissionLimitError: `max_submissions` is reached; nothing was sent.
-            SubmissionUnknownError: The journal does not know what became of this key.
+            SubmissionUnknownError: A process died while it submitted this key; nothing was sent.
             JournalError: The journal cannot be written; nothing was sent.
-            APIError: It could not be submitted, or waited for.
+            APIError: The submission or the wait failed.
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.
         """
         return self._call(
@@ -325,7 +326,7 @@ class Session:
     ) -> SyncIterator[RunResult]:
         """Run many requests, and yield a result for each as it ends: `Runner.as_completed`.
 
-        Leaving the loop stops submitting and cancels the waits; what was submitted continues, and
+        Leaving the loop stops submitting and cancels the waits. What was submitted keeps running;
         `outstanding` has the ids.
 
         Raises:
@@ -354,8 +355,8 @@ class Session:
             The `file_id`.
 
         Raises:
-            ConfigurationError: It cannot be read, is empty, or of no known type.
-            UploadError: It was not taken, or not in time. Uploads cost nothing.
+            ConfigurationError: The file cannot be read, is empty, or of no known type.
+            UploadError: The file was not accepted, or not in time. Uploads cost nothing.
             APIError: The API refused it, or could not be reached.
         """
         return self._call(
@@ -379,9 +380,9 @@ class Session:
 
         Raises:
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.
-            GenerationError: It failed, or completed without output.
-            DownloadError: A file could not be fetched or written, or not in time.
-            APIError: The API refused a GET of the generation for good.
+            GenerationError: The generation failed, or completed without output.
+            DownloadError: A file could not be written, or was not fetched in time.
+            APIError: The API says that the generation is gone, or refuses the key.
         """
         return self._call(
             "await client.download(...)",
@@ -407,7 +408,7 @@ class Session:
         """Fetch the outputs of a completed generation into memory: `LumaClient.read`.
 
         Raises:
-            DownloadError: An output could not be fetched, is larger than `max_bytes`, or late.
+            DownloadError: An output is larger than `max_bytes`, or was not fetched in time.
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.
         """
         return self._call(

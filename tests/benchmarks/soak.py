@@ -135,7 +135,8 @@ async def soak(options: argparse.Namespace) -> None:
 
         now = await client.generations.create("the next request works at once")
         slots = sum(
-            MAX_CONNECTIONS - each._connections._requests.value for each in (client, other_client)
+            MAX_CONNECTIONS - each._connections._turns.kept.requests.value
+            for each in (client, other_client)
         )
         streams = len(poller._streams) + len(other_poller._streams)
     await asyncio.sleep(0.1)

@@ -27,7 +27,6 @@ from luma_poll import (
 )
 from luma_poll._downloads import output as job
 from luma_poll._downloads.names import naming_of
-from luma_poll._downloads.output import backoff
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.object_store import Blob
 from tests.downloads.support import (
@@ -65,12 +64,6 @@ class LaterClient(httpx.AsyncClient):
             return await super().send(request, **options)
         finally:
             self.sending = False
-
-
-@pytest.mark.parametrize(("tries", "least"), [(1, 0.5), (2, 1.0), (4, 4.0), (5, 8.0), (99, 8.0)])
-def test_the_backoff_doubles_up_to_a_limit(tries: int, least: float) -> None:
-    """With at most half a second of jitter on top."""
-    assert least <= backoff(tries) <= least + 0.5
 
 
 @pytest.mark.anyio
@@ -496,7 +489,8 @@ async def test_a_directory_that_may_not_be_written(
     async with opened(Storage(serve())) as client:
         with pytest.raises(DownloadError, match="Permission denied") as caught:
             await client.download(generation(), tmp_path)
-    assert caught.value.path == tmp_path / ID
+    assert caught.value.path is not None
+    assert caught.value.path.parent == tmp_path
     assert isinstance(caught.value.__cause__, PermissionError)
     assert not caught.value.retryable
 

@@ -29,6 +29,7 @@ from luma_poll._journal import transitions
 from luma_poll._journal.fingerprint import fingerprint, older_fingerprint
 from luma_poll._journal.recorder import Recorder
 from luma_poll.events import Event, RunBegan, RunFound, RunSubmitted
+from tests.api.test_media_reference import PNG, WEBP
 from tests.journal.test_journal import (
     FAILED,
     Run,
@@ -455,3 +456,29 @@ def test_what_is_sent_is_what_was_looked_up(path: Path, run: Run) -> None:
     run(main)
     sources = [params["source"]["url"] for _, _, params in api.accepted]
     assert sources == ["https://img.example.com/1.png"] * 3
+
+
+# --- files that are gone -------------------------------------------------------------------------
+
+
+def test_a_file_is_needed_only_for_what_was_not_submitted(
+    path: Path, run: Run, tmp_path: Path
+) -> None:
+    """The journal has a digest of its bytes; a key that it does not have needs the file."""
+    api = FakeAccount(duration=5)
+    picture = tmp_path / "in.png"
+    picture.write_bytes(PNG)
+    requests = [{"prompt": "a fox", "key": "k", "image_ref": [picture, {"url": "https://a/b"}]}]
+    leave(api, path, run, requests)
+    picture.unlink()
+    (resumed,) = resume(api, path, run, requests)
+    assert (resumed.ok, len(api.accepted)) == (True, 1)
+    other, missing = resume(
+        api, path, run, [{**requests[0], "prompt": "an owl"}, {**requests[0], "key": "new"}]
+    )
+    assert "other parameters" in str(other.error)
+    assert "cannot be read" in str(missing.error)
+    picture.write_bytes(WEBP)
+    (changed,) = resume(api, path, run, requests)
+    assert "other parameters" in str(changed.error)
+    assert len(api.accepted) == 1

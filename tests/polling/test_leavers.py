@@ -1,6 +1,7 @@
 """Waits for one id that come and go beside one that stays."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
@@ -80,6 +81,39 @@ async def test_two_that_leave_cost_two_requests_and_more_do_not(
     assert client.most_under_way <= 4
     assert repr(poller).endswith("in_flight=0, generations=0)")
     assert not len(streams_of(poller)._loop.kept.ends), "nothing is left of ended waits"
+
+
+@pytest.mark.parametrize(
+    ("leavers", "rounds", "at_once"), [(1, 1, 1), (2, 2, 1), (5, 2, 4), (6, 3, 4), (30, 5, 16)]
+)
+async def test_however_many_leave_together_the_next_ones_are_twice_as_many(
+    leavers: int, rounds: int, at_once: int
+) -> None:
+    """Each leaves in the middle of its own request: nobody could choose worse."""
+    leaves: ContextVar[anyio.CancelScope | None] = ContextVar("leaves", default=None)
+
+    class Worst(FakeClient):
+        async def get(self, generation_id: str) -> Any:
+            if (scope := leaves.get()) is not None:
+                scope.deadline = anyio.current_time() + 0.9
+            return await super().get(generation_id)
+
+    client = Worst("completed", latency=1)
+    poller = Poller(client, max_rate=None)
+    began = anyio.current_time()
+
+    async def leave() -> None:
+        with anyio.CancelScope() as scope:
+            leaves.set(scope)
+            await poller.wait(ID)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(leavers):
+            tasks.start_soon(leave)
+        await anyio.sleep(0.01)
+        assert await poller.wait(ID)
+        assert anyio.current_time() - began == pytest.approx(0.9 * rounds + 1)
+        assert client.most_under_way == at_once
 
 
 async def test_no_request_outlives_its_waits() -> None:

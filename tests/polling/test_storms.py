@@ -111,6 +111,6 @@ def test_cancelled_while_connecting(backend: str) -> None:
                     await anyio.sleep(0.1)
                     tasks.cancel_scope.cancel()
             assert connections(client) == []
-            assert client._connections._requests.statistics().tasks_waiting == 0
+            assert client._connections._turns.kept.requests.statistics().tasks_waiting == 0
 
     anyio.run(connect_in_vain, **BACKENDS[backend])

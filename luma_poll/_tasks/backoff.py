@@ -1,0 +1,18 @@
+"""Backoff: how long to wait before another try. Pure."""
+
+from __future__ import annotations
+
+import random
+
+
+def doubled(tries: int, first: float = 0.5, longest: float = 8.0) -> float:
+    """Return the seconds to wait after so many tries: `first`, then twice as long each time.
+
+    The defaults are those of the official SDK.
+    """
+    return min(first * 2.0 ** min(tries - 1, 32), longest)  # a larger power may overflow
+
+
+def backoff(tries: int, first: float = 0.5, longest: float = 8.0) -> float:
+    """Return `doubled`, less up to a quarter by chance: many must not try at the same moment."""
+    return doubled(tries, first, longest) * random.uniform(0.75, 1.0)
