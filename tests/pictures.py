@@ -25,13 +25,13 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.segment import ControlType, Segment
 from rich.text import Text
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from luma_poll._cli.demo_command import run_demo
 from luma_poll.sandbox import DEFAULT_ACCOUNT, Sandbox
 from tests import test_fastapi_page as example
 from tests.benchmarks import makespan
+from tests.browser import open_browser
 from tests.test_exports import ABOVE, BASE
 from tests.virtual_time import VirtualTimeLoop
 
@@ -258,30 +258,26 @@ def height_of(name: str) -> int:
 def draw_example_page() -> None:
     """Three generations under way, in a browser."""
     port = example.free_port()
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(example.BROWSER)
-    with tempfile.TemporaryDirectory() as profile, example.running_app(port):
-        for flag in (*example.FLAGS, "--hide-scrollbars", f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        browser = webdriver.Chrome(options, webdriver.ChromeService(str(example.DRIVER)))
-        try:
-            browser.get(f"http://127.0.0.1:{port}")
-            for prompt in (
-                "a red fox in fresh snow sandbox:duration=4",
-                "a lighthouse at dusk sandbox:duration=400",
-                "a map drawn by a cat sandbox:fail=content_moderated sandbox:duration=4",
-            ):
-                example.submit(browser, prompt)
-                time.sleep(1)
-            time.sleep(3)
-            browser.find_element(By.ID, "prompt").clear()
-            browser.execute_script("window.scrollTo(0, 0)")
-            browser.set_window_size(1000, 1100)
-            picture = {"format": "webp", "quality": 80}
-            taken = browser.execute_cdp_cmd("Page.captureScreenshot", picture)
-            (DOCS / "example-page.webp").write_bytes(base64.b64decode(taken["data"]))
-        finally:
-            browser.quit()
+    with (
+        tempfile.TemporaryDirectory() as profile,
+        example.running_app(port),
+        open_browser(profile) as browser,
+    ):
+        browser.get(f"http://127.0.0.1:{port}")
+        for prompt in (
+            "a red fox in fresh snow sandbox:duration=4",
+            "a lighthouse at dusk sandbox:duration=400",
+            "a map drawn by a cat sandbox:fail=content_moderated sandbox:duration=4",
+        ):
+            example.submit(browser, prompt)
+            time.sleep(1)
+        time.sleep(3)
+        browser.find_element(By.ID, "prompt").clear()
+        browser.execute_script("window.scrollTo(0, 0)")
+        browser.set_window_size(1000, 1100)
+        picture = {"format": "webp", "quality": 80}
+        taken = browser.execute_cdp_cmd("Page.captureScreenshot", picture)
+        (DOCS / "example-page.webp").write_bytes(base64.b64decode(taken["data"]))
 
 
 PICTURES = {

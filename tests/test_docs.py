@@ -232,6 +232,20 @@ def test_the_reference_is_complete() -> None:
     assert set(listed) - {"luma_poll._client.generations.Generations"} == public_names()
 
 
+def test_the_tree_of_errors_is_that_of_the_classes() -> None:
+    """The page of errors begins with all of them, each below the one that it derives from."""
+
+    def tree(error: type[luma_poll.LumaError], depth: int) -> list[str]:
+        public = [each for each in error.__subclasses__() if each.__name__ in luma_poll.__all__]
+        name = f"[{error.__name__}](#luma_poll.{error.__name__})"
+        below = [line for each in public for line in tree(each, depth + 1)]
+        return [f"{depth * 4 * ' '}-   {name}", *below]
+
+    text = (ROOT / "docs/reference/errors.md").read_text()
+    shown = re.findall(r"^ *- .*$", text, re.MULTILINE)
+    assert shown == tree(luma_poll.LumaError, 0)
+
+
 def test_docstrings_are_markdown() -> None:
     """Their examples are indented blocks; the `::` of reStructuredText would be shown as it is."""
     sources = (ROOT / "luma_poll").rglob("*.py")
