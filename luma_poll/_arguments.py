@@ -180,6 +180,18 @@ def check_base_url(base_url: str | httpx.URL | None) -> str:
     return url.rstrip("/")
 
 
+def may_be_plain(host: str, base_url: str) -> bool:
+    """Return True if a URL that the API gave for this host may be plain http.
+
+    It may on the API's host, if you chose plain http for the API. And it may on this machine if the
+    API is here as well: a remote one has no business with what else listens here.
+    """
+    api = urlsplit(base_url)
+    if is_loopback(host):
+        return is_loopback(api.hostname or "")
+    return api.scheme == "http" and api.hostname == host
+
+
 def is_loopback(host: str) -> bool:
     """Return True if the host is this machine."""
     try:

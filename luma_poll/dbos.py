@@ -1,6 +1,6 @@
-"""Fleets: many processes or machines, one account, in the database of DBOS Transact.
+"""Fleets: many processes or machines that share one account, through the database of DBOS Transact.
 
-Needs the extra `luma-poll[dbos]`, and asyncio. For one machine `luma_poll.Journal` is enough.
+Needs the extra `luma-poll[dbos]`, and asyncio. On one machine, `luma_poll.Journal` is enough.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from luma_poll._polling.schedules import Schedule
 from luma_poll._running.requests import Request, check_key
 from luma_poll._running.submitter import SupportsCreate
 from luma_poll._tasks.backoff import backoff
+from luma_poll._tasks.threads import own_threads
 from luma_poll.errors import ConfigurationError, LumaError
 
 __all__ = [
@@ -60,11 +61,11 @@ T = TypeVar("T")
 RESULT_INTERVAL = 1.0
 """Seconds between two looks for results."""
 SUBMIT_TRIES = 10.0
-"""Seconds for which `submit` tries to reach a database that is out of reach."""
+"""Seconds for which `submit` tries to reach the database."""
 MAX_KEY_BYTES = 2000
-"""A longer key does not fit into an index."""
+"""The most bytes of a key: a longer one does not fit into an index."""
 MAX_REQUEST_BYTES = 256 * 1024
-"""Of the parameters as JSON: media is no matter for a database."""
+"""The most bytes of the parameters as JSON: media does not belong in a database."""
 
 
 class SubmissionCancelledError(LumaError):
@@ -73,13 +74,13 @@ class SubmissionCancelledError(LumaError):
 
 @dataclass(frozen=True, slots=True)
 class GenerationEnd:
-    """How a generation ended. It has no URL: `client.generations.get(end.id)` gives fresh ones.
+    """The end of a generation. It has no URL: `client.generations.get(end.id)` returns fresh ones.
 
     Attributes:
         id: The id of the last attempt.
         state: `completed` or `failed`.
-        failure_code: Why it failed, for programs, or None.
-        failure_reason: Why it failed, for people, or None.
+        failure_code: The API's code for the failure, or None.
+        failure_reason: The API's description of the failure, or None.
         submitted: The ids, one for each attempt.
     """
 
@@ -92,20 +93,20 @@ class GenerationEnd:
 
 @dataclass(frozen=True, slots=True)
 class FleetEntry:
-    """A submission, as the fleet has it on record.
+    """A submission, as the fleet has recorded it.
 
     Attributes:
-        key: Its key.
-        request: Its parameters, as they are sent; empty once they are forgotten.
-        state: `queued`, `submitting`, `running`, `completed`, `failed`; `refused`: the API takes it
-            not; `overdue`: its timeout has passed, but it may still end; `unknown`: it is not known
-            whether the API accepted it; or `cancelled`.
-        attempt: Which submission it is, from 1; 0 if none was sent.
+        key: The key.
+        request: The parameters, as they are sent; empty once they are forgotten.
+        state: `queued`, `submitting`, `running`, `completed`, `failed`; `refused`: the API does not
+            accept it; `overdue`: its timeout has passed, but it may still end; `unknown`: the API
+            may have accepted it; or `cancelled`.
+        attempt: The number of the submission, from 1; 0 if none was sent.
         generation_id: The id of this attempt, if it is known.
-        failure_code: Why it failed, or the name of the error, or None.
+        failure_code: The API's code for the failure, or the name of the error, or None.
         updated_at: When the state changed (aware, UTC, by the database's clock).
-        submitted: The ids of all attempts that are known.
-        failure_reason: Why it failed, for people, or None.
+        submitted: The known ids of all attempts.
+        failure_reason: A description of the failure, or None.
     """
 
     key: str
@@ -124,16 +125,16 @@ class FleetStatus:
     """The state of a fleet, for operators.
 
     Attributes:
-        fleet: Its name.
+        fleet: The name of the fleet.
         mode: `running`, `paused` or `draining`.
-        why: Somebody's words on it, or None.
-        max_running: Generations under way at once, or None for no limit.
-        submissions_per_minute: Submissions in any 60 seconds, or None for no limit.
-        max_rate: Polls per second; inf for no limit.
-        refusals: The 429s that submissions met, in all.
-        counts: The submissions in each state.
-        oldest_queued: Seconds that the oldest one has been queued, or None.
-        callbacks: The callbacks in each state: `due`, `delivered`, `gone`, `given up`.
+        why: The reason for the mode that an operator gave, or None.
+        max_running: The most generations under way at once, or None for no limit.
+        submissions_per_minute: The most submissions in any 60 seconds, or None for no limit.
+        max_rate: The most polls per second; inf for no limit.
+        refusals: How many submissions were refused with 429, in all.
+        counts: The number of submissions in each state.
+        oldest_queued: Seconds that the oldest queued one has waited, or None.
+        callbacks: The number of callbacks in each state: `due`, `delivered`, `gone`, `given up`.
         workers: The workers that are alive, each as a mapping: `id`, `beat` and `since` (seconds
             ago), `version`, `host`, `pid`, `waits`, `submitting`, `share`, `signs_callbacks`,
             `trouble` (why the API does not serve it), `holds_back` (why nothing is submitted).
@@ -160,23 +161,26 @@ class FleetHandle:
     _fleet: Fleet = field(repr=False, compare=False)
 
     async def result(self, *, timeout: float | None = None) -> GenerationEnd:
-        """Wait for its end, which may have been long ago and elsewhere.
+        """Wait for the end of the submission, in whatever process it comes or came.
 
-        While the database is out of reach, it waits. Waiting for many keys at once costs one
+        It keeps waiting while the database is out of reach. Waiting for many keys at once costs one
         statement a second, in each process.
 
         Args:
-            timeout: Seconds to wait; None for no limit. The submission continues.
+            timeout: Seconds to wait; None for no limit. It does not end the submission.
+
+        Returns:
+            The end of the generation, completed or failed.
 
         Raises:
             TimeoutError: It has not ended within `timeout`.
-            SubmissionUnknownError: It is not known whether the API accepted it. An answer that
-                arrives late heals that: then a later call returns the end.
-            PollTimeoutError: It had not ended in time, but may still do so.
+            SubmissionUnknownError: The API may have accepted it. If an answer arrives late after
+                all, a later call returns the end.
+            PollTimeoutError: Its own timeout has passed, but it may still end.
             APIError: The API refused it for good.
             SubmissionCancelledError: An operator cancelled it before it was sent.
-            ConfigurationError: Nothing was submitted under this key.
-            FleetDatabaseError: The database refuses to say.
+            ConfigurationError: No submission has this key.
+            FleetDatabaseError: The database refused the query.
         """
         seconds = check_positive("timeout", timeout)
         with anyio.move_on_after(seconds):
@@ -187,10 +191,10 @@ class FleetHandle:
 
 
 class Fleet:
-    """Generations submitted by any process, and waited for by workers, over one account.
+    """A fleet: any process submits generations, and workers wait for them, all with one account.
 
-    `async with fleet:` makes a process a worker. Without it a process only submits. The tables are
-    in the database of DBOS, once that is launched, or in the one that `database` names.
+    `async with fleet:` makes a process a worker; without it, a process only submits. The tables are
+    in the database of DBOS, once DBOS is launched, or in the one that `database` names.
 
         fleet = Fleet()
         DBOS(config=fleet_config("postgresql://localhost/luma"))
@@ -199,28 +203,30 @@ class Fleet:
             handle = await fleet.submit("a red fox in fresh snow", key="order-17")
             end = await handle.result()
 
-    A limit belongs to the fleet and is in its database: None leaves it as it is, another value sets
-    it for all workers, which say so in their logs.
+    Limits belong to the fleet and are stored in its database. None leaves a limit unchanged; any
+    other value sets it for all workers, which log the change.
 
     Args:
-        open_client: Makes the client of a worker; by default from the environment.
-        queue: The name of the fleet: all its processes have the same, and its tables carry it.
-        database: `postgresql://...` or `sqlite:///...`: then DBOS need not be launched.
+        open_client: A function that makes the client of a worker; by default `LumaClient`, which
+            reads the environment.
+        queue: The name of the fleet, the same in all its processes and part of its tables' names.
+        database: `postgresql://...` or `sqlite:///...`, to do without launching DBOS.
         schema: The schema of the tables in that database, for PostgreSQL.
-        max_running: Generations under way at once, over all processes.
-        submissions_per_minute: Submissions in any 60 seconds, over all processes, refused ones and
-            further attempts included.
-        max_rate: Polls per second, over all workers that are alive; 30 in a new fleet, inf for no
+        max_running: The most generations under way at once, in all processes together.
+        submissions_per_minute: The most submissions in any 60 seconds, in all processes together,
+            including refused ones and further attempts.
+        max_rate: The most polls per second, by all workers together; 30 in a new fleet, inf for no
             limit.
-        wait: The schedule of the polls: a tenacity wait strategy; by default `DEFAULT_WAIT`.
-        callback_secrets: Standard Webhooks secrets (`whsec_...`), each of which signs: two during
-            a rotation. They stay in the memory of this process. A worker without any leaves the
-            callbacks to the others.
-        allow_private_callbacks: Also call private, loopback and link-local addresses, and http.
-        heartbeat: Seconds between two signs of life of a worker.
-        patience: Seconds without one after which the others take over its work.
-        share: Generations that this worker waits for at most; the others are left to the others.
-        worker: A name for this worker, to which a random part is added; by default the host's.
+        wait: The schedule of the polls, as a tenacity wait strategy; by default `DEFAULT_WAIT`.
+        callback_secrets: Standard Webhooks secrets (`whsec_...`). Callbacks are signed with each,
+            so give two during a rotation. They stay in the memory of this process. A worker
+            without any leaves the callbacks to the others.
+        allow_private_callbacks: True to also call private, loopback and link-local addresses, and
+            http.
+        heartbeat: Seconds between two heartbeats of a worker.
+        patience: Seconds without a heartbeat after which the others take over a worker's work.
+        share: The most generations that this worker waits for; other workers take the rest.
+        worker: A name for this worker, to which a random part is added; by default the host's name.
 
     Raises:
         ConfigurationError: An argument is unusable.
@@ -267,7 +273,7 @@ class Fleet:
             worker=worker,
         )
         if database is not None:
-            Database(database, self._name, schema).close()  # is it one?
+            Database(database, self._name, schema).close()  # refuses a bad URL now
         self._ledger: Ledger | None = None
         self._source: tuple[object, ...] = ()
         self._results = Results()
@@ -285,36 +291,35 @@ class Fleet:
         timeout: float | None = 3600.0,
         **params: Unpack[CreateParams],
     ) -> FleetHandle:
-        """Submit a generation, once for each key, from any process, worker or not.
+        """Submit a generation, once per key, from any process, worker or not.
 
-        In a workflow of DBOS this is a step.
+        In a DBOS workflow this is a step.
 
         Args:
             prompt: A description of the image or video.
-            key: Names the submission for good: the same one again, with the same parameters, is
-                the same submission.
-            max_attempts: How often it may be submitted in all, each time newly billed, where it
-                fails in a way that may pass. 1 never submits twice.
-            callback: A URL that is told of the end: https, and a public address.
-            timeout: Seconds that it may take from when the API has accepted it; None for no limit.
-            params: The API's other parameters, as for `generations.create`. They are stored as
-                they are; a `Path`, bytes and the like are uploaded now, by a client that is opened
-                for it.
+            key: The name of the submission, for good. Calling this again with the same key and
+                parameters returns the same submission.
+            max_attempts: How often it may be submitted in all. With 2 or more, it is submitted
+                again, and billed again, after a retryable failure.
+            callback: A URL that is called at the end: https, and a public address.
+            timeout: Seconds that it may take after the API has accepted it; None for no limit.
+            params: The API's other parameters, as for `generations.create`. They are stored in the
+                database. A `Path`, bytes and the like are uploaded now, with a client of their own.
 
         Returns:
-            A handle, as soon as it is recorded. Nothing has been sent by then.
+            A handle, as soon as the submission is recorded. Nothing has been sent by then.
 
         Raises:
             ConfigurationError: An argument is unusable, or the key has other parameters.
-            FleetDatabaseError: It is not known to be recorded: submit it again, with the same key.
+            FleetDatabaseError: It may not be recorded: call this again, with the same key.
         """
         checked = await read_params_async({"prompt": prompt, **params})
         options = self._options(key, max_attempts, callback, timeout)
         values = await self._values(checked, options)
         if not await self._as_step("luma_poll.submit", self._add, values):
             raise ConfigurationError(
-                f"something else was submitted under the key {key!r}: a key belongs to one "
-                "submission for good"
+                f"the key {key!r} was used for a submission with other parameters: a key belongs "
+                "to one submission for good"
             )
         return self.handle(key)
 
@@ -340,10 +345,12 @@ class Fleet:
     async def _values(
         self, checked: Mapping[str, Any], options: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The row of a submission. What is here is uploaded: it is nothing for a database."""
+        """Return the row of a submission, with its local media uploaded."""
         named = {name: value for name, value in options.items() if name != "key"}
         digest = await anyio.to_thread.run_sync(
-            fingerprint, {"request": dict(checked), "options": named}
+            fingerprint,
+            {"request": dict(checked), "options": named},
+            limiter=own_threads(),
         )
         request = dict(checked)
         if local_media(checked) and not await self._is_known(options["key"]):
@@ -356,8 +363,8 @@ class Fleet:
         text = json.dumps(request if not local_media(request) else {}, allow_nan=False)
         if len(text) > MAX_REQUEST_BYTES:
             raise ConfigurationError(
-                f"the parameters have {len(text):,} bytes, more than the database is for: give "
-                "media as a Path or bytes, which are uploaded, or by its URL or file_id"
+                f"the parameters have {len(text):,} bytes, too many for the database: give media "
+                "as a Path or bytes, which are uploaded, or by its URL or file_id"
             )
         kind = json.dumps(Request(request, None).kind)
         return {**options, "digest": digest, "request": text, "kind": kind}
@@ -377,7 +384,7 @@ class Fleet:
         return await self._reached(work, await self._open(), *args, **kwargs)
 
     async def _reached(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do it in the database, which may be out of reach for some seconds."""
+        """Call a function of the database, which may be out of reach for some seconds."""
         database = self._database_now()
         with anyio.move_on_after(SUBMIT_TRIES) as patience:
             for tries in count(1):
@@ -392,7 +399,7 @@ class Fleet:
         raise FleetDatabaseError(f"the database has not answered within {SUBMIT_TRIES:g} s")
 
     def handle(self, key: str) -> FleetHandle:
-        """Return the submission with this key, whoever made it and whenever."""
+        """Return a handle for the submission with this key, whichever process made it."""
         return FleetHandle(check_key(key), self)
 
     async def _result(self, key: str) -> GenerationEnd:
@@ -419,13 +426,13 @@ class Fleet:
         return await self._results.end(await self._open(), key, RESULT_INTERVAL)
 
     async def entries(self, state: FleetState | None = None) -> list[FleetEntry]:
-        """Return the submissions, in their order.
+        """Return the submissions, in the order they were made.
 
         Args:
             state: One of the states of `FleetEntry`; None for all.
 
         Raises:
-            ConfigurationError: There is no such state.
+            ConfigurationError: `state` is not one of these.
             FleetDatabaseError: The database cannot be used.
         """
         if state is not None and state not in STATES:
@@ -435,30 +442,32 @@ class Fleet:
     async def resolve(
         self, *keys: str, generation_id: str | None = None, resubmit: bool = False
     ) -> None:
-        """Continue submissions that ended with an error, after a look at the usage of the account.
+        """Settle submissions that ended with an error, after you looked at the account's usage.
 
             await fleet.resolve("order-17", generation_id="182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e")
             await fleet.resolve("order-18", "order-19", resubmit=True)
 
         Args:
             keys: Their keys.
-            generation_id: It was accepted, with this id: it is waited for (again).
-            resubmit: They were not accepted, or may be billed twice: they are submitted.
+            generation_id: The id that the API gave, for a single submission: workers wait for it
+                (again).
+            resubmit: True to submit them again, because they were not accepted, or because you
+                accept a second bill.
 
         Raises:
-            ConfigurationError: One of them has not ended with an error, or its id is known, or not
-                exactly one of the two is given. Then none of them continues.
+            ConfigurationError: One of them cannot be settled, or the arguments contradict each
+                other. Then none is settled.
             FleetDatabaseError: The database cannot be used.
         """
         if (generation_id is None) is not resubmit:
             raise ConfigurationError("resolve takes either generation_id or resubmit=True")
         known = None if generation_id is None else check_generation_id(generation_id)
         if known is not None and len(keys) != 1:
-            raise ConfigurationError("an id is of one submission: give one key with generation_id")
+            raise ConfigurationError("a generation_id settles one submission: give one key with it")
         await self._ask(Ledger.resolve, [check_key(key) for key in keys], known)
 
     async def cancel(self, *keys: str) -> list[str]:
-        """Cancel submissions that have not been sent; returns the keys of those that it met.
+        """Cancel submissions that have not been sent; return the keys of those that it cancelled.
 
         Raises:
             FleetDatabaseError: The database cannot be used.
@@ -468,13 +477,13 @@ class Fleet:
         return await self._ask(Ledger.cancel, [check_key(key) for key in keys], end)
 
     async def forget(self, before: datetime) -> int:
-        """Delete the parameters of submissions that ended before a time; returns how many.
+        """Delete the parameters of submissions that ended before a time; return how many.
 
-        Their keys stay taken, with a digest of the parameters and the end: the same key is never
-        submitted again.
+        Their keys, ends and a digest of their parameters stay, so that a key is never submitted
+        again.
 
         Args:
-            before: An aware time.
+            before: The time, as an aware datetime.
 
         Raises:
             ConfigurationError: The time has no zone.
@@ -485,7 +494,7 @@ class Fleet:
         return await self._ask(Ledger.forget, before.timestamp())
 
     async def redeliver(self, *keys: str) -> int:
-        """Deliver the callbacks of these submissions once more; returns how many there are.
+        """Deliver the callbacks of these submissions again; return how many there are.
 
         Raises:
             FleetDatabaseError: The database cannot be used.
@@ -493,15 +502,15 @@ class Fleet:
         return await self._ask(Ledger.redeliver, [check_key(key) for key in keys])
 
     async def pause(self, why: str | None = None) -> None:
-        """Submit nothing more, in all workers. They continue to wait for what runs."""
+        """Stop submitting, in all workers. They keep waiting for what runs."""
         await self._ask(Ledger.set_mode, "paused", why)
 
     async def drain(self, why: str | None = None) -> None:
-        """Submit nothing more. Each worker has `drained` when nothing of it runs."""
+        """Stop submitting, in all workers. `drained` returns when a worker has nothing running."""
         await self._ask(Ledger.set_mode, "draining", why)
 
     async def resume(self) -> None:
-        """End a pause, or a draining."""
+        """Submit again, after `pause` or `drain`."""
         await self._ask(Ledger.set_mode, "running", None)
 
     async def set_limits(
@@ -515,10 +524,11 @@ class Fleet:
         """Change limits of the fleet, for all its workers.
 
         Args:
-            max_running: As for `Fleet`; None: as it is.
-            submissions_per_minute: As for `Fleet`; None: as it is.
-            max_rate: As for `Fleet`; None: as it is.
-            lift: The names of limits that end.
+            max_running: The most generations under way at once; None leaves it unchanged.
+            submissions_per_minute: The most submissions in any 60 seconds; None leaves it
+                unchanged.
+            max_rate: The most polls per second; None leaves it unchanged.
+            lift: The names of limits to remove.
         """
         names = ("max_running", "submissions_per_minute", "max_rate")
         if any(name not in names for name in lift):
@@ -546,29 +556,29 @@ class Fleet:
         )
 
     async def migrate(self) -> None:
-        """Make the tables, which takes a user of the database that may do that.
+        """Create the tables, as a database user that may do so.
 
         Raises:
-            ConfigurationError: They are of a newer release.
+            ConfigurationError: They belong to a newer release.
             FleetDatabaseError: The database cannot be used.
         """
         self._ledger = None
         await self._open()
 
     async def drained(self) -> None:
-        """Wait until this worker has nothing in hand, after `drain`.
+        """Wait until this worker has nothing under way, after `drain`.
 
         Raises:
-            ConfigurationError: This process is no worker.
+            ConfigurationError: This process is not a worker.
         """
         if self._worker is None:
-            raise ConfigurationError("this process is no worker: use `async with fleet:`")
+            raise ConfigurationError("this process is not a worker: use `async with fleet:`")
         await self._worker.drained.wait()
 
     def is_well(self, within: float = 30.0) -> bool:
-        """Say if this worker has looked after itself within so many seconds, for health checks.
+        """Return True if this worker's event loop turned within so many seconds, for health checks.
 
-        It is about this process alone: a worker without its database is well, and waits for it.
+        Only this process counts: a worker whose database is down is well, and waits for it.
         """
         worker = self._worker
         return worker is not None and anyio.current_time() - worker.looked <= within
@@ -580,7 +590,7 @@ class Fleet:
 
     @property
     def poller(self) -> Poller | None:
-        """The poller of this worker, to be observed; None if this process is none.
+        """The poller of this worker, to observe it; None if this process is not a worker.
 
         instrument(fleet.poller)                      # of luma_poll.opentelemetry
         """
@@ -589,11 +599,11 @@ class Fleet:
 
     @property
     def worker_id(self) -> str | None:
-        """The id of this worker; None if this process is none."""
+        """The id of this worker; None if this process is not a worker."""
         return None if self._worker is None else self._worker.id
 
     def _database_now(self) -> Database:
-        """The database, as it is now: DBOS may have been launched again with another one."""
+        """Return the present database: DBOS may have been launched again with another one."""
         database, schema = self._given
         url: str | sa.URL
         where: str | None
@@ -623,7 +633,7 @@ class Fleet:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Do it; in a workflow as a step, so that the workflow finds it the same when replayed."""
+        """Call a function; in a workflow as a step, so that a replay gets the same result."""
         if not is_in_workflow():
             return await work(*args, **kwargs)
         found: T = await DBOS.run_step_async({"name": name}, work, *args, **kwargs)
@@ -637,10 +647,10 @@ class Fleet:
             FleetDatabaseError: The database cannot be used.
         """
         if self._worker is not None:
-            raise ConfigurationError("this fleet is entered already: one worker for each Fleet")
+            raise ConfigurationError("this Fleet is already a worker: make another Fleet")
         worker = self._worker = Worker(await self._open(), self._settings)
         try:
-            # A task of its own: what the block raises, and who cancels it, is none of its business.
+            # In a task of its own, which an exception or a cancellation of the block does not end.
             working = self._working = asyncio.create_task(worker.run())
             ready = asyncio.create_task(worker.ready.wait())
             await asyncio.wait((working, ready), return_when=asyncio.FIRST_COMPLETED)
@@ -684,7 +694,7 @@ def _entry(row: Mapping[str, Any]) -> FleetEntry:
 
 
 def _upload_of(client: object) -> Callable[[LocalMedia], Awaitable[str]] | None:
-    """The upload of a client; None if it has none."""
+    """Return the upload of a client, or None if it has none."""
     found: Callable[[LocalMedia], Awaitable[str]] | None = getattr(
         getattr(client, "files", None), "upload_once", None
     )

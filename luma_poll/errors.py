@@ -21,13 +21,13 @@
     ├── SubmissionUnknownError
     └── PollTimeoutError (also a TimeoutError)
 
-Every error pickles, and none contains the API key or the query of a presigned URL. Each class
-declares in its body what belongs to it: the failure code or the HTTP status that it stands for, and
-how the public sees it (`problem`).
+Every error can be pickled, and none contains the API key or the query of a presigned URL. The body
+of each class declares the failure code or the HTTP status that it stands for, and how the public
+sees it (`problem`).
 
-An error that was rebuilt from its message alone, as Celery's JSON does
-(`type(error)(*error.args)`), has the message and what its class declares. Its ids and texts are
-empty, its objects None, its numbers 0.
+An error may be rebuilt from its message alone, as Celery's JSON does (`type(error)(*error.args)`).
+Then it has the message and what its class declares. Its ids and texts are empty, its objects are
+None, and its numbers are 0.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ _RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
 
 
 class ProblemKind(NamedTuple):
-    """How the errors of a class are shown to the public, by `luma_poll.problems`.
+    """The public form of the errors of a class, for `luma_poll.problems`.
 
     Attributes:
         status: The HTTP status.
-        code: For programs, such as `content_moderated`.
-        title: What the code means.
-        detail: What to do; by default the error's `hint`.
+        code: The code for programs, such as `content_moderated`.
+        title: The meaning of the code.
+        detail: Advice; by default the error's `hint`.
     """
 
     status: int
@@ -68,10 +68,10 @@ UNAVAILABLE = ProblemKind(503, "unavailable", "The service is unavailable", "Try
 
 
 class LumaError(Exception):
-    """Root of all errors raised by luma-poll.
+    """The root of all errors that luma-poll raises.
 
     Attributes:
-        problem: How `luma_poll.problems` shows the errors of this class to the public.
+        problem: The public form of the errors of this class, for `luma_poll.problems`.
     """
 
     problem: ClassVar[ProblemKind] = ProblemKind(
@@ -81,7 +81,7 @@ class LumaError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(_safe(message))
 
-    # The default would call the class with `args`, which our keyword-only fields make impossible.
+    # The default would call the class with `args` alone, and lose the keyword-only fields.
     def __reduce__(self) -> tuple[Callable[..., LumaError], tuple[Any, ...]]:
         cause = self.__cause__ if isinstance(self.__cause__, LumaError) else None
         state = self.__dict__.copy()
@@ -91,7 +91,7 @@ class LumaError(Exception):
 
 
 def _safe(message: str) -> str:
-    """One line without secrets: a log, a terminal and a header can show it."""
+    """Return one line without secrets, fit for a log, a terminal and a header."""
     return redact(one_line(encodable(message)))
 
 
@@ -99,7 +99,7 @@ def _rebuild(
     cls: type[LumaError], args: tuple[Any, ...], state: dict[str, Any], cause: LumaError | None
 ) -> LumaError:
     error = cls.__new__(cls)
-    error.args = args  # given to __new__, those of an OSError would be lost
+    error.args = args  # set afterwards: OSError.__new__, behind PollTimeoutError, would lose them
     error.__dict__.update(state)
     error.__cause__ = cause
     return error
@@ -109,7 +109,7 @@ class ConfigurationError(LumaError, ValueError):
     """An argument or a setting is unusable; nothing was sent.
 
     Attributes:
-        problems: Each of several problems with a file of requests, with its line; else empty.
+        problems: The problems of a file of requests, each with its line; else empty.
     """
 
     problem = UNAVAILABLE
@@ -123,12 +123,12 @@ class APIError(LumaError):
     """A request to the API failed.
 
     Attributes:
-        generation_id: The generation that was asked for; None for the submission of a new one,
-            unless an answer that is otherwise unreadable has its id.
+        generation_id: The id of the generation; None for a submission, unless an otherwise
+            unreadable answer had the id.
         message: The text without the generation's id.
         retryable: True if the same request may succeed later.
-        submission_id: For a failed submission: the `X-Request-Id` of ours that it carried, which
-            Luma's support can find it by. None for every other request.
+        submission_id: The `X-Request-Id` that a failed submission carried, by which Luma's support
+            can find it; None for any other request.
     """
 
     problem = ProblemKind(
@@ -145,24 +145,23 @@ class APIError(LumaError):
 
     @property
     def may_have_been_accepted(self) -> bool:
-        """For a failed submission: True if the API may have accepted it all the same.
+        """True for a failed submission that the API may have accepted nevertheless.
 
-        The generation may then be running and be billed, and a second submission would be
-        billed as well.
+        The generation may be running and be billed, and a second submission would be billed, too.
         """
         if isinstance(self, APIConnectionError):
             return self.request_sent
-        if isinstance(self, APIStatusError) and self.status_code:  # the others are refusals
+        if isinstance(self, APIStatusError) and self.status_code:  # other statuses are refusals
             return self.retryable and not isinstance(self, RateLimitError)
         return True
 
 
 class APIConnectionError(APIError):
-    """No response: the host name did not resolve, or the connection was refused or broken.
+    """No response came: the host name did not resolve, or the connection was refused or broken.
 
     Attributes:
-        request_sent: False if the API has certainly not seen the request.
-        retryable: False if the server's certificate is not valid.
+        request_sent: False if the API has certainly not received the request.
+        retryable: False if it cannot pass, for example if the server's certificate is not valid.
     """
 
     def __init__(
@@ -179,7 +178,7 @@ class APIConnectionError(APIError):
 
 
 class APITimeoutError(APIConnectionError):
-    """No complete response within the client's `timeout`."""
+    """No complete response came within the client's `timeout`."""
 
 
 class InvalidResponseError(APIError):
@@ -192,14 +191,14 @@ class APIStatusError(APIError):
     """The API answered with an error status.
 
     Attributes:
-        status_code: The HTTP status. The class's own by default; 0 if it is not known.
+        status_code: The HTTP status, by default that of the class; 0 if it is not known.
         detail: The API's own description (`{"detail": ...}`), or None.
-        request_id: `X-Request-Id`, which Luma's support asks for, or None.
+        request_id: The `X-Request-Id`, which Luma's support asks for, or None.
         retry_after: Seconds to wait before the next request (`Retry-After`), or None.
         retryable: True if the same request may succeed later.
         in_api_words: False if the answer lacks the API's own `{"detail": ...}`. Then a gateway or
-            a proxy in between may have given it, and the status may say nothing of the generation.
-        hint: Advice for every error of this class, which its message ends with; may be empty.
+            a proxy may have answered, and the status may tell nothing about the generation.
+        hint: The advice at the end of the message; may be empty.
     """
 
     status_code: int = 0
@@ -303,23 +302,23 @@ class ServerError(APIStatusError):
 STATUS_ERRORS: dict[int, type[APIStatusError]] = {
     each.status_code: each for each in APIStatusError.__subclasses__()
 }
-"""The class for each status; each above 500 is a `ServerError` too."""
+"""The class for each status; any status above 500 is also a `ServerError`."""
 
 
 class GenerationError(LumaError):
     """The generation ended in the state "failed".
 
-    Luma documents the codes at https://docs.agents.lumalabs.ai (error handling). A code that this
-    version does not know raises this class itself, with the code kept.
+    Luma documents the codes at https://docs.agents.lumalabs.ai (error handling). An unknown code
+    raises this class itself, which keeps the code.
 
     Attributes:
         generation: The failed generation; None in an error rebuilt from its message alone.
-        generation_id: Its id; then empty.
-        failure_code: The API's code, or None if it gave none.
-        failure_reason: The API's explanation for people, or None.
-        retryable: True if submitting the same request again may succeed, as a new generation that
-            is billed again. Polling the failed one never helps.
-        hint: Advice, which its message ends with; may be empty.
+        generation_id: The id of the generation; empty in such an error.
+        failure_code: The API's code, or None.
+        failure_reason: The API's description, or None.
+        retryable: True if the same request may succeed when you submit it again, as a new
+            generation that is billed again. Polling the failed one never helps.
+        hint: The advice at the end of the message; may be empty.
     """
 
     problem = ProblemKind(502, "unknown_failure", "The generation failed", "The reason is unknown.")
@@ -336,7 +335,8 @@ class GenerationError(LumaError):
             super().__init__(generation)
             return
         self.generation_id = generation.id
-        self.failure_code = generation.failure_code or self.failure_code
+        if generation.failure_code or self.failure_code is None:
+            self.failure_code = generation.failure_code
         self.failure_reason = generation.failure_reason
         said = [part for part in (generation.failure_code, self.failure_reason) if part]
         message = ": ".join([f"generation {generation.id} {self._ended(generation)}", *said])
@@ -374,8 +374,8 @@ class BudgetExhaustedError(GenerationError):
 class OutputNotFoundError(GenerationError):
     """`output_not_found`: the result was lost, or the generation completed without outputs.
 
-    Only the former failed, and is `retryable`. The latter is billed like any other that completed:
-    it is never submitted again by itself.
+    In the first case the generation failed, and is `retryable`. In the second it is billed like any
+    other that completed, and luma-poll never submits it again.
     """
 
     failure_code = "output_not_found"
@@ -384,7 +384,7 @@ class OutputNotFoundError(GenerationError):
     def __init__(self, generation: Generation | str) -> None:
         """Make the error of a generation, or one that has a message alone."""
         if isinstance(generation, str):
-            pass  # which of the two it was is not known, so it is not submitted again
+            pass  # nothing tells which of the two it was, so it is not submitted again
         elif generation.state == "failed":
             self.retryable = True
             self.hint = "Submit it again."
@@ -399,12 +399,12 @@ class OutputNotFoundError(GenerationError):
 
 
 def _in_place_of_outputs(generation: Generation) -> str:
-    """Name the fields that an answer has instead: names alone, as values may be signed URLs."""
+    """Return the names of the fields that an answer has instead; values may be signed URLs."""
     names = [redact(name)[:_MAX_NAME] for name in generation.model_extra or {}][:_MAX_NAMES]
     if not names:
         return ""
     if "assets" in names:
-        return "Its result is in `assets`, as in answers of Luma's older API: check the base URL. "
+        return "Its result is in `assets`, as in Luma's older API: check the base URL. "
     return f"The answer has other fields: {', '.join(map(repr, names))}. "
 
 
@@ -455,14 +455,21 @@ FAILURE_ERRORS: dict[str, type[GenerationError]] = {
 """The class for each failure code."""
 
 
+def failure_of(generation: Generation | None) -> GenerationError | None:
+    """Return why a generation failed; None if it did not, or if there is none."""
+    if generation is None or generation.state != "failed":
+        return None
+    return FAILURE_ERRORS.get(generation.failure_code or "", GenerationError)(generation)
+
+
 class DownloadError(LumaError):
     """A file could not be fetched or written. Nothing exists under its final name.
 
     `__cause__` is the OSError if the disk was at fault.
 
     Attributes:
-        generation_id: The generation whose output it is.
-        path: The file or directory; without the extension as long as that is not known. None in an
+        generation_id: The id of the generation.
+        path: The file or directory; without the extension if that is not known yet. None in an
             error rebuilt from its message alone.
         retryable: True if the same call may succeed later; it continues where this one ended.
     """
@@ -492,7 +499,7 @@ class UploadError(LumaError):
 
     Attributes:
         name: The name of the file; `bytes` if it has none.
-        file_id: The id of the file that is not complete, or None.
+        file_id: The id of the incomplete file, or None.
         retryable: True if the same call may succeed later.
     """
 
@@ -510,7 +517,7 @@ class UploadError(LumaError):
 
 
 class SubmissionLimitError(LumaError):
-    """`max_submissions` of a `Runner` is reached; nothing was sent for this request."""
+    """A `Runner` has reached its `max_submissions`; nothing was sent for this request."""
 
     problem = UNAVAILABLE
 
@@ -518,23 +525,23 @@ class SubmissionLimitError(LumaError):
 class JournalError(LumaError):
     """A journal cannot be read or written, for example because the disk is full.
 
-    For a request that was to be submitted: nothing was sent.
+    If it interrupts a submission, nothing has been sent.
     """
 
     problem = UNAVAILABLE
 
 
 class SubmissionUnknownError(LumaError):
-    """It is not known whether the API accepted a submission, so it is not made again.
+    """The API may have accepted a submission, so it is not made again.
 
-    It may be running and be billed. The API has no list of generations: look at the usage of the
-    account, then say which id it was, or that it may be submitted.
+    The generation may be running and be billed. The API has no list of generations: look at the
+    usage of the account, then say which id it was, or that it may be submitted.
 
     Attributes:
-        key: The request's key, by which it is settled.
-        request: The request: a mapping of the parameters of `generations.create`.
-        submission_id: The `X-Request-Id` that the submission carried, which Luma's support can
-            find it by, or None.
+        key: The key of the request, by which you settle it.
+        request: The request, as a mapping of the parameters of `generations.create`.
+        submission_id: The `X-Request-Id` of the submission, by which Luma's support can find it, or
+            None.
     """
 
     problem = ProblemKind(
@@ -560,15 +567,15 @@ class SubmissionUnknownError(LumaError):
 
 
 class PollTimeoutError(LumaError, TimeoutError):
-    """The deadline passed before the generation ended. It may still finish, and be billed.
+    """The timeout passed before the generation ended. It may still finish, and be billed.
 
-    `__cause__` is the last API error, if the API could not be reached when the deadline passed.
+    `__cause__` is the last API error, if the API could not be reached when the timeout passed.
 
     Attributes:
-        generation_id: The generation: wait again with this id.
+        generation_id: The id of the generation, by which you can wait again.
         last_generation: The last snapshot, or None.
-        elapsed: Seconds waited.
-        attempts: Requests sent for the generation during this wait.
+        elapsed: The seconds waited.
+        attempts: The requests sent for the generation during this wait.
     """
 
     problem = ProblemKind(
@@ -590,11 +597,11 @@ class PollTimeoutError(LumaError, TimeoutError):
         """Make the error of a wait for this generation, or one that has a message alone.
 
         Args:
-            message: What there is to say besides, such as the last error.
-            generation_id: The generation.
+            message: A further text, such as the last error; the whole text if there is no id.
+            generation_id: The id of the generation.
             last_generation: The last snapshot, or None.
-            elapsed: Seconds waited.
-            attempts: Requests sent for the generation during this wait.
+            elapsed: The seconds waited.
+            attempts: The requests sent for the generation during this wait.
         """
         if generation_id:
             answer = last_generation

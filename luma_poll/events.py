@@ -7,11 +7,11 @@
             case PollEnded(is_end=True):
                 print(event.wait.generation_id, "has ended")
 
-    stop = runner.observe(show)  # its poller too; poller.observe hears of waits alone
+    stop = runner.observe(show)  # runs and waits; poller.observe reports only waits
 
-An observer is called in the task of the wait or run, and delays it: it must not block. What it
-raises is logged and dropped. It gets the events of the waits and runs that begin from now on, each
-from beginning to end. Times are in seconds, on anyio's clock.
+An observer is called in the task of the wait or run, and delays it, so it must not block. If it
+raises, the exception is logged and dropped. It gets all events, from beginning to end, of the waits
+and runs that begin from now on. Times are in seconds, on anyio's clock.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ __all__ = [
 ]
 
 Outcome: TypeAlias = Literal["completed", "failed", "timeout", "error", "cancelled"]
-"""The end of a wait or run. `completed` and `failed` are ends of the generation; `timeout`, `error`
-and `cancelled` are ends of the wait alone, and the generation may still be running."""
+"""The end of a wait or run. With `completed` and `failed`, the generation has ended. With
+`timeout`, `error` and `cancelled`, only the wait has, and the generation may still be running."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class PollEvent:
     """The outcome of one poll, for metrics and progress.
 
     Attributes:
-        generation_id: The generation.
+        generation_id: The id of the generation.
         attempt: How many requests have been sent for it, from 1.
-        generation: The snapshot, or None if there was an error.
-        error: The error in its place, or None.
+        generation: The snapshot, or None if the poll failed.
+        error: The error, or None.
         elapsed: Seconds since the generation was first seen by the poller.
         next_delay: Seconds until the next poll; None if there will be none.
     """
@@ -79,9 +79,9 @@ class Wait:
     """One wait. All of its events carry the same object, which serves as a key.
 
     Attributes:
-        generation_id: The generation.
+        generation_id: The id of the generation.
         timeout: Seconds that it may take; None for no limit.
-        observers: The observers of all its events: those of its beginning.
+        observers: The observers of all its events: those that were there when it began.
     """
 
     generation_id: str
@@ -89,17 +89,17 @@ class Wait:
     observers: tuple[Observer, ...] = field(repr=False)
 
     def __repr__(self) -> str:
-        return with_brief_request(self)  # inputs in memory may have megabytes
+        return with_brief_request(self)  # a request may hold megabytes of inputs
 
 
 @dataclass(frozen=True)
 class WaitBegan:
-    """A wait has begun.
+    """The event that a wait has begun.
 
     Attributes:
         wait: The wait.
-        snapshot: The generation as the caller handed it in, perhaps already terminal; or None.
-        sharing: How many waits share the stream of requests by now, this one included.
+        snapshot: The snapshot that the caller gave, perhaps already terminal; or None.
+        sharing: How many waits now share the stream of requests, including this one.
     """
 
     wait: Wait
@@ -109,7 +109,7 @@ class WaitBegan:
 
 @dataclass(frozen=True)
 class WaitStateChanged:
-    """The caller of a wait gets a snapshot: the first one, or another state. Never a terminal one.
+    """The event that a wait yields a snapshot: the first one, or a new state, but not the last.
 
     Attributes:
         wait: The wait.
@@ -122,12 +122,12 @@ class WaitStateChanged:
 
 @dataclass(frozen=True)
 class PollBegan:
-    """A request is sent. Its end follows in the same task.
+    """The event that a request is sent. Its `PollEnded` follows in the same task.
 
     Attributes:
         wait: The wait that asks, on behalf of all that share the stream.
         attempt: How many requests have been sent for the generation, from 1.
-        queued: Seconds that it waited for its turn, for `max_rate` or `max_in_flight`.
+        queued: Seconds that it waited for its turn, because of `max_rate` or `max_in_flight`.
     """
 
     wait: Wait
@@ -137,7 +137,7 @@ class PollBegan:
 
 @dataclass(frozen=True)
 class PollEnded:
-    """A request has ended.
+    """The event that a request has ended.
 
     Attributes:
         wait: The wait that asked.
@@ -145,11 +145,11 @@ class PollEnded:
         others: The other waits that share the answer.
         duration: Seconds that the request took.
         answer: The snapshot or the error; None if the request was cut short.
-        quiet: Seconds by which the answer prolongs the quiet of all requests.
-        is_end: True if it is the end: a completed or failed generation, or an error for good.
-        age: Seconds since the generation was submitted, as far as known, else first seen.
-        unfinished: Seconds since the last request whose answer was that it still runs; None if
-            there was none. Where `is_end`, the generation ended at most this long ago.
+        quiet: Seconds by which the answer prolongs the pause that the API asked for.
+        is_end: True for the end: a completed or failed generation, or an error for good.
+        age: Seconds since the generation was submitted, if that is known, else first seen.
+        unfinished: Seconds since the last request whose answer was "still running"; None if there
+            was none. If `is_end`, the generation ended at most this long ago.
         elapsed: Seconds since the poller first saw the generation.
         next_delay: Seconds until the next poll; None if there will be none.
     """
@@ -169,16 +169,17 @@ class PollEnded:
 
 @dataclass(frozen=True)
 class WaitEnded:
-    """A wait has ended.
+    """The event that a wait has ended.
 
     Attributes:
         wait: The wait.
-        outcome: `completed` and `failed` are ends of the generation; `timeout`, `error` and
-            `cancelled` (the caller left) are ends of the wait alone.
+        outcome: `completed` or `failed` if the generation has ended; `timeout`, `error` or
+            `cancelled` (the caller left) if only the wait has.
         generation: The last snapshot, or None if there was none.
-        error: What was raised, except for a cancellation; a failed generation raises nothing here.
-        duration: Seconds that it took.
-        polls: Requests sent for the generation during it, by this wait or another one.
+        error: The exception that the wait raised, or None. A failed generation and a cancellation
+            have none.
+        duration: Seconds that the wait took.
+        polls: Requests sent for the generation meanwhile, by this wait or another one.
     """
 
     wait: Wait
@@ -194,10 +195,10 @@ class Run:
     """One run of a request. All of its events carry the same object, which serves as a key.
 
     Attributes:
-        number: Its number in its runner, from 0.
+        number: The number of the run in its Runner, from 0.
         request: The request, as it was given.
         key: The key that was given with it, or None.
-        observers: The observers of all its events: those of its beginning.
+        observers: The observers of all its events: those that were there when it began.
     """
 
     number: int
@@ -208,11 +209,11 @@ class Run:
 
 @dataclass(frozen=True)
 class RunEvent:
-    """A step of a run: the base of the following ones.
+    """A step of a run: the base of the following events.
 
     Attributes:
         run: The run.
-        attempt: Which submission it is, from 1.
+        attempt: The number of the submission, from 1.
         generation: The latest snapshot, or None.
     """
 
@@ -223,17 +224,17 @@ class RunEvent:
 
 @dataclass(frozen=True)
 class RunBegan(RunEvent):
-    """A run has begun: it waits for its turn to submit."""
+    """The event that a run has begun: it waits for its turn to submit."""
 
 
 @dataclass(frozen=True)
 class RunSubmitting(RunEvent):
-    """Its turn has come, and it is being submitted."""
+    """The event that the turn of a run has come: it is being submitted."""
 
 
 @dataclass(frozen=True)
 class RunRefused(RunEvent):
-    """It was refused with a 429, and waits for its next turn.
+    """The event that a submission was refused with 429: the run waits for its next turn.
 
     Attributes:
         error: The refusal.
@@ -244,7 +245,7 @@ class RunRefused(RunEvent):
 
 @dataclass(frozen=True)
 class RunUnreachable(RunEvent):
-    """It could not be sent, and waits for its next turn.
+    """The event that a submission could not be sent: the run waits for its next turn.
 
     Attributes:
         error: The reason.
@@ -255,7 +256,7 @@ class RunUnreachable(RunEvent):
 
 @dataclass(frozen=True)
 class RunSubmitted(RunEvent):
-    """It was accepted.
+    """The event that a submission was accepted: the run has an id.
 
     Attributes:
         generation: The first snapshot.
@@ -266,11 +267,11 @@ class RunSubmitted(RunEvent):
 
 @dataclass(frozen=True)
 class RunFound(RunEvent):
-    """The journal knows it: an earlier process submitted it.
+    """The event that the journal has a run: it was submitted earlier.
 
     Attributes:
         generation_id: The id of the generation.
-        running: False if its end was seen by then.
+        running: True unless the journal already has its end.
     """
 
     generation_id: str
@@ -279,7 +280,7 @@ class RunFound(RunEvent):
 
 @dataclass(frozen=True)
 class RunStateChanged(RunEvent):
-    """Its generation is in another state than before, the first and the last one included.
+    """The event that the generation of a run has a new state, including the first and the last.
 
     Attributes:
         generation: The snapshot with the new state.
@@ -295,7 +296,7 @@ class RunStateChanged(RunEvent):
 
 @dataclass(frozen=True)
 class RunFailed(RunEvent):
-    """Its generation failed, and will be submitted again.
+    """The event that the generation of a run failed, and will be submitted again.
 
     Attributes:
         error: The failure.
@@ -306,11 +307,11 @@ class RunFailed(RunEvent):
 
 @dataclass(frozen=True)
 class RunEnded(RunEvent):
-    """It has its result, or was cancelled.
+    """The event that a run has ended, with its result or by a cancellation.
 
     Attributes:
-        outcome: How it ended.
-        error: What it raised; None for a success or a cancellation.
+        outcome: The end.
+        error: The exception that the run raised; None for a success or a cancellation.
     """
 
     outcome: Outcome
@@ -335,4 +336,4 @@ Event: TypeAlias = (
 )
 """Any event."""
 Observer: TypeAlias = Callable[[Event], object]
-"""Is called with each event; a function, not async."""
+"""A function (not async) that is called with each event."""

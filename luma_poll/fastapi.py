@@ -61,14 +61,14 @@ PROBLEM_TYPE = "application/problem+json"
 
 
 class PollerOptions(TypedDict, total=False):
-    """The options of `Poller`; those left out have its defaults.
+    """The options of `Poller`, which has defaults for those left out.
 
     Attributes:
-        wait: The schedule: a tenacity wait strategy.
-        timeout: Seconds that a wait may take, unless it says otherwise; None for no limit.
-        max_in_flight: Requests under way at the same time; None for no limit.
-        max_rate: Requests started per second; None for no limit.
-        on_poll: Called with a `PollEvent` after every poll.
+        wait: The schedule, as a tenacity wait strategy.
+        timeout: Seconds that a wait may take by default; None for no limit.
+        max_in_flight: The most requests under way at the same time; None for no limit.
+        max_rate: The most requests started per second; None for no limit.
+        on_poll: A function, called with a `PollEvent` after every poll.
     """
 
     wait: Schedule | None
@@ -79,14 +79,14 @@ class PollerOptions(TypedDict, total=False):
 
 
 class RunnerOptions(TypedDict, total=False):
-    """The options of `Runner`; those left out have its defaults.
+    """The options of `Runner`, which has defaults for those left out.
 
     Attributes:
-        max_running: Generations under way at once; None for as many as the account allows.
+        max_running: The most generations under way at once; None for as many as the account allows.
         max_attempts: How often one request may be submitted in all.
-        max_submissions: Submissions of the app in all; None for no limit.
-        on_submit: Called with a `RunSubmitted` as soon as there is an id.
-        on_state: Called with a `RunStateChanged` at each change of state.
+        max_submissions: The most submissions of the app in all; None for no limit.
+        on_submit: A function, called with a `RunSubmitted` as soon as there is an id.
+        on_state: A function, called with a `RunStateChanged` at each change of state.
     """
 
     max_running: int | None
@@ -117,29 +117,29 @@ def luma_lifespan(
     runner: RunnerOptions | None = None,
     **poller_options: Unpack[PollerOptions],
 ) -> Callable[[Any], AbstractAsyncContextManager[LumaState]]:
-    """A lifespan that opens one client, poller and runner for the whole app, and closes them.
+    """Return a lifespan that opens one client, poller and runner for the app, and closes them.
 
-    Alone: `FastAPI(lifespan=luma_lifespan())`. In a lifespan of your own, yield its state too:
+    Use it as `FastAPI(lifespan=luma_lifespan())`. In a lifespan of your own, yield its state:
 
         async with luma_lifespan()(app) as luma:
             yield {**luma, "mine": ...}
 
     Args:
-        open_client: Makes the client, at startup; by default from the environment
-            (LUMA_AGENTS_API_KEY, LUMA_BASE_URL).
-        journal: The path of a `Journal`, which the runner keeps: a restart of the app submits
-            nothing twice. One process at a time holds it, so it is for an app with one worker.
+        open_client: A function that makes the client at startup; by default `LumaClient`, which
+            reads the environment (LUMA_AGENTS_API_KEY, LUMA_BASE_URL).
+        journal: The path of a `Journal` for the runner, so that a restart of the app submits
+            nothing twice. Only one process can open it, so it is for an app with one worker.
         runner: The options of `Runner`: `max_running`, `max_attempts`, `max_submissions`,
-            `on_submit`.
-        poller_options: Those of `Poller`: `wait`, `timeout` (seconds), `max_in_flight`,
+            `on_submit`, `on_state`.
+        poller_options: The options of `Poller`: `wait`, `timeout` (seconds), `max_in_flight`,
             `max_rate` (requests per second), `on_poll`.
 
     Returns:
         The lifespan, for `FastAPI(lifespan=...)`. Its state is a `LumaState`.
 
     Raises:
-        ConfigurationError: At startup: the API key is missing, an option is unusable, or another
-            process holds the journal.
+        ConfigurationError: Raised at startup if the API key is missing, an option is unusable, or
+            another process has the journal open.
     """
 
     @asynccontextmanager
@@ -174,7 +174,7 @@ async def get_client(connection: HTTPConnection) -> LumaClient:
 
 
 def _state(connection: HTTPConnection, name: str) -> Any:
-    # The state of the lifespan, not app.state: a mounted app sees it too.
+    # The state of the lifespan and not app.state, because a mounted app sees it, too.
     try:
         return connection.scope["state"][name]
     except KeyError:
@@ -203,8 +203,8 @@ async def get_poller(
     """Return the app's poller: the dependency behind `PollerDep`.
 
     When the client hangs up, a wait in the handler ends with Starlette's `ClientDisconnect`.
-    Nothing else is cancelled: other waits continue, and so does the rest of the handler, and a wait
-    that outlives the handler, in a background task for example.
+    Nothing else is cancelled: other waits continue, and so do the rest of the handler and waits
+    that outlive it, such as those of a background task.
 
     Args:
         connection: The request or WebSocket.
@@ -242,7 +242,7 @@ async def get_runner(connection: HTTPConnection) -> Runner:
 def _attended(
     watch: Callable[P, AsyncGenerator[Generation]], caller: Caller
 ) -> Callable[P, AsyncGenerator[Generation]]:
-    """`watch`, ended by a caller who hangs up."""
+    """Return `watch`, which ends when the caller hangs up."""
 
     async def watch_while_there(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Generation]:
         async with aclosing(watch(*args, **kwargs)) as snapshots:
@@ -260,24 +260,25 @@ RunnerDep = Annotated[Runner, Depends(get_runner)]
 """The app's `Runner`. A run in a handler continues when the client hangs up."""
 
 Prompt = Annotated[str, Field(min_length=1, max_length=6000), AfterValidator(check_prompt)]
-"""A prompt as `create` and the API accept it, for models and parameters; others get a 422."""
+"""A prompt that `create` and the API accept, for models and parameters; any other gets a 422."""
 
 
 def add_error_handlers(app: Starlette) -> None:
-    """Answer every `LumaError` with problem+json; a client that hung up is not an error.
+    """Make an app answer every `LumaError` with problem+json.
 
         app = FastAPI(lifespan=luma_lifespan())
         add_error_handlers(app)
 
-    The errors of a task group are answered as well. Of several, the one with the highest status
-    counts, but a failed submission that may have been accepted comes before all. A group that
-    contains any other error is left alone. The OpenAPI document of a FastAPI app describes the
-    problems.
+    The errors of a task group are answered, too. Of several, the one with the highest status
+    counts, but a failed submission that may have been accepted goes first. A group that contains
+    any other error is left alone. A client that hung up is not an error. The OpenAPI document of a
+    FastAPI app describes the problems.
 
     An open WebSocket is closed with 1011 and the code of the problem as its reason.
 
     Args:
-        app: A FastAPI or Starlette app. A mounted app has handlers of its own: call this for each.
+        app: A FastAPI or Starlette app. A mounted app has handlers of its own, so call this for
+            each.
     """
     app.add_exception_handler(LumaError, _answer)
     app.add_exception_handler(ClientDisconnect, _answer)
@@ -292,13 +293,13 @@ async def _answer(connection: Any, error: Exception) -> Any:
         raise error
     problems = [(to_problem(each), each) for each in errors if isinstance(each, LumaError)]
     if not problems:
-        return Response(status_code=499)  # nginx's "client closed request": only a log sees it
+        return Response(status_code=499)  # nginx's "client closed request", only for the log
     problem, cause = max(problems, key=lambda each: _gravity(each[0]))
     if (
         isinstance(connection, WebSocket)
         and connection.application_state is not WebSocketState.CONNECTING
     ):
-        with suppress(RuntimeError):  # it is closed
+        with suppress(RuntimeError):  # it is already closed
             await connection.close(WS_1011_INTERNAL_ERROR, problem.code)
         return None
     seconds = retry_after(cause)
@@ -311,7 +312,7 @@ async def _answer(connection: Any, error: Exception) -> Any:
 
 
 def _gravity(problem: Problem) -> tuple[bool, int]:
-    # Something may have been paid for: that must not be hidden by advice to try again.
+    # Advice to try again must not hide that something may have been paid for.
     return problem.detail == PERHAPS_SUBMITTED, problem.status
 
 

@@ -8,8 +8,8 @@ Needs the extra `mcp`. Most people run `luma-poll mcp`; this is for a server of 
     ):
         await serve_stdio(server)
 
-An agent's client gives up on a slow call and the model calls again. So each call has a key, the
-journal knows it, and the same call again finds the generation that runs, rather than pay again.
+An agent's client gives up on a slow call, and the model calls again. So each call has a key that
+the journal records, and the same call again finds the running generation instead of paying again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from luma_poll._logging import fields, logger
 from luma_poll._mcp.pipes import standard_pipes
 from luma_poll._mcp.references import with_references
 from luma_poll._polling.adaptive import AdaptiveWait
-from luma_poll._polling.poller import Poller
+from luma_poll._polling.poller import Poller, last_of
 from luma_poll._redaction import redact
 from luma_poll._running.requests import check_key
 from luma_poll._running.runner import Runner
@@ -58,21 +58,22 @@ from luma_poll.events import (
     RunSubmitting,
     RunUnreachable,
 )
+from luma_poll.models import Generation
 
 __all__ = ["GenerationReport", "JournalReport", "open_server", "serve_stdio"]
 
 WINDOW = 600.0
-"""Seconds after its last change during which the same call means the same generation."""
+"""Seconds after the last change of a generation for which the same call still means it."""
 HEARTBEAT = 5.0
-"""Seconds between two progress notifications: a client takes silence for death."""
+"""Seconds between two progress notifications: a client takes a silent server for dead."""
 PREVIEW = 512
-"""Pixels: the longer side of a preview."""
+"""Pixels of the longer side of a preview."""
 MOST_LISTED = 50
-"""Entries of the journal that one call lists."""
+"""The most entries of the journal that one call lists."""
 GRACE = 1.0
-"""Seconds that a client has to read the last answers, once its side has ended."""
+"""Seconds that a client gets to read the last answers after it has closed its side."""
 HANDOVER = 10.0
-"""Seconds to wait for the journal of a server that is about to end: clients restart theirs."""
+"""Seconds to wait for the journal of a server that is ending: clients restart their server."""
 WAITING = "waiting for room"
 INSTRUCTIONS = """\
 Images and videos by Luma. `generate` costs money once for each distinct call. A generation takes
@@ -81,16 +82,16 @@ from 20 seconds to some minutes: a call that says "still running" has lost nothi
 
 
 class GenerationReport(BaseModel):
-    """A generation, as a model reads it: no URL, since each is a secret for an hour.
+    """A generation, as a model reads it: without URLs, each of which is a secret for an hour.
 
     Attributes:
-        key: The name of the request; `wait_for` takes it.
+        key: The name of the request, for `wait_for`.
         generation_id: The id at Luma, as soon as there is one.
         state: `waiting for room`, `being submitted`, `queued`, `processing`, `completed`, or one
             that Luma has added.
         files: Paths of the files on disk, one for each output.
         submissions: How often the request was accepted, and so may be billed.
-        next: The next step for the model, in words.
+        next: The next step for the model, in a sentence.
     """
 
     key: str | None = None
@@ -115,9 +116,9 @@ class JournalReport(BaseModel):
     """The requests that were submitted, the latest first.
 
     Attributes:
-        entries: At most 50 of them.
-        total: How many there are.
-        submissions_left: What the purse still allows; None for no limit.
+        entries: The latest 50 of them.
+        total: How many there are in all.
+        submissions_left: How many submissions the limits still allow; None for no limit.
     """
 
     entries: list[JournalLine]
@@ -143,13 +144,13 @@ class _Request:
 def choose_key(
     digest: str, entries: Sequence[JournalEntry], under_way: Collection[str], now: datetime
 ) -> str:
-    """Return the key of a call without one: that of the same call before, if it is recent.
+    """Return a key for a call without one: the key of the same call before, if that is recent.
 
     Args:
-        digest: Of the parameters.
-        entries: Of the journal.
-        under_way: The keys that are being worked on.
-        now: The time, aware.
+        digest: The digest of the call's parameters.
+        entries: The entries of the journal.
+        under_way: The keys of the requests under way.
+        now: The time, as an aware datetime.
     """
     prefix = digest[:16]
     number, newest = 0, None
@@ -159,7 +160,7 @@ def choose_key(
     latest = f"{prefix}-{number}"
     if number == 0:
         return f"{prefix}-1"
-    # What has not ended is never paid for a second time, however long ago it began.
+    # A request that has not ended is never paid for again, however long ago it began.
     if newest is None or latest in under_way or newest.state not in ("completed", "failed"):
         return latest
     is_recent = now - newest.updated_at < timedelta(seconds=WINDOW)
@@ -167,7 +168,7 @@ def choose_key(
 
 
 def spent_since(entries: Sequence[JournalEntry], since: datetime) -> int:
-    """Return the submissions of the entries that changed since then; rather too many than few."""
+    """Return the submissions of all entries that changed since then, which may be too many."""
     return sum(entry.attempt for entry in entries if entry.updated_at >= since)
 
 
@@ -201,6 +202,7 @@ class _Tools:
         self._runner = Runner(client, self._poller, journal=journal)
         self._under_way: dict[str, _Request] = {}
         self._waits: dict[str, _Request] = {}
+        self._refused: dict[str, _Request] = {}
         self._paid: set[str] = set()
         self._runner.observe(self._follow)
         self.background = anyio.create_task_group()
@@ -237,7 +239,7 @@ class _Tools:
         """
         params = dict(options or {})
         if not params.keys().isdisjoint(("prompt", "key")):
-            raise ToolError("prompt and key are no options: give them beside the options")
+            raise ToolError("prompt and key are not options: give them as arguments of their own")
         given: dict[str, Any] = {"model": model, "type": type, "aspect_ratio": aspect_ratio}
         given |= {"source": source, "image_ref": image_ref}
         params |= {name: value for name, value in given.items() if value is not None}
@@ -247,7 +249,7 @@ class _Tools:
             if key is not None:
                 check_key(key)
             digest = await anyio.to_thread.run_sync(_digest, params)
-        # No pause from here on: another call may not spend what this one has counted.
+        # No await from here on: another call could spend what this one has counted.
         entries = await self._entries()
         if key is None:
             key = choose_key(digest, entries, self._under_way, datetime.now(UTC))
@@ -256,12 +258,13 @@ class _Tools:
             request = _Request(key, digest)
             if all(entry.key != key for entry in entries):
                 self._pay(request, entries)
+            self._refused.pop(key, None)
             self._under_way[key] = request
             self.background.start_soon(self._run, request, {**params, "key": key})
         elif request.digest != digest:
             raise ToolError(
                 f"the key {key!r} belongs to a request with other parameters, which is under way. "
-                "Nothing was sent: give this one another key, or none."
+                "Nothing was sent: use another key, or none."
             )
         return await self._report(context, request)
 
@@ -271,7 +274,8 @@ class _Tools:
         key_or_id: Annotated[str, Field(description="A key, or the id of a generation.")],
     ) -> Annotated[CallToolResult, GenerationReport]:
         """Wait for a generation that was submitted before, and save its files. Never pays."""
-        request = self._under_way.get(key_or_id) or self._waits.get(key_or_id)
+        known = (self._under_way, self._waits, self._refused)
+        request = next((each[key_or_id] for each in known if key_or_id in each), None)
         if request is None:
             entry = next((e for e in await self._entries() if e.key == key_or_id), None)
             generation_id = key_or_id if entry is None else entry.generation_id
@@ -282,7 +286,7 @@ class _Tools:
                     "`luma-poll journal resolve`."
                 )
             request = self._waits.setdefault(key_or_id, _Request(key_or_id, state="running"))
-            if request.generation_id is None:  # no other call was faster
+            if request.generation_id is None:  # else another call was faster
                 request.generation_id = generation_id
                 request.submissions = 0 if entry is None else len(entry.submitted)
                 self.background.start_soon(self._wait, request, entry is not None)
@@ -301,7 +305,7 @@ class _Tools:
         )
 
     async def journal(self) -> JournalReport:
-        """List what has been submitted, what runs, and what is unknown."""
+        """List the requests that were submitted, with their states."""
         entries = sorted(await self._entries(), key=lambda entry: entry.updated_at, reverse=True)
         return JournalReport(
             entries=[
@@ -322,12 +326,12 @@ class _Tools:
         for name, allowed in (("model", self._models), ("type", self._types)):
             if not allowed:
                 continue
-            # The API's default may be none of them.
+            # The API's own default may not be among them.
             if params.setdefault(name, allowed[0]) not in allowed:
                 raise ToolError(f"only these are allowed as {name} here: {', '.join(allowed)}")
 
     def _submissions_left(self, entries: Sequence[JournalEntry]) -> int | None:
-        """Return what may still be spent. What was paid for here counts before it is on disk."""
+        """Return how many submissions are left. Those made here count before they are on disk."""
         left = []
         if self._max_submissions is not None:
             left.append(self._max_submissions - len(self._paid))
@@ -338,7 +342,7 @@ class _Tools:
         return max(0, min(left)) if left else None
 
     def _pay(self, request: _Request, entries: Sequence[JournalEntry]) -> None:
-        """Take one submission out of the purse."""
+        """Count one submission against the limits, or refuse it."""
         if self._submissions_left(entries) == 0:
             raise ToolError(
                 "the limit of submissions is reached, so nothing was submitted. Ask the user to "
@@ -356,7 +360,7 @@ class _Tools:
             request.files, request.state = result.paths, result.generation.state
 
     def _follow(self, event: Event) -> None:
-        """Follow the requests under way in the events of the runner: one observer for them all."""
+        """Update the requests under way from the events of the runner."""
         if not isinstance(event, RunEvent):
             return
         request = self._under_way.get(event.run.key or "")
@@ -377,15 +381,16 @@ class _Tools:
     async def _wait(self, request: _Request, is_key: bool) -> None:
         async with self._settling(request, self._waits):
             assert request.generation_id is not None
-            latest = None
+
+            def see(snapshot: Generation) -> None:
+                request.state = snapshot.state
+
             try:
-                async for latest in self._poller.watch(request.generation_id):
-                    request.state = latest.state
+                latest = await last_of(self._poller.watch(request.generation_id), see)
             except NotFoundError as error:
                 if not is_key:
-                    error.add_note("Nor is it a key: nothing was submitted from here under it.")
+                    error.add_note("It is not a key either: no request from here has it.")
                 raise
-            assert latest is not None, "watch ends with a terminal snapshot"
             request.files = await self._client.download(
                 latest.raise_for_failure(), self._download, key=request.key if is_key else None
             )
@@ -394,7 +399,7 @@ class _Tools:
     async def _settling(
         self, request: _Request, under_way: dict[str, _Request]
     ) -> AsyncGenerator[None]:
-        """Keep the failure for the call that asks, and forget the request: the journal knows it."""
+        """Keep a failure for the call that asks for it, then leave the request to the journal."""
         try:
             yield
         except Exception as error:
@@ -403,12 +408,15 @@ class _Tools:
                 request.submissions = max(request.submissions, 1)
             if request.is_new and not request.submissions:
                 self._paid.discard(request.key)
+                self._refused[request.key] = request  # the journal does not know why
+                if len(self._refused) > MOST_LISTED:
+                    del self._refused[next(iter(self._refused))]
         finally:
             del under_way[request.key]
             request.done.set()
 
     async def _report(self, context: Context[Any, Any], request: _Request) -> CallToolResult:
-        """Return how far it is, after at most the patience; with progress meanwhile."""
+        """Return the state of a request once it has ended, or after `patience` seconds."""
         began = anyio.current_time()
         with anyio.move_on_after(self._patience):
             while not request.done.is_set():
@@ -447,7 +455,7 @@ def _result(request: _Request, advice: str, preview: bytes | None) -> CallToolRe
 
 
 def _content(path: Path) -> str:
-    """Return the digest of a file, for that of its request."""
+    """Return the digest of a file, for the digest of its request."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -456,12 +464,12 @@ def _content(path: Path) -> str:
 
 
 def _digest(params: Mapping[str, Any]) -> str:
-    """Return a digest of a call; of the bytes of its files, whatever they are called."""
+    """Return a digest of a call, in which files count by their bytes and not by their names."""
     return hashlib.sha256(json.dumps(params, sort_keys=True, default=_content).encode()).hexdigest()
 
 
 def _preview(files: Sequence[Path]) -> bytes | None:
-    """Return a small JPEG of the first picture; None if there is none that Pillow can read."""
+    """Return a small JPEG of the first image that Pillow can read, or None."""
     from PIL import Image
 
     for path in files:
@@ -471,7 +479,7 @@ def _preview(files: Sequence[Path]) -> bytes | None:
                 small = io.BytesIO()
                 picture.convert("RGB").save(small, "JPEG", quality=80)
                 return small.getvalue()
-        except Exception:  # a video, or broken: it is on disk, and paid for, all the same
+        except Exception:  # a video, or broken: a preview must not fail what is paid for
             continue
     return None
 
@@ -486,7 +494,7 @@ def _tool_errors() -> Iterator[None]:
 
 
 def _tool_error(error: Exception, request: _Request | None = None) -> ToolError:
-    """Return the error for the model: it holds no secret, and says how to go on."""
+    """Return the error for the model, without secrets, with what to do next."""
     said = [str(error), *getattr(error, "__notes__", [])]
     if not isinstance(error, LumaError):
         told = redact("".join(traceback.format_exception(error)))
@@ -513,21 +521,21 @@ async def open_server(
 ) -> AsyncGenerator[MCPServer[Any]]:
     """Open a server with the tools `generate`, `wait_for`, `generation` and `journal`.
 
-    At the end of the block no more is submitted; a submission under way gets its answer, and the
-    journal its id, so that the next server continues.
+    At the end of the block, nothing more is submitted. A submission under way gets its answer, and
+    the journal its id, so that the next server can continue.
 
     Args:
         client: The client.
-        journal: The file that keeps track, so that no call pays twice.
+        journal: The path of the journal, which keeps a call from paying twice.
         download: The only directory in which files are written.
-        inputs: The only directory from which files are read; None for none.
+        inputs: The only directory from which files are read; None to read none.
         patience: Seconds after which a call returns, finished or not: less than the limit of
             the agent's client, which is often a minute.
-        max_submissions: New requests that this server may submit; 0 for none, None for no limit.
-        max_per_day: The same in any 24 hours, over restarts; None for no limit.
+        max_submissions: The most submissions by this server; 0 for none, None for no limit.
+        max_per_day: The most submissions in any 24 hours, across restarts; None for no limit.
         models: The models that are allowed; the first is the default. Empty for all.
         types: The types that are allowed; the first is the default. Empty for all.
-        poller: Waits for the generations; by default one with an `AdaptiveWait`.
+        poller: The poller for the generations; by default one with an `AdaptiveWait`.
 
     Yields:
         The server, to be served by `serve_stdio`, or by its own `streamable_http_app`.
@@ -544,7 +552,13 @@ async def open_server(
     root = None if inputs is None else Path(inputs)
     if root is not None and not await anyio.Path(root).is_dir():
         raise ConfigurationError(f"inputs: there is no directory {root}")
-    await anyio.Path(download).mkdir(parents=True, exist_ok=True)
+    for name, allowed in (("models", models), ("types", types)):
+        if isinstance(allowed, str):
+            raise ConfigurationError(f"{name} is a list of names, not {allowed!r}")
+    try:
+        await anyio.Path(download).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"download: {download}: {error.strerror}") from None
     async with AsyncExitStack() as stack:
         tools = _Tools(
             client,
@@ -598,11 +612,11 @@ async def serve_stdio(server: MCPServer[Any]) -> None:
                     yield line
                 scope.deadline = anyio.current_time() + GRACE
 
-            # The library's own cannot be cancelled before the next line comes, or is read.
+            # The library's own transport cannot be cancelled until the next line has come.
             async with stdio_server(
                 stdin=cast("anyio.AsyncFile[str]", incoming_lines()),
                 stdout=cast("anyio.AsyncFile[str]", writer),
             ) as (incoming, outgoing):
                 await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
-    except* (BrokenPipeError, ConnectionResetError):  # the client has gone: that is an end, too
+    except* (BrokenPipeError, ConnectionResetError):  # the client has gone, which is a normal end
         pass

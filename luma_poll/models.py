@@ -23,18 +23,18 @@ from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic
 
 from luma_poll._redaction import excerpt, redact_value
 from luma_poll._texts import cleaned, encodable
-from luma_poll.errors import FAILURE_ERRORS, GenerationError
+from luma_poll.errors import failure_of
 
 LONGEST_AGE = 3600.0
-"""Seconds: the API ends every job within an hour (https://docs.agents.lumalabs.ai, FAQ)."""
+"""Seconds: the API ends every generation within an hour (https://docs.agents.lumalabs.ai, FAQ)."""
 MAX_CLOCK_ERROR = 60.0
 """Seconds by which a generation may seem to come from the future."""
 LONGEST_NAME = 200
-"""Characters that are kept of a state, a type, a model or a failure code."""
+"""Characters of a state, a type, a model or a failure code that are kept."""
 LONGEST_TEXT = 1000
-"""Characters that are kept of a failure's reason, or of a layer's description."""
+"""Characters of a failure's reason, or of a layer's description, that are kept."""
 LONGEST_UNKNOWN = 10_000
-"""Characters that are kept of a text in a field that is not known here; a prompt has 6,000."""
+"""Characters of a text in an unknown field that are kept; a prompt has up to 6,000."""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 TERMINAL_STATES = frozenset({"completed", "failed"})
 
@@ -44,7 +44,7 @@ def _text(value: Any, longest: int = LONGEST_NAME) -> Any:
 
 
 def _name(value: Any) -> Any:
-    """A word for programs: it has no line ends, which would end a line of a log or of an SSE."""
+    """Return a word for programs, without line ends, which would break a log or an SSE stream."""
     return _CONTROL.sub(" ", _text(value)) if isinstance(value, str) else value
 
 
@@ -72,10 +72,10 @@ def _none_if_invalid(value: Any, parse: Any) -> Any:
 
 
 def _usable_outputs(value: Any, info: ValidationInfo) -> list[Any]:
-    """The entries that have a URL; null, [] and a missing field all mean that there are none.
+    """Return the entries that have a URL; null, [] and a missing field all mean "no outputs".
 
-    A completed generation with outputs that are all unreadable is an unreadable answer: it has
-    produced something, so it must not pass for one without output.
+    If a completed generation has outputs but none is readable, the whole answer is unreadable: it
+    has produced something, so it must not count as one without output.
     """
     if isinstance(value, (list, tuple)):
         usable = [entry for entry in value if not _is_unreadable(entry)]
@@ -92,11 +92,11 @@ def _is_unreadable(output: Any) -> bool:
 
 
 def field_of(entry: Any, name: str) -> Any:
-    """Return an entry's field: of a mapping, or of an object; None if it has none."""
+    """Return a field of a mapping or an object; None if it is missing."""
     return entry.get(name) if isinstance(entry, Mapping) else getattr(entry, name, None)
 
 
-# A bad value in a minor field must not make the whole answer unreadable.
+# A bad value in a minor field must not make the whole answer unreadable, so it becomes None.
 Name = Annotated[str, BeforeValidator(_name)]
 OptionalName = Annotated[str | None, BeforeValidator(_name_or_none)]
 OptionalText = Annotated[str | None, BeforeValidator(_text_or_none)]
@@ -133,10 +133,10 @@ class OutputLayer(_Snapshot):
     """The layer that an output of a generation of type `layering` holds.
 
     Attributes:
-        index: Position, front to back; the last layer is the background.
-        label: One or two words.
+        index: The position, front to back; the last layer is the background.
+        label: A name of one or two words.
         description: A caption.
-        alpha_hint: The edge: `soft`, `hard`, `none` or a value that the API has added since.
+        alpha_hint: The edge: `soft`, `hard`, `none` or a newer value of the API.
     """
 
     index: int | None = None
@@ -151,10 +151,10 @@ class GenerationOutput(_Snapshot):
     `repr` and `str` omit the query of the URL: anyone who has it can download the file.
 
     Attributes:
-        type: `image`, `video` or a value that the API has added since.
+        type: `image`, `video` or a newer value of the API.
         url: A presigned URL, valid for one hour; every `get` returns a fresh one. Download from
             it without the API key.
-        layer: Only for generations of type `layering`.
+        layer: The layer that it holds, for generations of type `layering`; else None.
     """
 
     type: OptionalName = None
@@ -163,24 +163,24 @@ class GenerationOutput(_Snapshot):
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
-            # The general rule stops at characters that are not expected in a URL.
+            # `redact` stops at characters that it does not expect in a URL.
             cut = name == "url" and "?" in self.url
             yield name, f"{self.url.partition('?')[0]}?..." if cut else value
 
     @property
     def generation_id(self) -> str | None:
-        """The id of the generation that it is of; None for an output that was made by hand."""
+        """The id of its generation; None for an output that you made yourself."""
         found: str | None = vars(self).get("_generation_id")
         return found
 
     @property
     def number(self) -> int:
-        """The place among the outputs of its generation, from 1; of a layer, by its index."""
+        """The place among the outputs of its generation, from 1; a layer's is by its index."""
         found: int = vars(self).get("_number", 1)
         return found
 
     def _repr_html_(self) -> str:
-        """The type and the end of the URL, for notebooks: not the URL, which is a secret."""
+        """Return the type, and when the URL expires, for notebooks; the URL itself is a secret."""
         until = self.expires_at
         expiry = "" if until is None else f", its URL works until {until:%Y-%m-%d %H:%M} UTC"
         return f"<p>{escape(self.type or 'output')}{expiry}</p>"
@@ -208,19 +208,19 @@ def numbers_of(outputs: Sequence[GenerationOutput]) -> list[int]:
 class Generation(_Snapshot):
     """A snapshot of a generation, as `GET /generations/{id}` returns it.
 
-    Unknown fields are kept as attributes; unknown states, types, models and failure codes as
-    plain strings. The API has added some of each without a new version.
+    Unknown fields are kept as attributes, and unknown states, types, models and failure codes as
+    plain strings: the API has added some of each without a new version.
     https://docs.agents.lumalabs.ai/api/resources/generations/methods/get
 
     Attributes:
         id: The generation's id, a UUID.
         created_at: The time of the submission, as the API writes it (RFC 3339 in its docs).
-        model: For example `uni-1` or `ray-3.2`.
-        state: `queued`, `processing`, `completed`, `failed` or one that the API has added since.
-        type: For example `image`, `image_edit` or `video`.
-        failure_code: The reason of a failure, for programs; see `luma_poll.GenerationError`.
-        failure_reason: The reason of a failure, for people. URLs in it have lost their query.
-        output: The files; empty until it has completed. Entries without a URL are left out and
+        model: The model, such as `uni-1` or `ray-3.2`.
+        state: `queued`, `processing`, `completed`, `failed` or a newer state of the API.
+        type: The kind of generation, such as `image`, `image_edit` or `video`.
+        failure_code: The API's code for a failure; see `luma_poll.GenerationError`.
+        failure_reason: The API's description of a failure, with the queries of URLs removed.
+        output: The files; empty until it has completed. Entries without a URL are left out, and
             kept in the attribute `unreadable_output`, which other snapshots do not have.
     """
 
@@ -233,7 +233,7 @@ class Generation(_Snapshot):
     failure_reason: RedactedText = None
     output: Annotated[list[GenerationOutput], BeforeValidator(_usable_outputs)] = []
 
-    # Of the answer alone: no field, and no copy and no pickle has it.
+    # Facts about the answer. They are no fields, so copies and pickles do not have them.
     __slots__ = ("_rate_limit", "_request_id", "_retry_after")
 
     def __hash__(self) -> int:
@@ -246,7 +246,7 @@ class Generation(_Snapshot):
         outputs = field_of(value, "output")
         if generation.output and len(generation.output) < len(outputs):
             unreadable = [entry for entry in outputs if _is_unreadable(entry)]
-            # The API may have a field of that name.
+            # The API may add a field of that name.
             cast(dict[str, Any], generation.model_extra).setdefault("unreadable_output", unreadable)
         for number, output in zip(numbers_of(generation.output), generation.output, strict=True):
             vars(output).update(_generation_id=generation.id, _number=number)
@@ -254,14 +254,14 @@ class Generation(_Snapshot):
 
     @property
     def outputs(self) -> list[GenerationOutput]:
-        """The outputs, never None: empty until it has completed. The same as `output`."""
+        """The outputs; empty until it has completed. The same list as `output`."""
         return self.output
 
     @property
     def age(self) -> float | None:
-        """Seconds from `created_at` to the answer with this snapshot, both by the server's clock.
+        """The seconds from `created_at` to the answer with this snapshot, by the server's clock.
 
-        Accurate to a second; None if either is missing, as in snapshots of other clients.
+        They are accurate to a second; None if either is missing, as in other clients' snapshots.
         """
         try:
             created = datetime.fromisoformat(self.created_at or "")
@@ -273,7 +273,7 @@ class Generation(_Snapshot):
 
     @property
     def is_terminal(self) -> bool:
-        """True if it has ended: `completed` or `failed`. An unknown state is not an end."""
+        """True if it is `completed` or `failed`. An unknown state does not count as an end."""
         return self.state in TERMINAL_STATES
 
     def raise_for_failure(self) -> Self:
@@ -285,13 +285,14 @@ class Generation(_Snapshot):
         Raises:
             GenerationError: The subclass for its `failure_code`.
         """
-        if self.state == "failed":
-            raise FAILURE_ERRORS.get(self.failure_code or "", GenerationError)(self)
+        failure = failure_of(self)
+        if failure is not None:
+            raise failure
         return self
 
 
 class GenerationLike(Protocol):
-    """Anything that looks like a generation, such as the official SDK's."""
+    """An object that looks like a generation, such as the official SDK's."""
 
     @property
     def id(self) -> str:

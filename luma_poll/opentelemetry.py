@@ -1,8 +1,8 @@
 """Traces and metrics of waits and runs, for OpenTelemetry.
 
-Needs the extra `luma-poll[opentelemetry]`. That is OpenTelemetry's API alone: without its SDK
-nothing is recorded. Names follow the semantic conventions for generative AI, where there are some:
-a wait is their operation `fetch_response`, a run `generate_content`.
+Needs the extra `luma-poll[opentelemetry]`, which is only OpenTelemetry's API: without its SDK,
+nothing is recorded. Names follow the semantic conventions for generative AI as far as those go: a
+wait is their operation `fetch_response`, a run `generate_content`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import Token
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakSet
 
 from opentelemetry import context, metrics, trace
@@ -26,6 +27,7 @@ from luma_poll.errors import (
     ConfigurationError,
     GenerationError,
     LumaError,
+    failure_of,
 )
 from luma_poll.events import (
     Event,
@@ -49,20 +51,43 @@ from luma_poll.models import Generation
 __all__ = ["instrument"]
 
 Attributes = dict[str, str | int | float]
+Instruments = Mapping[str, Callable[[float, Attributes], None]]
 
 _INSTRUMENTED = WeakSet[object]()
-"""Pollers and runners: each is recorded once."""
+"""The pollers and runners that are recorded, so that none is recorded twice."""
 
 FETCH: Attributes = {
     "gen_ai.operation.name": "fetch_response",
     "gen_ai.provider.name": "luma",
 }
 GENERATE: Attributes = FETCH | {"gen_ai.operation.name": "generate_content"}
-# Those that the conventions advise for the duration of an operation.
+# The conventions advise these for the duration of an operation.
 OPERATION_BUCKETS: list[float] = [0.01 * 2**power for power in range(14)]
 DELAY_BUCKETS: list[float] = [0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120]
 MINUTES: list[float] = [60, 90, 120, 180, 300, 600, 1800, 3600]
 GENERATION_BUCKETS: list[float] = [1, 2.5, 5, 7.5, 10, 15, 20, 30, 45, *MINUTES]
+
+ACTIVE = {
+    "luma_poll.waits.active": ("{wait}", "Waits under way."),
+    "luma_poll.runs.active": ("{run}", "Runs under way, including those that wait for room."),
+}
+COUNTERS = {
+    "luma_poll.polls": ("{request}", "Requests for a snapshot that have ended."),
+    "luma_poll.quiet.time": ("s", "Time for which the API asked to be left alone."),
+    "luma_poll.submissions": ("{request}", "Submissions that were answered."),
+}
+HISTOGRAMS = {
+    "gen_ai.client.operation.duration": ("GenAI operation duration.", OPERATION_BUCKETS),
+    "luma_poll.detection.delay": (
+        "From the last answer that a generation still runs to the answer that it has ended: an "
+        "upper bound on how long its end went unnoticed.",
+        DELAY_BUCKETS,
+    ),
+    "luma_poll.generation.duration": (
+        "From the submission of a generation, if known, to the answer that it has ended.",
+        GENERATION_BUCKETS,
+    ),
+}
 
 
 def instrument(
@@ -77,19 +102,19 @@ def instrument(
         instrument(poller)
 
     Args:
-        poller_or_runner: What to record, from now on; also a `Session` of `luma_poll.sync`. The
-            poller of a runner is recorded with it, unless it is instrumented already.
-        tracer_provider: Takes the spans; by default the global one.
-        meter_provider: Takes the metrics; by default the global one.
+        poller_or_runner: The `Poller` or `Runner` to record from now on, or a `Session` of
+            `luma_poll.sync`. The poller of a Runner is recorded with it, unless it already is.
+        tracer_provider: The provider for the spans; by default the global one.
+        meter_provider: The provider for the metrics; by default the global one.
 
     Returns:
-        A function that undoes it. Waits and runs under way are recorded to their ends.
+        A function that stops the recording. Waits and runs under way are recorded to their end.
 
     Raises:
-        ConfigurationError: It is instrumented already, or neither a poller nor a runner.
+        ConfigurationError: It is already instrumented, or neither a poller nor a runner.
     """
     tracer = trace.get_tracer("luma_poll", __version__, tracer_provider)
-    meter = metrics.get_meter("luma_poll", __version__, meter_provider)
+    note = _instruments(metrics.get_meter("luma_poll", __version__, meter_provider))
     if isinstance(poller_or_runner, Session):
         poller_or_runner = poller_or_runner.runner
     if not isinstance(poller_or_runner, (Poller, Runner)):
@@ -98,10 +123,10 @@ def instrument(
         )
     if poller_or_runner in _INSTRUMENTED:
         raise ConfigurationError(
-            "this is instrumented already: to change the providers, first call what the first "
-            "instrument() returned"
+            "this is already instrumented: to change the providers, first call the function that "
+            "the first instrument() returned"
         )
-    runs = _Runs(tracer, meter)
+    runs = _Runs(tracer, note)
 
     def observer(event: Event) -> None:
         if isinstance(event, RunEvent):
@@ -110,7 +135,7 @@ def instrument(
             waits(event)
 
     poller = poller_or_runner if isinstance(poller_or_runner, Poller) else poller_or_runner.poller
-    waits = None if poller in _INSTRUMENTED else _Waits(tracer, meter)
+    waits = None if poller in _INSTRUMENTED else _Waits(tracer, note)
     added = {poller_or_runner} if waits is None else {poller_or_runner, poller}
     _INSTRUMENTED.update(added)
     stop = poller_or_runner.observe(observer)
@@ -122,50 +147,35 @@ def instrument(
     return undo
 
 
+def _instruments(meter: metrics.Meter) -> Instruments:
+    """Return the function of each instrument that takes a value and its attributes."""
+    counters = {name: meter.create_counter(name, *row).add for name, row in COUNTERS.items()}
+    active = {name: meter.create_up_down_counter(name, *row).add for name, row in ACTIVE.items()}
+    histogram = partial(meter.create_histogram, unit="s")
+    histograms = {
+        name: histogram(name, description=text, explicit_bucket_boundaries_advisory=buckets).record
+        for name, (text, buckets) in HISTOGRAMS.items()
+    }
+    return {**counters, **active, **histograms}
+
+
 @dataclass
 class _Record:
-    """A wait under way: its span, and the waits that have asked on its behalf."""
+    """A wait under way: its span, and the waits that asked on its behalf."""
 
     span: Span
     linked: tuple[Wait, ...] = ()
     queued: float = 0.0
-    outside: Token[context.Context] | None = None  # of the request under way
+    outside: Token[context.Context] | None = None  # restores the context after its request
 
 
 class _Waits:
-    """An observer of waits. The id of a generation is in spans, and in no metric."""
+    """An observer of waits. The id of a generation is in spans, but not in metrics."""
 
-    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
+    def __init__(self, tracer: trace.Tracer, note: Instruments) -> None:
         self._tracer = tracer
+        self._note = note
         self._records: dict[Wait, _Record] = {}
-        self._waits = meter.create_up_down_counter(
-            "luma_poll.waits.active", "{wait}", "Waits under way."
-        )
-        self._polls = meter.create_counter(
-            "luma_poll.polls", "{request}", "Requests for a snapshot that have ended."
-        )
-        self._quiet = meter.create_counter(
-            "luma_poll.quiet.time", "s", "Time for which the API asked to be left alone."
-        )
-        self._duration = meter.create_histogram(
-            "gen_ai.client.operation.duration",
-            "s",
-            "GenAI operation duration.",
-            explicit_bucket_boundaries_advisory=OPERATION_BUCKETS,
-        )
-        self._delay = meter.create_histogram(
-            "luma_poll.detection.delay",
-            "s",
-            "From the last answer that a generation still runs to that of its end: at most so "
-            "much later than it ended.",
-            explicit_bucket_boundaries_advisory=DELAY_BUCKETS,
-        )
-        self._age = meter.create_histogram(
-            "luma_poll.generation.duration",
-            "s",
-            "From the submission of a generation, as far as known, to the answer of its end.",
-            explicit_bucket_boundaries_advisory=GENERATION_BUCKETS,
-        )
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -182,7 +192,7 @@ class _Waits:
                 self._end(event)
 
     def _begin(self, event: WaitBegan) -> None:
-        self._waits.add(1, FETCH)
+        self._note["luma_poll.waits.active"](1, FETCH)
         attributes = {**FETCH, "gen_ai.response.id": event.wait.generation_id}
         span = self._tracer.start_span(
             "fetch_response", kind=SpanKind.CLIENT, attributes=attributes
@@ -194,7 +204,7 @@ class _Waits:
         if record is None:
             return
         record.queued = event.queued
-        # From here to the end of the request: spans of HTTP become children.
+        # The context lasts until the request ends, so that HTTP spans become children.
         record.outside = context.attach(trace.set_span_in_context(record.span))
 
     def _end_poll(self, event: PollEnded) -> None:
@@ -205,22 +215,22 @@ class _Waits:
             context.detach(record.outside)
             record.outside = None
         generation = answer if isinstance(answer, Generation) else None
-        error = answer if isinstance(answer, Exception) else _failure_of(generation)
+        error = answer if isinstance(answer, Exception) else failure_of(generation)
         if record.span.is_recording():
             record.span.add_event("luma_poll.poll", _attributes_of_poll(event, record))
         if answer is not None:
             self._link(event)
         attributes = _attributes_of(generation, error)
         attributes["luma_poll.outcome"] = _outcome_of_poll(event)
-        self._polls.add(1, attributes)
+        self._note["luma_poll.polls"](1, attributes)
         if event.quiet:
-            self._quiet.add(event.quiet, attributes)
+            self._note["luma_poll.quiet.time"](event.quiet, attributes)
         if event.is_end and generation is not None and event.unfinished is not None:
-            self._delay.record(event.unfinished, attributes)
-            self._age.record(event.age, attributes)
+            self._note["luma_poll.detection.delay"](event.unfinished, attributes)
+            self._note["luma_poll.generation.duration"](event.age, attributes)
 
     def _link(self, event: PollEnded) -> None:
-        """Link the other waits to the one that asked: the spans of HTTP are there."""
+        """Link the other waits to the one that asked, which has the HTTP spans."""
         asked = self._records[event.wait].span.get_span_context()
         for other in event.others:
             record = self._records.get(other)
@@ -229,11 +239,11 @@ class _Waits:
                 record.span.add_link(asked)
 
     def _end(self, event: WaitEnded) -> None:
-        # First, and whatever follows: an SDK that raised at the beginning of the wait, or does
-        # now, must not leave the number of waits wrong for ever.
-        self._waits.add(-1, FETCH)
+        # First of all: an SDK that raised at the beginning of the wait, or raises now, must not
+        # leave the number of waits wrong for ever.
+        self._note["luma_poll.waits.active"](-1, FETCH)
         record, generation = self._records.pop(event.wait, None), event.generation
-        error = event.error or _failure_of(generation)
+        error = event.error or failure_of(generation)
         attributes = _attributes_of(generation, error)
         attributes["luma_poll.outcome"] = event.outcome
         if record is not None:
@@ -242,12 +252,12 @@ class _Waits:
                 _add_state(span, generation)
             span.set_attributes(attributes)
             _end_span(span, error)
-        self._duration.record(event.duration, attributes)
+        self._note["gen_ai.client.operation.duration"](event.duration, attributes)
 
 
 @dataclass
 class _Run:
-    """A run under way, and its submission if one is under way."""
+    """A run under way, with its submission if one is under way."""
 
     span: Span
     outside: Token[context.Context]
@@ -256,17 +266,12 @@ class _Run:
 
 
 class _Runs:
-    """An observer of runs. The prompt is in nothing."""
+    """An observer of runs. The prompt is never recorded."""
 
-    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
+    def __init__(self, tracer: trace.Tracer, note: Instruments) -> None:
         self._tracer = tracer
+        self._note = note
         self._records: dict[Run, _Run] = {}
-        self._runs = meter.create_up_down_counter(
-            "luma_poll.runs.active", "{run}", "Runs under way, those that wait for room included."
-        )
-        self._submissions = meter.create_counter(
-            "luma_poll.submissions", "{request}", "Submissions that have been answered."
-        )
 
     def __call__(self, event: RunEvent) -> None:
         if isinstance(event, RunBegan):
@@ -274,8 +279,8 @@ class _Runs:
             return
         run = self._records.get(event.run)
         if isinstance(event, RunEnded):
-            # First, and whatever an SDK raises afterwards: as for a wait.
-            self._runs.add(-1, GENERATE)
+            # First of all, as for a wait: an SDK may raise afterwards.
+            self._note["luma_poll.runs.active"](-1, GENERATE)
             self._records.pop(event.run, None)
             if run is not None:
                 context.detach(run.outside)
@@ -290,7 +295,7 @@ class _Runs:
                 self._end(event, run)
 
     def _begin(self, event: RunEvent) -> None:
-        self._runs.add(1, GENERATE)
+        self._note["luma_poll.runs.active"](1, GENERATE)
         given = event.run.request if isinstance(event.run.request, Mapping) else {}
         named = {"gen_ai.request.model": "model", "luma_poll.generation.type": "type"}
         request: Attributes = {
@@ -298,7 +303,8 @@ class _Runs:
         }
         name = f"generate_content {request.get('gen_ai.request.model', '')}".rstrip()
         span = self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=GENERATE | request)
-        # To the end of the run, in its task: the submissions and the waits become children.
+        # The context lasts until the run ends, in its task, so that submissions and waits become
+        # children.
         outside = context.attach(trace.set_span_in_context(span))
         self._records[event.run] = _Run(span, outside, request)
 
@@ -306,7 +312,7 @@ class _Runs:
         error = getattr(event, "error", None)
         attributes = _attributes_of(None, error, run.request)
         attributes["luma_poll.outcome"] = _outcome_of_submission(event)
-        self._submissions.add(1, GENERATE | attributes)
+        self._note["luma_poll.submissions"](1, GENERATE | attributes)
         attributes["luma_poll.attempt"] = event.attempt
         if isinstance(event, RunSubmitted):
             attributes["gen_ai.response.id"] = event.generation.id
@@ -337,7 +343,7 @@ def _outcome_of_submission(event: RunEvent) -> str:
 
 def _end_span(span: Span, error: Exception | None) -> None:
     if error is not None:
-        # The text of our own errors alone: others' may hold what must not leave the process.
+        # Only the texts of our own errors: others may hold what must not leave the process.
         said = str(error) if isinstance(error, LumaError) else None
         span.set_status(Status(StatusCode.ERROR, said))
     span.end()
@@ -378,7 +384,7 @@ def _outcome_of_poll(event: PollEnded) -> str:
 def _attributes_of(
     generation: Generation | None, error: Exception | None, base: Attributes = FETCH
 ) -> Attributes:
-    """Model, type and error, as far as known: for spans and for metrics."""
+    """Return the model, type and error, as far as known, for spans and metrics."""
     attributes = base.copy()
     if generation is not None and generation.model:
         attributes["gen_ai.response.model"] = generation.model
@@ -392,12 +398,3 @@ def _attributes_of(
 def _error_type(error: Exception) -> str:
     code = error.failure_code if isinstance(error, GenerationError) else None
     return code or type(error).__name__
-
-
-def _failure_of(generation: Generation | None) -> GenerationError | None:
-    try:
-        if generation is not None:
-            generation.raise_for_failure()
-    except GenerationError as error:
-        return error
-    return None

@@ -1,4 +1,4 @@
-"""Errors as problem details (RFC 9457) that are safe to show to the public; for any web framework.
+"""Errors as problem details (RFC 9457) that are safe to show in public, for any web framework.
 
 https://www.rfc-editor.org/rfc/rfc9457
 """
@@ -34,14 +34,14 @@ class Problem(BaseModel):
     """An error as the public may see it: `application/problem+json` (RFC 9457).
 
     Attributes:
-        type: `urn:luma-poll:` and the code.
-        title: What the code means. Always the same for a code.
+        type: `urn:luma-poll:`, followed by the code.
+        title: The meaning of the code, always the same for a code.
         status: The HTTP status.
-        detail: What to do, or what is wrong with the input.
-        code: For programs, such as `content_moderated`.
-        generation_id: The generation, if there is one: after `timed_out` ask again with it.
-        retryable: Whether the same request may succeed later. Where a generation has failed,
-            that means to submit it again, as a new one.
+        detail: Advice, or what is wrong with the input.
+        code: The code for programs, such as `content_moderated`.
+        generation_id: The id of the generation, or None; after `timed_out`, ask again with it.
+        retryable: True if the same request may succeed later. After a failed generation, that
+            means to submit it again, as a new one.
     """
 
     type: str
@@ -56,7 +56,7 @@ class Problem(BaseModel):
 PERHAPS_SUBMITTED = SubmissionUnknownError.problem.detail
 _WORD = re.compile(r"\S+")
 _LONGEST_DETAIL = 500
-"""Characters."""
+"""Characters of a detail."""
 
 
 def to_problem(error: LumaError) -> Problem:
@@ -92,14 +92,14 @@ def to_problem(error: LumaError) -> Problem:
 
 
 def retry_after(error: LumaError) -> int | None:
-    """The value of the `Retry-After` to answer with.
+    """Return the value of the `Retry-After` to answer with.
 
     Args:
-        error: The error that is answered. The cause of a `PollTimeoutError` counts too: the API
+        error: The error that is answered. The cause of a `PollTimeoutError` counts, too: the API
             may have asked for more time than the wait had left.
 
     Returns:
-        Whole seconds, rounded up; None if the API gave none, or if the fault is the operator's.
+        Whole seconds, rounded up; None if the API gave none, or the fault is the operator's.
     """
     for found in (error, error.__cause__):
         if isinstance(found, APIStatusError) and found.retry_after is not None:
@@ -117,13 +117,13 @@ def _detail(error: LumaError, kind: ProblemKind) -> str:
     if _may_have_been_submitted(error):
         return PERHAPS_SUBMITTED
     if isinstance(error, OutputNotFoundError) and not error.retryable:
-        return "It has no result: do not submit it again."
+        return "It has no result. Do not submit it again."
     words = None
     if kind.status < 500:  # Luma's description of a fault in the caller's input
         words = getattr(error, "failure_reason", None) or getattr(error, "detail", None)
     if not words or isinstance(error, NotFoundError):
         return kind.detail or getattr(error, "hint", "")
-    # Cut first: what a text may cost must not depend on who wrote it.
+    # Cut first: the work for a text must not grow with a length that somebody else chose.
     return _WORD.sub(_without_link, words[: 4 * _LONGEST_DETAIL])[:_LONGEST_DETAIL]
 
 
@@ -137,7 +137,7 @@ def _retryable(error: LumaError, kind: ProblemKind) -> bool:
     if isinstance(error, PollTimeoutError):
         return True
     if _may_have_been_submitted(error):
-        return False  # a second submission may be billed too
+        return False  # a second submission may be billed, too
     return (
         isinstance(error, (APIError, GenerationError, DownloadError, UploadError))
         and error.retryable

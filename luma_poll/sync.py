@@ -1,14 +1,14 @@
 """luma-poll in programs without an event loop: scripts, threads, Celery, Django, Flask.
 
-The functions are for one call. A `Session` is for a process that makes many: it keeps the
-connections, and its limits hold over all threads:
+The functions make one call each. A process that makes many should use one `Session`, which keeps
+the connections, and whose limits all threads share:
 
     from luma_poll import sync
 
     outputs = sync.wait("182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e", timeout=300)
 
-It is the same code, with its event loop in a thread of its own, and it raises the same errors as
-`Poller`, `Runner` and `LumaClient`. Where an event loop runs, each call refuses: use those three.
+These run the async `Poller`, `Runner` and `LumaClient`, with an event loop in a thread of its own,
+and raise the same errors. In a thread with an event loop of its own they refuse: use those three.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ def wait(
         outputs = sync.wait("182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e", timeout=300)
 
     Args:
-        generation: Its id, or a snapshot of it, such as the official SDK's.
-        timeout: Seconds; None for no limit.
-        wait: The schedule: a tenacity wait strategy; by default `DEFAULT_WAIT`.
-        on_poll: Called with a `PollEvent` after every poll, in another thread.
-        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
-        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+        generation: The id, or a snapshot, such as the official SDK's.
+        timeout: Seconds that the wait may take; None for no limit.
+        wait: The schedule, as a tenacity wait strategy; by default `DEFAULT_WAIT`.
+        on_poll: A function, called with a `PollEvent` after every poll, in another thread.
+        auth_token: The API key; by default the environment variable LUMA_AGENTS_API_KEY.
+        base_url: The base URL; by default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
 
     Returns:
         The outputs, at least one. Their URLs work for an hour.
 
     Raises:
-        GenerationError: It failed; the class says why.
-        PollTimeoutError: The deadline came first. It may still finish: wait again by id.
+        GenerationError: The generation failed; the class says why.
+        PollTimeoutError: The timeout came first; the generation keeps running: wait by its id.
         APIError: The API refuses for good (400, 401, 402, 403, 404, ...).
         ConfigurationError: An argument is unusable, or an event loop runs in this thread.
     """
@@ -102,16 +102,16 @@ def wait_all(
             print(result.generation_id, result.error or result.outputs[0].url)
 
     Args:
-        generations: Ids or snapshots: any iterable.
+        generations: An iterable of ids or snapshots.
         timeout: Seconds for each wait; None for no limit.
-        limit: Waits that are under way at the same time; None for no limit.
-        wait: The schedule: a tenacity wait strategy; by default `DEFAULT_WAIT`.
-        on_poll: Called with a `PollEvent` after every poll, in another thread.
-        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
-        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+        limit: The most waits under way at the same time; None for no limit.
+        wait: The schedule, as a tenacity wait strategy; by default `DEFAULT_WAIT`.
+        on_poll: A function, called with a `PollEvent` after every poll, in another thread.
+        auth_token: The API key; by default the environment variable LUMA_AGENTS_API_KEY.
+        base_url: The base URL; by default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
 
     Returns:
-        The results. A failure is the result of its own generation.
+        The results, in the order of `generations`. A failure affects only its own result.
 
     Raises:
         ConfigurationError: An argument is unusable, or an event loop runs in this thread.
@@ -140,24 +140,26 @@ def run(
 
     Args:
         prompt: The prompt.
-        timeout: Seconds from the first accepted submission, over all attempts; None for no limit.
-        key: Your own name for it, which `on_submit` gets as `event.run.key`; it is not sent.
+        timeout: Seconds from the first accepted submission, for all attempts together; None for no
+            limit.
+        key: Your own name for the request, which `on_submit` gets as `event.run.key`; it is not
+            sent.
         max_attempts: How often it may be submitted in all. With 2 or more, it is submitted again,
-            and billed again, after a failure that is retryable.
-        on_submit: Called with a `RunSubmitted` as soon as there is an id, in another
+            and billed again, after a retryable failure.
+        on_submit: A function, called with a `RunSubmitted` as soon as there is an id, in another
             thread.
-        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
-        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
-        params: The API's other parameters: `luma_poll.typing.CreateParams`.
+        auth_token: The API key; by default the environment variable LUMA_AGENTS_API_KEY.
+        base_url: The base URL; by default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+        params: The API's other parameters, as listed in `luma_poll.typing.CreateParams`.
 
     Returns:
         The completed generation.
 
     Raises:
-        GenerationError: It failed; the class says why.
-        PollTimeoutError: The deadline came first. It may still finish: wait again by id.
-        APIError: It could not be submitted, or waited for. `may_have_been_accepted` is true of a
-            failed submission that may be running; it is not repeated.
+        GenerationError: The generation failed; the class says why.
+        PollTimeoutError: The timeout came first; the generation keeps running: wait by its id.
+        APIError: The submission or the wait failed. If `may_have_been_accepted`, the generation may
+            be running, and it is not submitted again.
         ConfigurationError: An argument is unusable, or an event loop runs in this thread.
     """
     refuse_in_event_loop("await runner.run(...)")
@@ -187,26 +189,26 @@ def run_all(
     auth_token: str | None = None,
     base_url: str | None = None,
 ) -> list[RunResult]:
-    """Submit many, as many at once as the account allows, and return a result for each.
+    """Submit many requests, as many at once as the account allows; return a result for each.
 
         for result in sync.run_all(["a red fox", {"prompt": "a grey owl", "model": "uni-1"}]):
             print(result.request, result.error or result.outputs[0].url)
 
     Args:
-        requests: Prompts, or mappings of the parameters of `create`: any iterable.
-        timeout: Seconds for each, from its first accepted submission; None for no limit.
-        download: A directory in which the outputs are saved; see `RunResult.paths`.
+        requests: An iterable of prompts, or of mappings of the parameters of `create`.
+        timeout: Seconds for each request, from its first accepted submission; None for no limit.
+        download: A directory for the files of completed generations; see `RunResult.paths`.
         name: The name of the files, as for `Runner.run_all`.
-        max_running: Generations under way at once; None for as many as the account allows.
-        max_attempts: How often each may be submitted in all.
-        max_submissions: Submissions in all; None for no limit.
-        on_submit: Called with a `RunSubmitted` as soon as there is an id, in another
+        max_running: The most generations under way at once; None for as many as the account allows.
+        max_attempts: How often each request may be submitted in all.
+        max_submissions: The most submissions in all; None for no limit.
+        on_submit: A function, called with a `RunSubmitted` as soon as there is an id, in another
             thread.
-        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
-        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+        auth_token: The API key; by default the environment variable LUMA_AGENTS_API_KEY.
+        base_url: The base URL; by default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
 
     Returns:
-        The results, in the order of `requests`. A failure is the result of its own.
+        The results, in the order of `requests`. A failure affects only its own result.
 
     Raises:
         ConfigurationError: An argument is unusable, or an event loop runs in this thread.
@@ -245,25 +247,27 @@ def download(
         (path,) = sync.download(sync.run("a red fox"), "fox.png")
 
     Args:
-        generation: A completed generation, the id of one, or outputs of it.
-        directory_or_file: As for `LumaClient.download`, and so are the next five.
-        name: The name of the files in place of the id.
-        key: The value of `{key}` in it.
-        overwrite: False, True or "number".
-        timeout: Seconds for all of it; None for no limit.
-        max_bytes: How large one file may be; None for no limit.
-        on_progress: Called with a `DownloadProgress` after each piece, in another thread.
-        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
-        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+        generation: A completed generation, its id, or outputs of it.
+        directory_or_file: The directory to write to, created if missing, or the path of a file.
+            `LumaClient.download` describes this and the next three in full.
+        name: The name of the files, instead of the id.
+        key: The value of `{key}` in the name.
+        overwrite: False, True or "number", for a file of that name which holds something else.
+        timeout: Seconds for the whole call; None for no limit.
+        max_bytes: The most bytes of one file; None for no limit.
+        on_progress: A function, called with a `DownloadProgress` after each piece, in another
+            thread.
+        auth_token: The API key; by default the environment variable LUMA_AGENTS_API_KEY.
+        base_url: The base URL; by default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
 
     Returns:
-        The files, in the order of the outputs.
+        The paths of the files, in the order of the outputs.
 
     Raises:
         ConfigurationError: An argument is unusable, or an event loop runs in this thread.
-        GenerationError: It failed, or completed without output.
-        DownloadError: A file could not be fetched or written, or not in time.
-        APIError: The API refused a GET of the generation for good.
+        GenerationError: The generation failed, or completed without output.
+        DownloadError: A file could not be written, or was not fetched in time.
+        APIError: The API says that the generation is gone, or refuses the key.
     """
     refuse_in_event_loop("await client.download(...)")
     with Session(auth_token, base_url=base_url) as session:
@@ -292,18 +296,18 @@ def read(
         (picture,) = sync.read(sync.run("a red fox"))
 
     Args:
-        generation: A completed generation, the id of one, or outputs of it.
-        timeout: Seconds for all of it; None for no limit.
-        max_bytes: How large one output may be; None for no limit.
-        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
-        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+        generation: A completed generation, its id, or outputs of it.
+        timeout: Seconds for the whole call; None for no limit.
+        max_bytes: The most bytes of one output; None for no limit.
+        auth_token: The API key; by default the environment variable LUMA_AGENTS_API_KEY.
+        base_url: The base URL; by default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
 
     Returns:
         The bytes, in the order of the outputs.
 
     Raises:
         ConfigurationError: An argument is unusable, or an event loop runs in this thread.
-        DownloadError: An output could not be fetched, is too large, or late.
+        DownloadError: An output is too large, or was not fetched in time.
     """
     refuse_in_event_loop("await client.read(...)")
     with Session(auth_token, base_url=base_url) as session:
@@ -324,17 +328,17 @@ def upload(
 
     Args:
         path_or_file: A path, bytes or a binary file.
-        progress: Called with an `UploadProgress` after each piece, in another thread.
-        timeout: Seconds for all of it; None for no limit.
-        auth_token: The API key; by default that of the environment, LUMA_AGENTS_API_KEY.
-        base_url: By default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
+        progress: A function, called with an `UploadProgress` after each piece, in another thread.
+        timeout: Seconds for the whole call; None for no limit.
+        auth_token: The API key; by default the environment variable LUMA_AGENTS_API_KEY.
+        base_url: The base URL; by default LUMA_BASE_URL, else https://agents.lumalabs.ai/v1.
 
     Returns:
         The `file_id`.
 
     Raises:
-        ConfigurationError: It is unusable, or an event loop runs in this thread.
-        UploadError: It was not taken, or not in time. Uploads cost nothing.
+        ConfigurationError: The file is unusable, or an event loop runs in this thread.
+        UploadError: The file was not accepted, or not in time. Uploads cost nothing.
     """
     refuse_in_event_loop("await client.files.upload(...)")
     with Session(auth_token, base_url=base_url) as session:
@@ -343,10 +347,10 @@ def upload(
 
 @contextmanager
 def _noting_what_runs(session: Session) -> Iterator[None]:
-    """Note on an interruption, such as Ctrl-C, what was submitted: nobody else knows the ids."""
+    """Add a note to an interruption, such as Ctrl-C, with the ids, which are lost otherwise."""
     try:
         yield
-    except LumaError:  # it knows its own
+    except LumaError:  # these name the ids themselves
         raise
     except BaseException as error:
         if ids := ", ".join(session.outstanding):

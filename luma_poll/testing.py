@@ -1,20 +1,20 @@
 """A pytest plugin: fixtures for code that uses luma-poll, without a network and without sleeping.
 
-Needs the extra `sandbox`. pytest finds it by itself; nothing has to be imported:
+Needs the extra `sandbox`. pytest finds it by itself, without an import:
 
     @pytest.mark.anyio
     async def test_a_picture_is_made(luma_client, luma_poller):
         generation = await luma_client.generations.create("a red fox")
         assert await luma_poller.wait(generation)
 
-- `luma_sandbox`: the simulated API, in memory; it counts what was submitted, polled, downloaded.
-- `luma_client`, `luma_poller`, `luma_runner`: over that sandbox, closed at the end, on asyncio
-  and trio.
-- `luma_redirect`: the same sandbox on a local socket, to which every client goes that the code
-  under test makes, of luma-poll and of the official SDK. The real host cannot be reached.
+- `luma_sandbox`: the simulated API, in memory; it counts submissions, polls and downloads.
+- `luma_client`, `luma_poller`, `luma_runner`: with that sandbox, on asyncio and trio, closed at the
+  end.
+- `luma_redirect`: the same sandbox on a local socket, which every client of luma-poll or the
+  official SDK uses that the code under test makes. The real host cannot be reached.
 
 The sandbox is a thousand times as fast as the API. `@pytest.mark.luma_sandbox(...)` takes the
-arguments of `luma_poll.sandbox.Sandbox` for one test, a class or a module:
+arguments of `luma_poll.sandbox.Sandbox`, for one test, a class or a module:
 
     @pytest.mark.luma_sandbox(max_concurrent=2, faults={"503": 0.5})
 """
@@ -25,7 +25,7 @@ import functools
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Return the arguments of the sandbox: those of the nearest marker win."""
+    """Return the arguments of the sandbox; the nearest marker wins."""
     options: dict[str, Any] = {"speed": DEFAULT_SPEED, "seed": 0}
     for marker in reversed(list(request.node.iter_markers("luma_sandbox"))):
         if marker.args:
@@ -68,9 +68,9 @@ def _options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def luma_sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    """A simulated API in memory: `.submissions`, `.calls` and `.refusals` say what came in.
+    """Return a simulated API in memory, with `.submissions`, `.calls` and `.refusals`.
 
-    `async with luma_sandbox.serve() as base_url` puts it on a local socket, on asyncio.
+    `async with luma_sandbox.serve() as base_url` serves it on a local socket, on asyncio.
     """
     from luma_poll.sandbox import Sandbox
 
@@ -79,43 +79,41 @@ def luma_sandbox(request: pytest.FixtureRequest) -> Sandbox:
 
 @pytest.fixture
 def luma_client(luma_sandbox: Sandbox) -> Iterator[LumaClient]:
-    """A `LumaClient` over `luma_sandbox`."""
+    """Yield a `LumaClient` for `luma_sandbox`."""
     transport = httpx.ASGITransport(app=luma_sandbox.app)
     http_client = httpx.AsyncClient(transport=transport)
     yield LumaClient(KEY, base_url=_BASE_URL, http_client=http_client)
-    # No socket is open, so that any event loop can do this: that of the test has ended.
+    # The test's event loop has ended. No socket is open, so any other can close the client.
     anyio.run(http_client.aclose)
 
 
 @pytest.fixture
 def luma_poller(luma_client: LumaClient, luma_sandbox: Sandbox) -> Poller:
-    """A `Poller` over `luma_client`, whose schedule is as fast as the sandbox."""
+    """Return a `Poller` for `luma_client`, with a schedule as fast as the sandbox."""
     return Poller(luma_client, wait=luma_sandbox.wait, max_rate=None)
 
 
 @pytest.fixture
 def luma_runner(luma_client: LumaClient, luma_poller: Poller) -> Runner:
-    """A `Runner` over `luma_client` and `luma_poller`."""
+    """Return a `Runner` for `luma_client` and `luma_poller`."""
     return Runner(luma_client, luma_poller)
 
 
 @pytest.fixture
 def luma_redirect(luma_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """The sandbox, served on a local socket, with the environment of the test pointing to it.
+    """Serve the sandbox on a local socket, to which the environment of the test points.
 
-    A client without a key and base URL of its own finds them in the environment: `LumaClient`,
-    `luma_poll.sync`, the command line and the official SDK. Schedules are scaled by
-    `LUMA_POLL_SPEED`. Names under lumalabs.ai are not looked up, on any event loop, so that nothing
-    reaches the API.
+    A client without a key and base URL of its own takes them from the environment: `LumaClient`,
+    `luma_poll.sync`, the command line and the official SDK. `LUMA_POLL_SPEED` speeds up schedules.
+    Names under lumalabs.ai are not looked up, on any event loop, so that nothing reaches the API.
     """
     from anyio.from_thread import start_blocking_portal
 
     for name in list(os.environ):
         if name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
-    for owner, name in _look_ups():
-        monkeypatch.setattr(owner, name, _refusing_real_hosts(getattr(owner, name)))
     with (
+        _real_hosts_refused() as refused,
         start_blocking_portal("asyncio") as portal,
         portal.wrap_async_context_manager(luma_sandbox.serve()) as base_url,
     ):
@@ -123,23 +121,42 @@ def luma_redirect(luma_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setenv("LUMA_BASE_URL", base_url)
         monkeypatch.setenv(SPEED, str(luma_sandbox.speed))
         yield luma_sandbox
+    if refused:  # perhaps in a thread, or by code that goes on after any exception
+        pytest.fail(_why(refused[0]), pytrace=False)
+
+
+@contextmanager
+def _real_hosts_refused() -> Iterator[list[str]]:
+    """Refuse to look up the names of Luma's hosts; yields those that were asked for."""
+    refused: list[str] = []
+    with pytest.MonkeyPatch.context() as patches:
+        for owner, name in _look_ups():
+            patches.setattr(owner, name, _checked(getattr(owner, name), refused))
+        yield refused
+
+
+def _why(name: str) -> str:
+    return (
+        f"a test with luma_redirect does not reach the real {name}: a client has an address of "
+        "its own, or was made before the test, as by an import"
+    )
 
 
 def _look_ups() -> Iterator[tuple[Any, str]]:
-    """Yield all that looks up names: what takes one is its first argument, or called `host`."""
+    """Yield every function that looks up a name, which is its first argument or called `host`."""
     for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
         yield socket, name
-    with suppress(ImportError):  # not by the functions of socket
+    with suppress(ImportError):  # it does not use the functions of socket
         import uvloop
 
         yield from ((uvloop.Loop, name) for name in ("getaddrinfo", "create_connection"))
-    with suppress(ImportError):  # with aiodns, which asks name servers itself
+    with suppress(ImportError):  # it may use aiodns, which asks name servers itself
         from aiohttp.resolver import AsyncResolver
 
         yield AsyncResolver, "resolve"
 
 
-def _refusing_real_hosts(look_up: Any) -> Any:
+def _checked(look_up: Any, refused: list[str]) -> Any:
     """Return the function, which no longer takes the names of Luma's hosts."""
 
     @functools.wraps(look_up)
@@ -147,9 +164,9 @@ def _refusing_real_hosts(look_up: Any) -> Any:
         for given in (*args, kwargs.get("host")):
             name = given.decode("ascii", "replace") if isinstance(given, bytes) else given
             if isinstance(name, str) and f".{name.rstrip('.').lower()}".endswith(REAL_HOSTS):
-                raise socket.gaierror(
-                    socket.EAI_NONAME, f"a test with luma_redirect does not reach the real {name}"
-                )
+                refused.append(name)
+                # Not an error that a wait would take for an outage, and sit out.
+                pytest.fail(_why(name), pytrace=False)
         return look_up(*args, **kwargs)
 
     return checked

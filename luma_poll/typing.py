@@ -7,7 +7,7 @@
     ) -> str:
         return (await poller.wait(generation, timeout=timeout))[0].url
 
-Nothing needs them at runtime but `USE_DEFAULT`, the value of a timeout that is not given.
+At runtime you need only `USE_DEFAULT`, the value of a timeout that is not given.
 """
 
 from luma_poll._api.parameters import (

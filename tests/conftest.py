@@ -1,6 +1,7 @@
 import gc
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,11 @@ import pytest
 import trio.testing
 
 from tests.virtual_time import VirtualTimeLoop
+
+# Containers often forbid bytecode. The tests start Python about 250 times, and each of these
+# processes, as well as each worker of xdist, would compile everything that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Here rather than by its entry point, which is off: the coverage of what it imports is counted.
 pytest_plugins = ["luma_poll.testing"]

@@ -260,6 +260,44 @@ def test_no_figure_of_the_benchmarks_is_typed_by_hand() -> None:
     assert benchmarks.PAGE.read_text() == benchmarks.page(figures)
 
 
+FOREIGN = re.compile(
+    r"\b(whoever|anew|dear|purse|goes on|for a try|hears of|any more|brought home|"
+    r"[Ww]here (it|they|that|this|you) (is|are|was|has|have|do|does))\b"
+)
+"""What a native reader stumbles over: CONTRIBUTING.md says what to write instead."""
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its code."""
+    return re.sub(r"^```.*?^```$|`[^`]+`", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [each for each in PAGES if each.name != "log.md"], ids=name_of)
+def test_the_pages_are_in_plain_english(page: Path) -> None:
+    """None of the words that the house does without, and no link whose text is a file name."""
+    assert [found[0] for found in FOREIGN.finditer(prose(page))] == []
+    assert re.findall(r"\[[\w/-]+\.(?:md|py|html)\]\(", page.read_text()) == []
+
+
+def test_the_picture_has_the_figures_of_the_benchmarks() -> None:
+    """Both are of the same batch, so they may not differ."""
+    rows = json.loads(benchmarks.FIGURES.read_text())["makespan"]["rows"]
+    batch = [row for row in rows if (row["weights"], row["seed"]) == ("mixed", 0)]
+    drawn = re.findall(r">(\d+) s[,<]", (ROOT / "docs/makespan.svg").read_text())
+    assert sorted(drawn) == sorted(
+        {f"{row['makespan']:.0f}" for row in batch} | {f"{row['ideal']:.0f}" for row in batch}
+    )
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_pages_measure_nothing(page: str) -> None:
+    """What they say of speed and size is a figure of the benchmarks, or none."""
+    text = re.sub(r"```.*?```|`.*?`", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    unit = r"(?:s|ms|µs|KiB|MB|%|seconds|times)"
+    known = benchmarks.PAGE.read_text()
+    assert [each for each in re.findall(rf"\d[\d,.]* {unit}\b", text) if each not in known] == []
+
+
 def test_there_is_one_tagline() -> None:
     """The package, its index entry, the site, the README and the help say the same of it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -243,6 +243,7 @@ async def status_of(url: str, path: str) -> int:
     return int(answer.split()[1])
 
 
+@pytest.mark.no_cover
 @pytest.mark.asyncio
 @pytest.mark.usefixtures("api_key")
 async def test_five_hundred_handlers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

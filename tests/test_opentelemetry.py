@@ -7,7 +7,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, Span, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -319,7 +319,7 @@ async def test_to_instrument_twice_is_refused(telemetry: Telemetry) -> None:
     """Every wait would count twice. What the first call returned undoes it."""
     poller = Poller(FakeClient("completed"))
     undo = instrument(poller, **telemetry.providers)
-    with pytest.raises(ConfigurationError, match="instrumented already"):
+    with pytest.raises(ConfigurationError, match="already instrumented"):
         instrument(poller, **telemetry.providers)
     undo()
     await poller.wait(ID)
@@ -463,7 +463,7 @@ async def test_a_runner_whose_poller_is_instrumented(telemetry: Telemetry) -> No
     instrument(poller, **telemetry.providers)
     runner = Runner(account, poller)
     undo = instrument(runner, **telemetry.providers)
-    with pytest.raises(ConfigurationError, match="instrumented already"):
+    with pytest.raises(ConfigurationError, match="already instrumented"):
         instrument(runner, **telemetry.providers)
     await runner.run("a fox")
     assert [span.name for span in telemetry.spans] == ["fetch_response", "generate_content"]
@@ -490,3 +490,36 @@ async def test_an_sdk_that_raises_leaves_no_run_counted(
         assert trace.get_current_span() is callers
     assert telemetry.points("luma_poll.runs.active") == {frozenset(): 0}
     assert [span.name for span in telemetry.spans] == ["generate_content", "the caller's"]
+
+
+class Broken(SpanProcessor):
+    """A processor of the program that raises, at the begin or at the end of each of our spans."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+
+    def on_start(self, span: Span, parent_context: Any = None) -> None:
+        if self.at == "begin" and span.name != "the caller's":
+            raise RuntimeError("a processor's trouble")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if self.at == "end" and span.name != "the caller's":
+            raise RuntimeError("a processor's trouble")
+
+
+@pytest.mark.parametrize("at", ["begin", "end"])
+async def test_a_processor_that_raises_leaves_no_wait_counted(
+    telemetry: Telemetry, at: str
+) -> None:
+    """Nor a run; both end as ever, and the caller's span is the current one."""
+    telemetry.tracer_provider.add_span_processor(Broken(at))
+    poller = instrumented(FakeClient("processing", "completed"), telemetry)
+    runner = running(FakeAccount(), telemetry)
+    with telemetry.tracer.start_as_current_span("the caller's") as callers:
+        assert await poller.wait(ID)
+        assert await runner.run("a fox")
+        with anyio.move_on_after(1):
+            await poller.wait("other", timeout=60)
+        assert trace.get_current_span() is callers
+    assert telemetry.points("luma_poll.waits.active") == {frozenset(): 0}
+    assert telemetry.points("luma_poll.runs.active") == {frozenset(): 0}

@@ -24,6 +24,8 @@ SEARCHES = {
     "local file": "/inputs/",
     "save images": "/outputs/",
     "video": "/inputs/",
+    "lambda": "/lambda/",
+    "discord": "/chat-bots/",
     "cancel": "/waiting/",
     "webhook": "/fleets/",
     "price": "/api-facts/",
@@ -79,11 +81,11 @@ def test_everybody_can_read_it(browser: webdriver.Chrome, url: str, page: str, s
     """Axe-core finds nothing, in either colour scheme."""
     with seen_as(browser, scheme, 1300):
         browser.get(f"{url}/{page}/")
-        browser.execute_script("localStorage.clear()")  # the scheme of the page before
-        browser.refresh()
-        shown = browser.execute_script("return document.body.dataset.mdColorScheme")
-        assert shown == {"light": "default", "dark": "slate"}[scheme]
+        theme = {"light": "default", "dark": "slate"}[scheme]
+        script = "return document.body.dataset.mdColorScheme"
+        WebDriverWait(browser, 20, 0.05).until(lambda _: browser.execute_script(script) == theme)
         assert violations(browser) == []
+        browser.execute_script("localStorage.clear()")  # or the next page has the same scheme
 
 
 def test_nothing_is_loaded_from_elsewhere(browser: webdriver.Chrome, url: str) -> None:

@@ -10,7 +10,7 @@ from uuid import uuid4
 from luma_poll._api.answers import as_generation, snapshot_rate_limit, snapshot_request_id
 from luma_poll._api.evidence import nothing_was_sent
 from luma_poll._api.headers import RateLimit, submission_id
-from luma_poll._api.translation import translate_error
+from luma_poll._api.translation import translate_to_keep
 from luma_poll._arguments import check_generation_id
 from luma_poll._logging import fields, logger
 from luma_poll.errors import (
@@ -152,24 +152,20 @@ def outcome_of(error: Exception) -> Outcome:
     Args:
         error: An exception from any client.
     """
-    found = translate_error(error)
+    found = translate_to_keep(error)
     if found is None:
         unsent = isinstance(error, ConfigurationError) or nothing_was_sent(error)
         return NotAccepted(error) if unsent else Unknown(error)
     if isinstance(found, InvalidResponseError) and found.generation_id:
         # Accepted, in an answer of which nothing else was readable: polls tell the rest.
         return _accepted(Generation(id=found.generation_id, state="queued"))
-    if found is not error:
-        found.__cause__ = error.with_traceback(None)
-    if found.may_have_been_accepted:
-        return _unknown(found)
-    return NotAccepted(found.with_traceback(None))
+    return _unknown(found) if found.may_have_been_accepted else NotAccepted(found)
 
 
 def _unknown(error: APIError) -> Unknown:
     if _ADVICE not in getattr(error, "__notes__", ()):
         error.add_note(_ADVICE)
-    return Unknown(error.with_traceback(None))
+    return Unknown(error)
 
 
 def _accepted(generation: Generation) -> Outcome:

@@ -85,6 +85,19 @@ def translate_error(
     return None
 
 
+def translate_to_keep(error: Exception, generation_id: str | None = None) -> APIError | None:
+    """Return `translate_error`'s error with its cause, both without their tracebacks.
+
+    An error that is kept, perhaps for an hour, would keep the frames of a traceback alive.
+    """
+    found = translate_error(error, generation_id)
+    if found is None:
+        return None
+    if found is not error:
+        found.__cause__ = error.with_traceback(None)
+    return found.with_traceback(None)
+
+
 def _connection_error(
     error: BaseException, generation_id: str | None, secrets: Sequence[str]
 ) -> APIConnectionError:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -287,7 +286,5 @@ class LumaClient:
 
     def _source(self) -> Source:
         turns = self._connections.enter()
-        parts = urlsplit(self._base_url)
-        plain_host = parts.hostname if parts.scheme == "http" else None
-        storage = Storage(self._connections.http, plain_host)
+        storage = Storage(self._connections.http, self._base_url)
         return Source(self.generations.get, storage, turns.downloads)

@@ -57,6 +57,7 @@ class Connections:
 
     def __init__(self, base_url: str, http_client: object = None) -> None:
         self.http: Any
+        self.base_url = base_url
         self._transport: PooledTransport | None = None
         if http_client is None:
             self.http, self._transport = default_http_client(base_url)

@@ -213,7 +213,9 @@ class Files:
         async with connections.enter().downloads:
             with media.open() as file:
                 pieces = Pieces(file, media.size, upload.tell)
-                status = await put(connections.http, target["url"], headers, pieces)
+                status = await put(
+                    connections.http, connections.base_url, target["url"], headers, pieces
+                )
         if not 200 <= status < 300:
             raise upload.error(f"the storage answered HTTP {status}")
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from luma_poll._api.headers import retry_after
 from luma_poll._api.media_reference import PIECE, in_thread
-from luma_poll._arguments import is_loopback
+from luma_poll._arguments import may_be_plain
 from luma_poll._downloads.storage import (
     LONGEST_RETRY_AFTER,
     InterruptedTry,
@@ -60,7 +60,7 @@ class Pieces:
         """Do nothing: the caller that opened the file closes it."""
 
 
-async def put(http: Any, url: str, headers: dict[str, str], pieces: Pieces) -> int:
+async def put(http: Any, base_url: str, url: str, headers: dict[str, str], pieces: Pieces) -> int:
     """Send a file to a presigned URL, through the client's transport for that URL.
 
     Returns:
@@ -70,7 +70,7 @@ async def put(http: Any, url: str, headers: dict[str, str], pieces: Pieces) -> i
         InterruptedTry: It failed, but may succeed later or with a fresh URL.
     """
     parts = urlsplit(url)
-    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+    if parts.scheme != "https" and not may_be_plain(parts.hostname or "", base_url):
         raise InterruptedTry("the URL to upload to is not https")
     request = request_of(http, "PUT", url, headers)
     kind = next(each for each in type(request.stream).__mro__ if each.__name__ == "AsyncByteStream")

@@ -23,7 +23,7 @@ import httpx
 
 from luma_poll._api.headers import retry_after
 from luma_poll._api.translation import BROKEN_STREAM, classes
-from luma_poll._arguments import is_loopback
+from luma_poll._arguments import may_be_plain
 from luma_poll._downloads.encodings import Decoder, UndecodableError, codings_of
 from luma_poll._redaction import redact
 from luma_poll._version import __version__
@@ -90,16 +90,11 @@ class Storage:
 
     Attributes:
         http: The client whose transport is used.
-        plain_host: The host that may be asked without encryption: the API's, if the base URL has
-            http.
+        base_url: The base URL of the API, which says where plain http is allowed.
     """
 
     http: httpx.AsyncClient  # or httpx2's, whose names are the same
-    plain_host: str | None = None
-
-    def allows_plain(self, host: str) -> bool:
-        """Return True if a URL on this host may be plain http."""
-        return is_loopback(host) or host == self.plain_host
+    base_url: str
 
 
 async def request(
@@ -223,7 +218,9 @@ async def _follow(storage: Storage, url: str, headers: dict[str, str]) -> httpx.
             request = request_of(storage.http, "GET", url, headers)
             _check_url(request.url)
         if request.url.scheme != "https" and not (
-            plain and request.url.scheme == "http" and storage.allows_plain(request.url.host)
+            plain
+            and request.url.scheme == "http"
+            and may_be_plain(request.url.host, storage.base_url)
         ):
             raise RefusedError(f"the URL on {request.url.host} is not https")
         plain = request.url.scheme == "http"

@@ -1,1 +1,1 @@
-"""Behind the door `luma_poll.fastapi`."""
+"""The parts behind `luma_poll.fastapi`."""

@@ -1,4 +1,4 @@
-"""Notices that the client of an ASGI app has hung up while the app waits for Luma.
+"""The clients of an ASGI app, and how to notice that one has hung up during a wait for Luma.
 
 Needs Starlette.
 """
@@ -16,22 +16,22 @@ from starlette.types import Message, Receive
 T = TypeVar("T")
 
 MOST_KEPT = 256 * 1024
-"""Bytes of a body that are kept: enough for a form, and little enough for hundreds of requests."""
+"""Bytes of a body that are kept: enough for a form, and few enough for hundreds of requests."""
 PATIENCE = 0.1
-"""Seconds that a listener may finish in: a piece of a body passes middlewares in far less."""
+"""Seconds in which a listener may finish: a piece of a body passes middlewares in far less."""
 
 
 class Inbox:
     """The messages of one request, for a listener that reads ahead and for the handler.
 
     Args:
-        receive: The server's own, which nobody else may call from now on.
+        receive: The server's own `receive`, which only this may call from now on.
         more_body: True if some of the body is still to come.
     """
 
     def __init__(self, receive: Receive, *, more_body: bool) -> None:
         self._receive = receive
-        self._receiving = anyio.Lock()  # only one of concurrent calls would learn of a disconnect
+        self._receiving = anyio.Lock()  # of two concurrent calls, only one would get a disconnect
         self._listening = anyio.CancelScope()
         self._body = bytearray()
         self._more_body = more_body
@@ -40,11 +40,11 @@ class Inbox:
         self._end: Message | Exception | None = None
 
     async def receive(self) -> Message:
-        """The next message for the handler, in place of the server's own `receive`."""
+        """Return the next message for the handler, in place of the server's own `receive`."""
         while not (self._unread or self._end):
             try:
-                # Not acquire(), which starts with a checkpoint: Starlette's is_disconnected() calls
-                # this in a scope that is already cancelled, to see what is available at once.
+                # Not acquire(), which begins with a checkpoint. Starlette's is_disconnected() calls
+                # this in a scope that is already cancelled, to get only what is there at once.
                 self._receiving.acquire_nowait()
             except anyio.WouldBlock:
                 await self._receiving.acquire()
@@ -63,8 +63,8 @@ class Inbox:
     async def until_gone(self) -> bool:
         """Listen until the client hangs up; return False if that cannot be known.
 
-        It pauses while `MOST_KEPT` bytes of an unfinished body are unread, so the server stops
-        reading from the client. Whoever cancels it also calls `stop_soon`.
+        It pauses while `MOST_KEPT` bytes of an unfinished body are unread, so that the server stops
+        reading from the client. The caller that cancels it must also call `stop_soon`.
         """
         while self._end is None:
             if self._is_full():
@@ -72,13 +72,14 @@ class Inbox:
             async with self._receiving:
                 await checkpoint_if_cancelled()
                 if not (self._end or self._is_full()):
-                    # Starlette's BaseHTTPMiddleware loses a message that comes as it is cancelled.
+                    # Starlette's BaseHTTPMiddleware loses a message that comes during a
+                    # cancellation.
                     with anyio.CancelScope(shield=self._more_body) as self._listening:
                         await self._take()
         return not isinstance(self._end, Exception)
 
     def stop_soon(self) -> None:
-        """Let listeners finish with a piece of the body that is already on its way."""
+        """Let listeners finish with the piece of the body that is already on its way."""
         self._listening.deadline = anyio.current_time() + PATIENCE
 
     def _is_full(self) -> bool:
@@ -87,7 +88,7 @@ class Inbox:
     async def _take(self) -> None:
         try:
             message = await self._receive()
-        except Exception as error:  # from a middleware, such as one that limits bodies
+        except Exception as error:  # raised by a middleware, such as one that limits bodies
             self._end = error
             return
         if message["type"] == "http.disconnect":
@@ -107,14 +108,14 @@ class Inbox:
 
 
 class Caller:
-    """The client behind one request: when it hangs up, the waits of its handler end.
+    """The client behind one request. When it hangs up, the waits of the handler end.
 
     Args:
         request: The handler's request, whose body is read through this from now on.
     """
 
     def __init__(self, request: Request) -> None:
-        # Starlette has no public way to see that a body has been read, or to put one back.
+        # Starlette has no public way to tell that a body was read, or to put one back.
         self._inbox = Inbox(request.receive, more_body=not request._stream_consumed)
         request._receive = self._inbox.receive
         self._listeners: dict[anyio.CancelScope, anyio.Event] = {}
@@ -135,7 +136,7 @@ class Caller:
             try:
                 results.append(await awaitable)
             except Exception as raised:
-                error = raised  # the task group would wrap it
+                error = raised  # raised below: the task group would wrap it
             finally:
                 tasks.cancel_scope.cancel()
                 self._inbox.stop_soon()
@@ -158,7 +159,7 @@ class Caller:
                 ended.set()
 
     async def let_go(self) -> None:
-        """Stop listening, and leave the server's `receive` to Starlette again.
+        """Stop listening, and give the server's `receive` back to Starlette.
 
         Waits under way continue, even if the client hangs up.
         """

@@ -16,6 +16,7 @@ from luma_poll.errors import (
     LumaError,
     PollTimeoutError,
     SubmissionUnknownError,
+    failure_of,
 )
 from luma_poll.models import Generation
 
@@ -67,12 +68,9 @@ def unknown(key: str, request: Mapping[str, Any]) -> SubmissionUnknownError:
 def why_failed(generation: Generation) -> GenerationError | None:
     """Return the error of a failed generation, or None if it did not fail."""
     try:
-        as_generation(generation).raise_for_failure()
-    except GenerationError as error:
-        return error.with_traceback(None)
+        return failure_of(as_generation(generation))
     except InvalidResponseError:
-        pass
-    return None
+        return None
 
 
 def event_of(

@@ -9,7 +9,7 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from luma_poll._fleet.liveness import Watch
 from luma_poll._fleet.sender import LOOK, Sender
 from luma_poll._journal.steps import may_submit_again
 from luma_poll._logging import fields, logger
-from luma_poll._polling.poller import Poller, without_retries
+from luma_poll._polling.poller import Poller, last_of, without_retries
 from luma_poll._polling.schedules import Schedule
 from luma_poll._running.resubmission import pause_before_next
 from luma_poll._running.submitter import SupportsCreate
@@ -377,13 +377,8 @@ class Worker:
             await anyio.sleep(pause)
 
     async def _watch(self, what: Any, seconds: float) -> Generation:
-        last = None
         timeout = None if math.isinf(seconds) else max(seconds, 0.001)
-        async with aclosing(self.poller.watch(what, timeout=timeout)) as snapshots:
-            async for snapshot in snapshots:
-                last = snapshot
-        assert last is not None, "watch ends with a terminal snapshot"
-        return last
+        return await last_of(self.poller.watch(what, timeout=timeout))
 
     async def _record(self, wait: Wait, outcome: Generation | LumaError) -> None:
         ledger = self.ledger

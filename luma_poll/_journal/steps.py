@@ -14,6 +14,7 @@ from luma_poll.errors import (
     NotFoundError,
     PollTimeoutError,
     SubmissionUnknownError,
+    failure_of,
 )
 from luma_poll.models import Generation
 
@@ -153,8 +154,6 @@ def _failure(entry: JournalEntry) -> GenerationError:
         "failure_code": entry.failure_code,
         "failure_reason": entry.failure_reason,
     }
-    try:
-        Generation.model_validate(fields).raise_for_failure()
-    except GenerationError as error:
-        return error.with_traceback(None)
-    raise AssertionError("a failed generation raises its failure")
+    failure = failure_of(Generation.model_validate(fields))
+    assert failure is not None, "it failed"
+    return failure

@@ -251,19 +251,16 @@ class Poller:
     async def _result(self, generation: AnyGeneration, timeout: float | None) -> PollResult:
         """Wait for one generation; any failure is part of the result."""
         name = _name_of(generation)
-        last = None
+        seen: list[Generation] = []
         try:
-            async with aclosing(self.watch(generation, timeout=timeout)) as snapshots:
-                async for snapshot in snapshots:
-                    last = snapshot
-            assert last is not None, "watch ends with a terminal snapshot"
+            last = await last_of(self.watch(generation, timeout=timeout), seen.append)
             last.raise_for_failure()
         except PollTimeoutError as error:
             return PollResult(name, error.last_generation, error)
         except GenerationError as error:
             return PollResult(name, error.generation, error)
         except Exception as error:
-            return PollResult(name, last, error)
+            return PollResult(name, seen[-1] if seen else None, error)
         return PollResult(name, last)
 
     def watch(
@@ -362,6 +359,19 @@ def _resolved(generation: AnyGeneration) -> tuple[str, Generation | None]:
             f"not by {type(generation).__name__}"
         ) from None
     return check_generation_id(snapshot.id), snapshot
+
+
+async def last_of(
+    snapshots: AsyncGenerator[Generation], see: Callable[[Generation], object] | None = None
+) -> Generation:
+    """Return the last of the snapshots of a `watch`, which is terminal, after `see` for each."""
+    last = None
+    async with aclosing(snapshots):
+        async for last in snapshots:
+            if see is not None:
+                see(last)
+    assert last is not None, "watch ends with a terminal snapshot"
+    return last
 
 
 def without_retries(client: SupportsGenerations) -> SupportsGenerations:

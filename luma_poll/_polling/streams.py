@@ -32,7 +32,7 @@ from typing import Any
 import anyio
 
 from luma_poll._api.answers import as_generation
-from luma_poll._api.translation import translate_error
+from luma_poll._api.translation import translate_to_keep
 from luma_poll._polling.decisions import (
     STOPPED,
     Deadline,
@@ -428,13 +428,10 @@ class Streams:
         try:
             return as_generation(await self._get(generation_id), generation_id)
         except Exception as error:
-            translated = translate_error(error, generation_id)
-            if translated is None:
+            answer = translate_to_keep(error, generation_id)  # perhaps for an hour
+            if answer is None:
                 raise
-            if translated is not error:
-                translated.__cause__ = error.with_traceback(None)
-            # It is kept as an answer, perhaps for an hour: a traceback would keep frames alive.
-            return translated.with_traceback(None)
+            return answer
 
     def _take(self, waiter: Waiter, answer: Generation | APIError, began: float) -> None:
         stream, progress, now = waiter.stream, waiter.stream.progress, anyio.current_time()

@@ -17,6 +17,7 @@ from luma_poll._running.requests import AnyRequest, Keys, Request, read_request
 from luma_poll._running.run_result import RunResult
 from luma_poll._tasks.alarm import Alarm
 from luma_poll._tasks.each import iterate
+from luma_poll._tasks.threads import own_threads
 from luma_poll.errors import ConfigurationError, LumaError
 
 
@@ -71,7 +72,9 @@ class Batch:
         whatever happens to the new ones.
         """
         if isinstance(requests, Sequence) and self._recorder is not None and self._recorder.is_on:
-            ahead = await anyio.to_thread.run_sync(self._look_ahead, requests)
+            ahead = await anyio.to_thread.run_sync(
+                self._look_ahead, requests, limiter=own_threads()
+            )
             known = await self._recorder.known([each.record for each in ahead if each.record])
             found = [each.record is not None and each.record.key in known for each in ahead]
             self._has_found = any(found)

@@ -12,7 +12,7 @@ from collections.abc import (
     Iterable,
     Mapping,
 )
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from itertools import count
 from typing import Any, Unpack
@@ -28,7 +28,7 @@ from luma_poll._journal.recorder import Recorder, identify
 from luma_poll._journal.steps import Raise, Submit, may_submit_again
 from luma_poll._polling.adaptive import AdaptiveWait
 from luma_poll._polling.observers import Observers, is_async, only, outcome_of
-from luma_poll._polling.poller import Poller, without_retries
+from luma_poll._polling.poller import Poller, last_of, without_retries
 from luma_poll._running.account import LONGEST_RUN, Account
 from luma_poll._running.batch import Batch, Taken
 from luma_poll._running.fetching import Fetching
@@ -457,11 +457,8 @@ class Runner:
     async def _watch(self, run: Run, generation: Generation | str) -> Generation:
         left = max(run.deadline - anyio.current_time(), 1e-3)
         timeout = None if left == math.inf else left
-        async with aclosing(self._poller.watch(generation, timeout=timeout)) as snapshots:
-            async for snapshot in snapshots:
-                run.see(snapshot)
-        assert run.latest is not None, "watch ends with a terminal snapshot"
-        return run.latest.raise_for_failure()
+        last = await last_of(self._poller.watch(generation, timeout=timeout), run.see)
+        return last.raise_for_failure()
 
     async def _look_for_ends(self) -> None:
         """Ask if what no run waits for any longer has ended: it counts for `max_running`."""

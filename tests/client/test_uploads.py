@@ -47,14 +47,14 @@ class Transport(httpx.AsyncBaseTransport):
 
 @asynccontextmanager
 async def connect(
-    sandbox: Sandbox, handler: Handler = lambda request: None, **options: Any
+    sandbox: Sandbox,
+    handler: Handler = lambda request: None,
+    base_url: str = "http://localhost/v1",
+    **options: Any,
 ) -> AsyncIterator[tuple[LumaClient, Transport]]:
     transport = Transport(sandbox, handler)
     async with httpx.AsyncClient(transport=transport) as http_client:
-        yield (
-            LumaClient(KEY, base_url="http://localhost/v1", http_client=http_client, **options),
-            transport,
-        )
+        yield LumaClient(KEY, base_url=base_url, http_client=http_client, **options), transport
 
 
 def failing(method: str, end: str, *answers: int | Exception) -> Handler:
@@ -213,17 +213,23 @@ async def test_an_unreadable_answer_is_an_error(body: str, webp: Path) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    "url", ["http://storage.example.com/a?X-Amz-Signature=5ec4e7", "ftp://x/", "nothing"]
+    ("api", "url"),
+    [
+        ("http://localhost/v1", "http://storage.example.com/a?X-Amz-Signature=5ec4e7"),
+        ("http://localhost/v1", "ftp://x/"),
+        ("http://localhost/v1", "nothing"),
+        ("https://api.example.com/v1", "http://localhost:6379/a?X-Amz-Signature=5ec4e7"),
+    ],
 )
-async def test_a_file_goes_to_no_plain_address(url: str, webp: Path) -> None:
-    """Anybody on the way could read it."""
+async def test_a_file_goes_to_no_plain_address(api: str, url: str, webp: Path) -> None:
+    """Anybody on the way could read it; and a remote API names no server on this machine."""
 
     def handle(request: httpx.Request) -> httpx.Response | None:
         upload = {"url": url, "method": "PUT", "expires_at": "2030-01-01T00:00:00Z"}
         answer = {"id": "f", "upload": upload}
         return httpx.Response(201, json=answer) if request.url.path.endswith("/files") else None
 
-    async with connect(Sandbox(), handle) as (client, _):
+    async with connect(Sandbox(), handle, base_url=api) as (client, _):
         with pytest.raises(UploadError, match="not https") as refused:
             await client.files.upload(webp)
     assert "5ec4e7" not in str(refused.value)

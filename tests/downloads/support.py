@@ -89,10 +89,13 @@ def status(code: int, **headers: str) -> Callable[[httpx.Request], httpx.Respons
 
 @asynccontextmanager
 async def opened(
-    storage: Storage, http_class: type[httpx.AsyncClient] = httpx.AsyncClient, **options: Any
+    storage: Storage,
+    http_class: type[httpx.AsyncClient] = httpx.AsyncClient,
+    base_url: str = BASE_URL,
+    **options: Any,
 ) -> AsyncIterator[LumaClient]:
     async with http_class(transport=storage, **options) as http:
-        yield LumaClient(TOKEN, base_url=BASE_URL, http_client=http)
+        yield LumaClient(TOKEN, base_url=base_url, http_client=http)
 
 
 def names(directory: Path) -> list[str]:

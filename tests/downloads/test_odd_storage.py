@@ -82,7 +82,7 @@ async def test_a_redirect_gives_up_no_encryption(
 ) -> None:
     """Plain http on this machine is followed only from plain http."""
     storage = Storage(status(302, Location=location), serve())
-    async with opened(storage) as client:
+    async with opened(storage, base_url=HERE) as client:
         if follows:
             assert await client.download(generation(url), tmp_path)
         else:
@@ -96,10 +96,44 @@ async def test_what_was_encrypted_once_stays_so(tmp_path: Path) -> None:
     """Even if the first URL was unencrypted, on this machine."""
     there, back = "https://storage.example.com/b", "http://localhost/c"
     storage = Storage(status(302, Location=there), status(302, Location=back), serve())
-    async with opened(storage) as client:
+    async with opened(storage, base_url=HERE) as client:
         with pytest.raises(DownloadError, match="not https"):
             await client.download(generation("http://localhost/a"), tmp_path)
+    assert len(storage.requests) == 2
 
+
+@pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore:the API key will be sent")
+@pytest.mark.parametrize(
+    ("base_url", "url", "fetches"),
+    [
+        ("https://api.example.com/v1", "http://localhost:6379/a", False),
+        ("https://api.example.com/v1", "http://127.0.0.1:6379/a", False),
+        ("https://api.example.com/v1", "http://[::1]/a", False),
+        ("https://api.example.com/v1", "http://api.example.com/a", False),
+        ("http://luma.internal/v1", "http://localhost/a", False),
+        ("http://luma.internal/v1", "http://luma.internal/a", True),
+        ("http://luma.internal/v1", "http://other.internal/a", False),
+        ("http://localhost:8000/v1", "http://127.0.0.1:9000/a", True),
+        ("https://localhost/v1", "http://localhost/a", True),
+        ("http://localhost/v1", "http://luma.internal/a", False),
+    ],
+)
+async def test_only_an_api_on_this_machine_names_servers_on_this_machine(
+    tmp_path: Path, base_url: str, url: str, fetches: bool
+) -> None:
+    """A remote one has no business with what listens here; plain http is your choice alone."""
+    storage = Storage(serve())
+    async with opened(storage, base_url=base_url) as client:
+        if fetches:
+            assert await client.download(generation(url), tmp_path)
+        else:
+            with pytest.raises(DownloadError, match="not https"):
+                await client.download(generation(url), tmp_path)
+    assert len(storage.requests) == fetches
+
+
+HERE = "http://127.0.0.1:1/v1"
 
 BAD_URLS = [
     "https://storage.example.com/\x00",

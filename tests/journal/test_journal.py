@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ from luma_poll import (
 )
 from luma_poll._journal import database, transitions
 from luma_poll._journal.store import Store
+from luma_poll.events import RunSubmitted
 from tests.fakes import ID
-from tests.running.fakes import FakeAccount
+from tests.running.fakes import FakeAccount, HeldAccount, leave_after
 
 OTHER_ID = "0e7e4c5e-53f5-4b3c-8a83-2f1a3c9a5a11"
 FAILED = {"state": "failed", "failure_code": "generation_failed", "output": []}
@@ -281,8 +283,10 @@ def test_what_runs_is_waited_for_by_the_next_process(path: Path, run: Run) -> No
     api = api_of(duration=0.3)
 
     async def leave() -> None:
-        with Journal(path) as journal, anyio.move_on_after(0.1):
-            await runner_of(api, journal).run("a fox", key="k")
+        with Journal(path) as journal:
+            runner = runner_of(api, journal)
+            with leave_after(runner, RunSubmitted):
+                await runner.run("a fox", key="k")
 
     async def again() -> Generation:
         with Journal(path) as journal:
@@ -480,16 +484,19 @@ def test_a_client_that_breaks_leaves_an_unknown(path: Path, run: Run) -> None:
 
 def test_a_cancellation_before_it_is_sent_leaves_no_trace(path: Path, run: Run) -> None:
     """One that comes while it is under way lets it end, and its id is recorded."""
-    api = api_of(latency=0.2)
 
     async def main() -> None:
+        api = HeldAccount(duration=3600)
         with Journal(path) as journal:
             runner = runner_of(api, journal)
             with anyio.CancelScope() as scope:
                 scope.cancel()
                 await runner.run("a fox", key="never")
-            with anyio.move_on_after(0.1):
-                await runner.run("an owl", key="under way")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(runner.run, "an owl", key="under way"))
+                await api.asked.wait()
+                tasks.cancel_scope.cancel()
+                api.let_go.set()
             assert states(journal) == {"under way": "running"}
 
     run(main)
@@ -576,11 +583,15 @@ def test_an_id_that_cannot_be_recorded_is_logged_when_the_run_is_cancelled(
 ) -> None:
     """With the words to settle it by; the next process calls it unknown."""
     api = api_of()
-    break_the_disk(monkeypatch, "accept", 10**9)
+    calls = break_the_disk(monkeypatch, "accept", 10**9)
 
     async def main() -> None:
-        with Journal(path) as journal, anyio.move_on_after(0.1):
-            await runner_of(api, journal).run("a fox", key="k")
+        with Journal(path) as journal:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(runner_of(api, journal).run, "a fox", key="k"))
+                while calls[0] < 3:  # noqa: ASYNC110 (a thread counts)
+                    await anyio.sleep(0.01)
+                tasks.cancel_scope.cancel()
 
     with caplog.at_level(logging.ERROR, "luma_poll"):
         run(main)

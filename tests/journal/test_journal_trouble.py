@@ -28,7 +28,7 @@ from luma_poll import (
 from luma_poll._journal.fingerprint import fingerprint
 from luma_poll._journal.store import Store
 from tests.journal.test_journal import FAILED, Run, api_of, path, run, runner_of, states
-from tests.running.fakes import FakeAccount
+from tests.running.fakes import FakeAccount, HeldAccount
 
 __all__ = ["path", "run"]  # fixtures
 
@@ -172,28 +172,30 @@ def test_a_failure_that_is_not_recorded_is_not_waited_for_in_a_circle(
 
 def test_a_second_runner_is_told_to_share(path: Path, run: Run) -> None:
     """Nothing is sent for a key that another Runner of this process is submitting."""
-    api = api_of(latency=0.3)
 
     async def main() -> None:
+        api = HeldAccount()
         with Journal(path) as journal:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(runner_of(api, journal).run_all, [{"prompt": "a", "key": "k"}])
-                await anyio.sleep(0.1)
+                await api.asked.wait()
                 with pytest.raises(SubmissionUnknownError, match="share one Runner"):
                     await runner_of(api, journal).run("a", key="k")
+                api.duration = 0.02
+                api.let_go.set()
+        assert len(api.accepted) == 1
 
     run(main)
-    assert len(api.accepted) == 1
 
 
 def test_a_journal_that_is_closed_under_a_submission(
     path: Path, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The id is logged, with the words to settle it by, and the generation is waited for."""
-    api = api_of(latency=0.2)
     results: list[RunResult] = []
 
-    async def main() -> None:
+    async def main() -> str:
+        api = HeldAccount(duration=0.02, latency=0.0)
         journal = Journal(path)
         runner = runner_of(api, journal)
 
@@ -203,14 +205,16 @@ def test_a_journal_that_is_closed_under_a_submission(
         with anyio.fail_after(5):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(run_one)
-                await anyio.sleep(0.1)
+                await api.asked.wait()
                 journal.close()
+                api.let_go.set()
         with pytest.raises(ConfigurationError, match="is closed"):
             await runner.run("an owl")
+        ((_, generation_id, _),) = api.accepted
+        return generation_id
 
     with caplog.at_level(logging.ERROR, "luma_poll"):
-        run(main)
-    ((_, generation_id, _),) = api.accepted
+        generation_id = run(main)
     assert results[0].ok
     messages = [record.getMessage() for record in caplog.records]
     assert any(generation_id in message and "settle request 'k'" in message for message in messages)

@@ -40,7 +40,7 @@ from tests.journal.test_journal import (
     runner_of,
     states,
 )
-from tests.running.fakes import FakeAccount
+from tests.running.fakes import FakeAccount, leave_after
 
 __all__ = ["path", "run"]  # fixtures
 
@@ -52,11 +52,16 @@ def leave(api: FakeAccount, path: Path, run: Run, requests: list[Any] = OLD) -> 
     """Let a process submit these, and end before they do."""
 
     async def main() -> None:
-        with Journal(path) as journal, anyio.move_on_after(0.3):
-            await runner_of(api, journal).run_all(requests)
+        with Journal(path) as journal:
+            runner = runner_of(api, journal)
+            with leave_after(runner, RunSubmitted, len(requests)):
+                await runner.run_all(requests)
         assert len(api.accepted) == len(requests)
 
+    duration, api.duration = api.duration, 3600
     run(main)
+    api.duration = duration
+    api.end_in(duration)
 
 
 def resume(api: FakeAccount, path: Path, run: Run, requests: list[Any], **options: Any) -> Any:
@@ -154,7 +159,7 @@ def test_what_runs_is_outstanding_after_an_interruption_of_the_next_run(
     async def main() -> None:
         with Journal(path) as journal:
             runner = runner_of(api, journal, max_running=len(OLD))
-            with anyio.move_on_after(0.5):
+            with leave_after(runner, RunFound, len(OLD)):
                 await runner.run_all(["new", *OLD])
             assert set(runner.outstanding.values()) == set(OLD)
 
@@ -200,6 +205,7 @@ def complete(journal: Journal, api: FakeAccount, prompts: list[str]) -> None:
     connection.execute("COMMIT")
 
 
+@pytest.mark.no_cover
 @pytest.mark.anyio
 @pytest.mark.usefixtures("inline")
 async def test_a_thousand_completed_ones_take_their_time_and_a_new_one_does_not_starve(
@@ -465,7 +471,7 @@ def test_a_file_is_needed_only_for_what_was_not_submitted(
     path: Path, run: Run, tmp_path: Path
 ) -> None:
     """The journal has a digest of its bytes; a key that it does not have needs the file."""
-    api = FakeAccount(duration=5)
+    api = api_of(duration=0.5)
     picture = tmp_path / "in.png"
     picture.write_bytes(PNG)
     requests = [{"prompt": "a fox", "key": "k", "image_ref": [picture, {"url": "https://a/b"}]}]

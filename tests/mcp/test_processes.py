@@ -20,6 +20,7 @@ from anyio.abc import Process
 from luma_poll import Journal
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.server import serve_app
+from tests.test_docs import ROOT, snippets
 
 pytest.importorskip("mcp", reason="the extra mcp is not installed")
 
@@ -315,6 +316,26 @@ async def test_a_client_that_goes_away_leaves_no_unknown(tmp_path: Path) -> None
     ):
         report(await client.call_tool("generate", slow))
     assert states(tmp_path) == ["running"]
+
+
+@pytest.mark.parametrize("block", snippets(ROOT / "docs/agents.md", "json"))
+async def test_what_the_page_says_to_paste_starts_a_server(tmp_path: Path, block: str) -> None:
+    """By the command and the arguments alone, in a directory of the client's own."""
+    shim = tmp_path / "bin/uvx"  # it would fetch the package first
+    shim.parent.mkdir()
+    shim.write_text('#!/bin/sh\nshift 2\nexec "$@"\n')
+    shim.chmod(0o755)
+    ((server,),) = [each.values() for each in json.loads(block).values()]
+    path = f"{shim.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    parameters = StdioServerParameters(
+        command=str(shim.parent / "uvx") if server["command"] == "uvx" else "luma-poll",
+        args=[each.replace("/home/me", str(tmp_path)) for each in server["args"]],
+        env={**server["env"], "PATH": path},
+        cwd="/",
+    )
+    async with Client(stdio_client(parameters)) as client:
+        assert len((await client.list_tools()).tools) == 4
+    assert (tmp_path / "pictures/luma-poll.db").exists()
 
 
 async def test_it_says_what_is_missing(tmp_path: Path) -> None:

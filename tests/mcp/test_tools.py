@@ -12,7 +12,7 @@ import httpx
 import pytest
 from tenacity import wait_fixed
 
-from luma_poll import JournalEntry, LumaClient, Poller
+from luma_poll import ConfigurationError, JournalEntry, LumaClient, Poller
 from luma_poll.sandbox import Sandbox
 
 pytest.importorskip("mcp", reason="the extra mcp is not installed")
@@ -243,6 +243,27 @@ async def test_what_was_not_accepted_is_not_paid_for(tmp_path: Path) -> None:
         assert report(await call("journal"))["submissions_left"] == 0
 
 
+async def test_a_late_refusal_is_told_to_who_waits(tmp_path: Path) -> None:
+    """The call has returned by then, and the journal does not know of it; nothing was paid."""
+    sandbox = Sandbox()
+    wire = Wire(app=sandbox.app)
+    wire.is_cut = True
+    async with connected(sandbox, tmp_path, wire=wire, patience=0.3) as call:
+        first = report(await call("generate", prompt=FAST, key="fox", model="gpt-9"))
+        wire.is_cut = False
+        with anyio.fail_after(30):
+            while not (told := await call("wait_for", key_or_id="fox")).is_error:
+                pass
+        again = refusal(await call("wait_for", key_or_id="fox"))
+        better = report(await call("generate", prompt=FAST, key="fox"))
+        left = report(await call("journal"))["submissions_left"]
+    assert "not submitted yet" in first["next"]
+    assert "Unknown model: gpt-9" in refusal(told)
+    assert again == refusal(told)
+    assert better["submissions"] == 1
+    assert left == 19
+
+
 async def test_a_full_account_is_waited_for(tmp_path: Path) -> None:
     """As long as there is no room, nothing was submitted, and the report says so."""
     sandbox = Sandbox(max_concurrent=1)
@@ -314,7 +335,7 @@ async def test_an_unknown_key_is_an_error(tmp_path: Path, text: str) -> None:
     async with connected(sandbox, tmp_path) as call:
         waited = refusal(await call("wait_for", key_or_id=text))
         looked = refusal(await call("generation", generation_id=text))
-    assert "is not a generation id" in waited or "Nor is it a key" in waited
+    assert "is not a generation id" in waited or "It is not a key either" in waited
     assert len(waited) + len(looked) < 700
     assert sandbox.calls["POST /generations"] == 0
 
@@ -385,6 +406,28 @@ async def test_an_error_that_nobody_foresaw_loses_nothing(
     assert sandbox.calls["POST /generations"] == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"download": __file__}, "download: .*exists"),
+        ({"models": "uni-1"}, "models is a list"),
+        ({"max_per_day": -1}, "max_per_day must be"),
+        ({"max_submissions": 1.5}, "max_submissions must be"),
+        ({"patience": None}, "patience is a number"),
+        ({"inputs": "missing"}, "no directory missing"),
+    ],
+)
+async def test_unusable_arguments_are_named(
+    tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    """Before anything is served."""
+    given = {"journal": tmp_path / "luma.db", "download": tmp_path, **options}
+    async with LumaClient("luma-api-secret", base_url="http://localhost/v1") as luma:
+        with pytest.raises(ConfigurationError, match=says):
+            async with open_server(luma, **given):
+                pass
+
+
 async def test_an_error_in_the_block_comes_out_as_it_is(tmp_path: Path) -> None:
     """Not in a group of exceptions."""
     with pytest.raises(ZeroDivisionError):
@@ -414,7 +457,7 @@ async def test_options_are_no_way_around(tmp_path: Path, options: dict[str, Any]
     (tmp_path / "inputs").mkdir()
     async with connected(sandbox, tmp_path, inputs=tmp_path / "inputs") as call:
         said = refusal(await call("generate", prompt=FAST, options=options))
-    assert "only public" in said or "no file of that name" in said or "no options" in said
+    assert "only public" in said or "no file of that name" in said or "not options" in said
     assert sandbox.calls["POST /generations"] == 0
 
 

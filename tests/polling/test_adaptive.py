@@ -84,6 +84,7 @@ def _the_same_jitter_each_time() -> None:
 # --- the schedule --------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 def test_it_begins_much_like_the_default_for_an_unknown_model() -> None:
     """With nothing learned it is hardly worse than DEFAULT_WAIT, whatever the durations."""
     for median in (3, 12, 30, 60, 170, 400):
@@ -92,6 +93,7 @@ def test_it_begins_much_like_the_default_for_an_unknown_model() -> None:
         assert ratio < 1.15, median
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("model", "median"), [("uni-1", 30), ("uni-1-max", 69), ("ray-3.2", 60)])
 def test_it_begins_with_what_is_published_of_a_model(model: str, median: float) -> None:
     """Better than DEFAULT_WAIT if that is right, and not ruinous if it is far off."""
@@ -255,6 +257,7 @@ def test_it_is_a_tenacity_strategy_like_any_other() -> None:
     assert 100 < delay_at(wait, 0) < 130
 
 
+@pytest.mark.no_cover
 def test_memory_is_bounded() -> None:
     """Thousands of kinds are no leak: the least recently observed are forgotten."""
     wait = AdaptiveWait()
@@ -401,6 +404,7 @@ async def cost_of_waits(poller: Poller, client: Factory, ids: range) -> float:
     return (late + 0.2 * (len(client.calls) - polls)) / len(ids)
 
 
+@pytest.mark.no_cover
 @pytest.mark.anyio
 async def test_a_poller_teaches_it() -> None:
     """The waits after the first hundred cost much less than the first ten."""
@@ -510,6 +514,7 @@ async def test_an_age_that_no_generation_reaches_is_not_believed() -> None:
     assert recorder.told == [("completed", 10, 20)]
 
 
+@pytest.mark.no_cover
 @pytest.mark.anyio
 async def test_a_rise_of_polls_is_no_march() -> None:
     """A hundred waits that begin together do not poll together."""

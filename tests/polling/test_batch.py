@@ -333,6 +333,7 @@ async def test_the_timeout_of_a_wait_counts_from_its_own_beginning() -> None:
     assert round(anyio.current_time() - began, 3) == 30
 
 
+@pytest.mark.no_cover
 async def test_first_polls_are_spread() -> None:
     """A thousand ids are no burst: the rate holds from the first request on."""
     client = FakeClient("completed")
@@ -343,6 +344,7 @@ async def test_first_polls_are_spread() -> None:
     assert client.times[-1] == pytest.approx(999 / 50, abs=0.01)
 
 
+@pytest.mark.no_cover
 async def test_no_wait_starves_when_the_rate_binds() -> None:
     """Everybody is polled about as often as everybody else."""
     client = FakeClient("processing")
@@ -382,6 +384,7 @@ async def test_a_result_pickles_and_hides_signatures() -> None:
     assert ID in repr(result)
 
 
+@pytest.mark.no_cover
 async def test_a_million_ids_are_not_a_million_tasks() -> None:
     """Scaled down to what a test may take: 5,000 ids, 100 waits at most."""
     client = FakeClient("completed", latency=0.01)

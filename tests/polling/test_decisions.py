@@ -9,6 +9,7 @@ from hypothesis import given
 from tenacity import wait_fixed
 
 from luma_poll import Generation, PollTimeoutError, RateLimitError
+from luma_poll._api.answers import note_answer
 from luma_poll._polling.decisions import (
     Deadline,
     Deadlines,
@@ -179,3 +180,17 @@ def test_an_answer_counts_from_when_its_own_request_was_sent() -> None:
     progress.record(PROCESSING, 99.6, asked=90)
     progress.due = 200
     assert what_next(progress, 99.6) == Poll(99.6)
+
+
+def test_the_hint_of_the_latest_answer_counts() -> None:
+    """One that comes later and has none takes the earlier one back."""
+    hinted = snapshot("queued")
+    note_answer(hinted, retry_after=60)
+    progress = Progress(ID, started=0.0)
+    assert progress.hand_in(hinted, 0)
+    progress.due = 5
+    assert what_next(progress, 5) == Sleep(60)
+    progress.begin_poll(5)  # as one that was under way when the snapshot came
+    progress.record(PROCESSING, 6)
+    progress.due = 15
+    assert what_next(progress, 6) == Sleep(15)

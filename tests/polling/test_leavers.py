@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import anyio
@@ -319,6 +320,42 @@ async def test_a_snapshot_that_is_handed_in_takes_a_queued_poll_back() -> None:
         await anyio.sleep(10)
         assert [called for _, called in client.calls] == ["first"]
         tasks.cancel_scope.cancel()
+
+
+async def test_a_leaver_that_does_not_ask_costs_its_stream_no_place() -> None:
+    """All are equally overdue: the one that came first goes first, whoever leaves beside it."""
+    client = FakeClient("completed")
+    poller = Poller(client, max_rate=1)
+
+    async def leave() -> None:
+        with anyio.move_on_after(0.5):
+            await poller.wait("shared", timeout=60)
+
+    async with anyio.create_task_group() as tasks:
+        for wait in (partial(poller.wait, "first"), partial(poller.wait, "shared"), leave):
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+        for number in range(5):
+            tasks.start_soon(poller.wait, f"{number}")
+    assert [generation_id for _, generation_id in client.calls][:2] == ["first", "shared"]
+
+
+async def test_an_answer_that_was_an_error_keeps_no_frames_alive() -> None:
+    """It stays with its wait as the cause of a timeout: without a traceback, also of its cause."""
+    events: list[PollEvent] = []
+    poller = Poller(
+        FakeClient(ConnectionResetError("reset"), ServerError("HTTP 503", status_code=503)),
+        on_poll=events.append,
+        wait=wait_fixed(5),
+    )
+    with pytest.raises(PollTimeoutError) as caught:
+        await poller.wait(ID, timeout=10)
+    errors = [event.error for event in events]
+    assert len(errors) > 1
+    for error in [*errors, caught.value.__cause__]:
+        while error is not None:
+            assert error.__traceback__ is None
+            error = error.__cause__
 
 
 async def test_a_last_poll_that_nobody_needs_is_taken_back() -> None:

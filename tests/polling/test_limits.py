@@ -93,3 +93,19 @@ async def test_whoever_leaves_at_the_tick_of_its_turn_takes_no_start() -> None:
         leaving.cancel()  # and it is left before the task runs
         assert await order_of(limits, 2) == [(2, 0)]
     assert anyio.current_time() - began == pytest.approx(5)
+
+
+async def test_what_a_start_is_late_is_made_up_for_by_a_twentieth_of_a_second() -> None:
+    """Two slots come free long after their turns: the starts stay a second apart, nearly."""
+    limits = RequestLimits(2, 1.0)
+    began = anyio.current_time()
+
+    async def hold_until(end: float) -> None:
+        await limits.acquire(0)
+        await anyio.sleep_until(began + end)
+        limits.release()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(hold_until, 10)
+        assert await order_of(limits, 1, 2, 3) == [(1, 10), (2, 10.95), (3, 11.95)]

@@ -241,6 +241,7 @@ def live_on_trio(day: Day) -> Any:
     return trio.run(live, day, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+@pytest.mark.no_cover
 @pytest.mark.timeout(max(60, DAYS / 2))
 @pytest.mark.parametrize("live_it", [live_on_asyncio, live_on_trio])
 @settings(
@@ -484,6 +485,7 @@ def check_nothing_is_wasted(api: Api, outcomes: list[Outcome]) -> None:
         assert not stay, "the one that stays longest asks"
 
 
+@pytest.mark.no_cover
 @pytest.mark.anyio
 async def test_a_crowd() -> None:
     """Under a binding rate and many 429s, everybody is polled about as often as everybody else."""

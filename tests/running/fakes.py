@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
 
-from luma_poll import Generation, RateLimitError
+from luma_poll import Generation, RateLimitError, Runner
 from luma_poll._api.answers import note_answer
 from luma_poll._api.headers import RateLimit
+from luma_poll.events import Event
 from tests.fakes import OUTPUT
 
 
@@ -74,6 +76,12 @@ class FakeAccount:
         """Begin anew with nothing running, as the clock does."""
         self._jobs.clear()
 
+    def end_in(self, seconds: float) -> None:
+        """Let each that runs end so long after now."""
+        end = self.clock() + seconds
+        for generation_id, (begin, _, weight, params) in self._jobs.items():
+            self._jobs[generation_id] = (begin, end, weight, params)
+
     def end_otherwise(self, generation_id: str, fields: dict[str, Any]) -> None:
         """Answer with another end from now on."""
         self._endings[generation_id] = fields
@@ -117,3 +125,35 @@ class FakeAccount:
             return Generation.model_validate({"id": generation_id, "state": "processing"})
         fields = {"id": generation_id, "state": "completed", "output": OUTPUT}
         return Generation.model_validate(fields | self._endings[generation_id])
+
+
+class HeldAccount(FakeAccount):
+    """An account whose answers to submissions wait until they are let go."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.asked, self.let_go = anyio.Event(), anyio.Event()
+
+    async def create(self, **params: Any) -> Generation:
+        self.asked.set()
+        await self.let_go.wait()
+        return await super().create(**params)
+
+
+@contextmanager
+def leave_after(runner: Runner, kind: type[Event], number: int = 1) -> Iterator[None]:
+    """Cancel the block at the event of that kind with this number."""
+    seen = 0
+
+    def count(event: Event) -> None:
+        nonlocal seen
+        seen += isinstance(event, kind)
+        if seen == number:
+            scope.cancel()
+
+    with anyio.CancelScope() as scope:
+        end = runner.observe(count)
+        try:
+            yield
+        finally:
+            end()

@@ -50,7 +50,7 @@ def prompts(number: int) -> list[str]:
     return [f"prompt {each}" for each in range(number)]
 
 
-@pytest.mark.parametrize("number", [40, 400])
+@pytest.mark.parametrize("number", [40, pytest.param(400, marks=pytest.mark.no_cover)])
 @pytest.mark.parametrize("latency", [0.02, 0.2])
 @pytest.mark.parametrize(("lasts", "most"), [(30, 7), (120, 10), (600, 26)])
 @pytest.mark.anyio

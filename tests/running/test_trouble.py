@@ -114,17 +114,21 @@ async def test_an_id_that_the_api_gives_twice_takes_one_slot() -> None:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_generation_counts_as_long_as_one_run_waits_for_it(tmp_path: Path, backend: str) -> None:
     """Two runs with one key: that one of them is cancelled frees no slot; the end does."""
-    api = FakeAccount(duration=0.3, latency=0.0, clock=time.monotonic)
+    api = FakeAccount(duration=3600, latency=0.0, clock=time.monotonic)
 
     async def main() -> None:
         with Journal(tmp_path / "runs.db") as journal:
-            runner = Runner(api, Poller(api, wait=wait_fixed(0.02)), journal=journal)
+            submitted = anyio.Event()
+            poller = Poller(api, wait=wait_fixed(0.02))
+            runner = Runner(api, poller, journal=journal, on_submit=lambda _: submitted.set())
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(partial(runner.run, "a red fox", key="k"))
+                await submitted.wait()
                 with anyio.move_on_after(0.1):
                     await runner.run("a red fox", key="k")
                 assert repr(runner) == "Runner(running=1, in_flight=0, waiting=0)"
                 assert list(runner.outstanding) == [api.accepted[0][1]]
+                api.end_in(0)
             assert repr(runner) == IDLE
             assert runner.outstanding == {}
 

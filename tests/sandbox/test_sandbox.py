@@ -146,6 +146,7 @@ async def test_speed() -> None:
         assert (await download(sandbox, completed["output"][0]["url"])).status_code == 200
 
 
+@pytest.mark.no_cover
 @pytest.mark.anyio
 @pytest.mark.parametrize("model", MEDIAN_DURATIONS)
 async def test_drawn_durations(model: str) -> None:
@@ -555,6 +556,7 @@ async def test_calls() -> None:
     }
 
 
+@pytest.mark.no_cover
 @pytest.mark.anyio
 async def test_thousands() -> None:
     """Thousands of generations at once are no burden."""
