@@ -225,7 +225,10 @@ class _Tools:
         aspect_ratio: Annotated[str | None, Field(description="For example 16:9.")] = None,
         options: Annotated[
             dict[str, Any] | None,
-            Field(description="Further parameters of the API, such as output_format or video."),
+            Field(
+                description="Further parameters of the API, such as output_format or video. "
+                "Media in them, such as video.start_frame, are named as in source."
+            ),
         ] = None,
         key: Annotated[
             str | None,

@@ -85,7 +85,7 @@ class Turn:
     """The turn of one submission: the caller may send it, once; nobody else may.
 
     Attributes:
-        key: Its key.
+        key: The key of the submission.
         attempt: The number of the attempt, from 1.
         permit: The permit.
         request: The parameters of `create`.

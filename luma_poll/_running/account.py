@@ -249,7 +249,7 @@ class Account:
         """Note that no run waits for a generation: it still occupies the account, unseen.
 
         Args:
-            kind: Of its request.
+            kind: The kind of its request.
             until: When it has certainly ended.
         """
         self._running[kind] -= 1

@@ -18,6 +18,7 @@ from luma_poll._api.request_body import LISTS_OF_MEDIA, MEDIA_PLACES
 from luma_poll._arguments import shown
 from luma_poll._journal.fingerprint import fingerprint
 from luma_poll._running.requests import Keys, read_request
+from luma_poll._texts import reason_of
 from luma_poll.errors import ConfigurationError
 
 RequestFormat: TypeAlias = Literal["text", "jsonl", "json", "csv", "tsv"]
@@ -461,4 +462,4 @@ def _as_lists(value: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return reason_of(error) if isinstance(error, OSError) else str(error)

@@ -108,7 +108,7 @@ class SubmissionQueue:
             self.wake()
 
     async def _sleep(self, ticket: _Ticket, at: float) -> None:
-        """Sleep until then, or until something changes; look meanwhile where that may help."""
+        """Sleep until then, or until something changes; meanwhile look for ends that make room."""
         if self._waiting.first() is not ticket or not self._account.is_held_up:
             await ticket.sleep(at)
             return

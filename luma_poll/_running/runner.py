@@ -461,7 +461,7 @@ class Runner:
         return last.raise_for_failure()
 
     async def _look_for_ends(self) -> None:
-        """Ask if what no run waits for any longer has ended: it counts for `max_running`."""
+        """Poll the generations for which no run waits, because they count for `max_running`."""
         left = self._outstanding.left
         async with self._poller.as_completed(left, timeout=LONGEST_RUN, limit=None) as results:
             async for result in results:

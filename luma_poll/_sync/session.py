@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Self, TypeVar, Unpack
 from uuid import UUID
 
-import anyio
-
 from luma_poll._api.parameters import CreateParams, SupportsRead, SupportsSave, explicit
 from luma_poll._arguments import USE_DEFAULT, UseDefault
 from luma_poll._client.client import LumaClient
@@ -20,7 +18,6 @@ from luma_poll._downloads.download import Downloadable
 from luma_poll._downloads.output import DownloadProgress
 from luma_poll._downloads.saving import Overwrite
 from luma_poll._journal.journal import Journal
-from luma_poll._logging import fields, logger
 from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import AnyGeneration, Poller
 from luma_poll._polling.schedules import Schedule
@@ -171,19 +168,10 @@ class Session:
             ConfigurationError: A parameter is unusable; nothing was sent.
             APIError: The API could not be reached, or refused.
         """
-
-        async def create(call: Call[Generation]) -> Generation:
-            try:
-                return await self._client.generations.create(prompt, **params)
-            except anyio.get_cancelled_exc_class():
-                logger.warning(
-                    "a submission was interrupted: it may be running and be billed. Look at the "
-                    "usage of the account before you submit it again",
-                    extra=fields(),
-                )
-                raise
-
-        return self._call("await client.generations.create(...)", create)
+        return self._call(
+            "await client.generations.create(...)",
+            lambda _: self._client.generations.create(prompt, **params),
+        )
 
     def wait(
         self, generation: AnyGeneration, *, timeout: float | UseDefault | None = USE_DEFAULT

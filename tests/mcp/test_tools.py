@@ -461,6 +461,7 @@ async def test_options_are_no_way_around(tmp_path: Path, options: dict[str, Any]
     assert sandbox.calls["POST /generations"] == 0
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     "text",
     [
