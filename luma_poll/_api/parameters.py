@@ -237,7 +237,7 @@ def explicit(function: F) -> F:
     editors know them from the annotation.
     """
     shown = signature(function)
-    # A TypedDict keeps ForwardRefs of its annotations; functions, and `help()`, show their texts.
+    # A TypedDict keeps its annotations as ForwardRefs; functions, and `help()`, show plain texts.
     known = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kept.__forward_arg__)
         for name, kept in CreateParams.__annotations__.items()

@@ -56,7 +56,7 @@ class SubmissionQueue:
 
     Args:
         account: Decides when the first one may submit; it is told the start and the outcome.
-        look: Asks for the ends of abandoned generations while the first one waits for them.
+        look: Polls abandoned generations for their ends, while the first one waits for that.
     """
 
     def __init__(self, account: Account, look: Callable[[], Coroutine[Any, Any, None]]) -> None:

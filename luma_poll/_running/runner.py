@@ -376,7 +376,7 @@ class Runner:
             await anyio.sleep(pause)
 
     async def _read(self, given: AnyRequest) -> Request:
-        """Check a request. Its files are needed only if its key was not submitted yet."""
+        """Check a request; its files may be gone if its key was submitted before."""
         try:
             return await read_request_async(given)
         except ConfigurationError:
