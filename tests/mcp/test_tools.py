@@ -214,6 +214,38 @@ async def test_a_failure_is_an_error_with_advice(tmp_path: Path) -> None:
     assert "luma-api-secret" not in result.model_dump_json() + unknown.model_dump_json()
 
 
+async def test_a_failure_that_may_pass_is_submitted_again_by_another_key(tmp_path: Path) -> None:
+    """The same call gives the same failure, and says so; only a new key pays again."""
+    sandbox = Sandbox()
+    prompt = "a fox sandbox:duration=0 sandbox:fail=generation_failed"
+    async with connected(sandbox, tmp_path) as call:
+        first = refusal(await call("generate", prompt=prompt))
+        second = refusal(await call("generate", prompt=prompt))
+        assert sandbox.calls["POST /generations"] == 1
+        assert "needs another key" in first
+        assert "needs another key" in second
+        refusal(await call("generate", prompt=prompt, key="again"))
+    assert sandbox.calls["POST /generations"] == 2
+
+
+async def test_a_call_that_returns_during_its_submission_says_so(tmp_path: Path) -> None:
+    """It may be billed by then: nobody is told that it was not submitted."""
+    sandbox = Sandbox()
+    has_answered = anyio.Event()
+
+    class Slow(Wire):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if request.method == "POST":
+                await has_answered.wait()
+            return await super().handle_async_request(request)
+
+    async with connected(sandbox, tmp_path, wire=Slow(app=sandbox.app), patience=0.3) as call:
+        told = report(await call("generate", prompt=SLOW))
+        has_answered.set()
+    assert told["state"] == "being submitted"
+    assert told["next"].startswith("being submitted: call wait_for")
+
+
 async def test_an_unknown_submission_is_not_waited_for(tmp_path: Path) -> None:
     """People must settle it: nothing is submitted again, and the purse has paid for it."""
     sandbox = Sandbox()
