@@ -124,6 +124,8 @@ class LumaClient:
     ) -> LumaClient:
         """Return a view of this client with other options and the same connections.
 
+            patient = client.with_options(timeout=120)
+
         Args:
             timeout: Seconds that one whole request may take; None for no limit; by default as in
                 this client.
