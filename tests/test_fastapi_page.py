@@ -574,6 +574,7 @@ def test_a_prompt_is_never_markup(page: webdriver.Chrome) -> None:
     assert page.title == "Pictures, live"
 
 
+@pytest.mark.posix
 def test_it_stops_at_once_and_in_silence() -> None:
     """Ctrl-C ends the streams that are open, as streams end."""
     with running_app(port := free_port()) as process, httpx.Client(timeout=20) as http:

@@ -755,6 +755,7 @@ class Child:
         return out
 
 
+@pytest.mark.posix
 def test_ctrl_c_ends_a_call(api: Api) -> None:
     """At once, with the request under way; the poller still works, and leaves no thread."""
     api.state = "hang"
@@ -793,6 +794,7 @@ print(threading.enumerate())
     assert len(api.gets) == 6
 
 
+@pytest.mark.posix
 def test_ctrl_c_ends_a_script(api: Api) -> None:
     """As it ends any other, also while other threads wait."""
     api.state = "hang"
@@ -810,6 +812,7 @@ with ThreadPoolExecutor() as pool, poller:
     child.end(-signal.SIGINT)
 
 
+@pytest.mark.posix
 def test_ctrl_c_keeps_the_id_of_a_submission(api: Api) -> None:
     """One that is under way comes to its end: its id is in the traceback, or in `submitted`."""
     children = [
@@ -834,6 +837,7 @@ except KeyboardInterrupt:
     assert second.end() == f"{{'{ID}': 'another'}}\n"
 
 
+@pytest.mark.posix
 def test_ctrl_c_at_any_moment(api: Api) -> None:
     """Each call ends, and nothing of it is left in the poller."""
     child = Child(
@@ -857,6 +861,7 @@ print(threading.active_count())
     assert child.end().endswith("in_flight=0, generations=0)\n1\n")
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_fork_after_use_is_a_clear_error(api: Api) -> None:
     """In the child nothing hangs, not even its exit; the parent's poller works on."""
@@ -891,6 +896,7 @@ else:
     assert (after, parents) == ("1 1", "1 1")
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     "forgotten",
     [

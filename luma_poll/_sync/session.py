@@ -65,7 +65,8 @@ class Session:
         max_in_flight: The most polls under way at the same time; None for no limit.
         max_rate: The most polls started per second; None for no limit.
         max_running: The most generations under way at once; None for as many as the account allows.
-        max_attempts: How often one request may be submitted in all; each attempt is billed.
+        max_attempts: How often one request may be submitted in all, if its generation failed with
+            a retryable error; each attempt is billed.
         max_submissions: The most submissions in all; None for no limit.
         journal: A file that records the submissions; see `Journal`. Close the session before it.
         on_poll: A function, called with a `PollEvent` after every poll.
@@ -274,7 +275,8 @@ class Session:
             GenerationError: The generation failed; the class says why.
             PollTimeoutError: The timeout came first; the generation keeps running: wait by its id.
             SubmissionLimitError: `max_submissions` is reached; nothing was sent.
-            SubmissionUnknownError: A process died while it submitted this key; nothing was sent.
+            SubmissionUnknownError: An earlier submission of this key may have been accepted;
+                nothing was sent.
             JournalError: The journal cannot be written; nothing was sent.
             APIError: The submission or the wait failed.
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.

@@ -276,6 +276,7 @@ def test_ctrl_c_waits_for_the_answer(
     assert rest == ends[answer]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("command", [["create", "a fox"], ["run", "a red fox"]])
 def test_an_output_is_tried_before_anything_is_submitted(command: list[str]) -> None:
     """One that is closed, on a full disk, or whose reader has gone: the id would be lost."""

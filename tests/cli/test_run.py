@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import shlex
 import signal
@@ -387,6 +386,7 @@ def interrupted(*arguments: str, after: str) -> tuple[int, str, str]:
 SLOW = "slow sandbox:duration=60"
 
 
+@pytest.mark.posix
 def test_ctrl_c_says_what_runs_and_what_was_not_submitted(cli: Cli) -> None:
     """With a command for each, to copy; the second one submits exactly the rest."""
     source = prompts("# a comment", FOX, SLOW, OWL, "#", HARE)
@@ -405,6 +405,7 @@ def test_ctrl_c_says_what_runs_and_what_was_not_submitted(cli: Cli) -> None:
     assert FOX in out
 
 
+@pytest.mark.posix
 def test_ctrl_c_with_a_journal_needs_no_more_than_the_same_command() -> None:
     """It continues; nothing is submitted twice."""
     source = prompts(FOX, SLOW, OWL)
@@ -419,6 +420,7 @@ def test_ctrl_c_with_a_journal_needs_no_more_than_the_same_command() -> None:
         assert sorted(entry.state for entry in journal.entries()) == ["completed", "running"]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT"])
 def test_other_signals_are_as_ctrl_c(name: str) -> None:
     """A closed terminal and a dropped ssh say SIGHUP, and may say it twice."""
@@ -439,9 +441,12 @@ def test_other_signals_are_as_ctrl_c(name: str) -> None:
     assert "luma-poll wait " in err
 
 
+@pytest.mark.posix
 def test_a_terminal_that_has_gone_is_told_by_a_file(tmp_path: Path) -> None:
     """The ids of what runs, and is billed, are in it."""
     source = prompts(SLOW)
+    import pty  # POSIX
+
     ours, theirs = pty.openpty()
     with started(
         *COMMAND, "run", source, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
@@ -455,6 +460,7 @@ def test_a_terminal_that_has_gone_is_told_by_a_file(tmp_path: Path) -> None:
     assert re.search(r"  luma-poll wait [0-9a-f-]{36}", Path(KEPT).read_text())
 
 
+@pytest.mark.posix
 def test_nohup_keeps_it_alive() -> None:
     """A signal that was ignored from the start stays ignored."""
     shell = f"trap '' HUP; exec {shlex.join([*COMMAND, 'run', prompts(FOX, OWL)])}"
@@ -523,6 +529,7 @@ def test_what_is_neither_a_file_nor_a_prompt_is_told_both_ways(cli: Cli) -> None
     assert "luma-poll create prompt.txt" in err
 
 
+@pytest.mark.posix
 def test_many_are_asked_about_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once; --yes answers."""
     source = prompts(*[FOX] * 21)
@@ -592,6 +599,7 @@ def test_what_an_earlier_process_submitted_runs() -> None:
     assert lines(table)[-1] == "0 done, 1 running, 0 waiting; 0 submissions, 0 refusals"
 
 
+@pytest.mark.posix
 def test_ctrl_c_of_a_resumed_run_counts_what_runs() -> None:
     """What an earlier process submitted is not "not submitted"."""
     source = prompts(FOX, SLOW, SLOW, OWL)
@@ -608,6 +616,7 @@ def test_a_prompt_cannot_command_the_terminal() -> None:
     assert "\\u001b[2Jfox [red]" in lines(table, width=100)[1]
 
 
+@pytest.mark.posix
 def test_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table, the totals and the results, as a person sees them."""
     code, screen = on_a_terminal("run", prompts(FOX, OWL), "--max-running", "1")
