@@ -77,13 +77,13 @@ def open_fleet(
 def command(
     name: str | None = None, *, make: bool = False
 ) -> Callable[[Callable[..., Awaitable[None]]], None]:
-    """Make a command of what is asked of a fleet, with the options that say which fleet.
+    """Return a decorator that makes a command, with the options that select a fleet.
 
-    The database is the first argument; an option where `keys` are, of which there are several.
+    The database is its first argument, or an option if the command takes `keys`.
 
     Args:
         name: The name of the command; by default the function's.
-        make: True if there need be no database yet.
+        make: True to create a missing database.
     """
 
     def add(ask: Callable[..., Awaitable[None]]) -> None:
@@ -102,7 +102,7 @@ def command(
             of_fleet.replace(name="schema", annotation=SchemaOption, default="dbos"),
         ]
         every = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in every]
-        # Typer reads both.
+        # Typer reads both the signature and the annotations.
         vars(run)["__signature__"] = Signature(every)
         run.__annotations__ = {each.name: each.annotation for each in every}
         run.__doc__ = ask.__doc__

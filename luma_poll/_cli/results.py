@@ -222,7 +222,7 @@ def _appending(path: str, told: _Told) -> Iterator[Put]:
     def put(result: Result) -> None:
         if not result.is_final or (result.generation_id, result.paths is not None) not in there:
             append_line(descriptor, to_json(result))
-        if result.error is not None:  # on the screen as well, where it is seen at once
+        if result.error is not None:  # on the screen as well, to be seen at once
             told.tell(result)
 
     try:

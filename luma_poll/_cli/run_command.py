@@ -99,7 +99,7 @@ def run(
     ] = None,
     max_attempts: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Submissions per prompt, after retryable failures."),
+        typer.Option(min=1, metavar="N", help="Submissions per prompt, if failures are retryable."),
     ] = 1,
     max_submissions: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The most submissions in all.")

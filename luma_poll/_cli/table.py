@@ -67,7 +67,7 @@ class Row:
         state: The last known state.
         started: When the wait began, or the latest attempt was accepted, in seconds of
             `time.monotonic`; None before that.
-        counts: How often what the headings of the table's numbers say has happened.
+        counts: The counts below the table's headings for numbers.
         ended: When the wait ended; None while it lasts.
         trouble: The error of the last poll; empty if it had none.
     """
@@ -161,8 +161,8 @@ class LiveTable:
         Args:
             name: The id, or the name of the row.
             state: The state to show.
-            error: Why it did not complete.
-            label: In place of the name, in the summary.
+            error: The reason why it did not complete, or None.
+            label: A name for the summary, if `name` does not suit.
         """
         self._ended += 1
         row = self._rows.get(name)

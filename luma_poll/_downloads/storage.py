@@ -91,7 +91,7 @@ class Storage:
 
     Attributes:
         http: The client whose transport is used.
-        base_url: The base URL of the API, which says where plain http is allowed.
+        base_url: The base URL of the API, which decides on which hosts plain http is allowed.
     """
 
     http: httpx.AsyncClient  # or httpx2's, whose names are the same

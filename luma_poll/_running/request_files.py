@@ -157,7 +157,7 @@ class RequestFile(Sequence[dict[str, Any]]):
         return cast(RequestFormat, found)
 
     def _read(self, content: bytes) -> None:
-        """Read all of it, and tell all its problems at once."""
+        """Check the whole file, and raise one error with all problems."""
         problems: list[str] = []
         lines_of_keys: dict[str, int] = {}
         try:
@@ -221,7 +221,7 @@ class RequestFile(Sequence[dict[str, Any]]):
         return value
 
     def _rows(self, content: bytes) -> _Numbered:
-        """Yield the line of each request with its content, or with what is wrong there."""
+        """Yield the line of each request with its content, or with its problem."""
         text = _decoded(content)
         lines = io.StringIO(text, newline="\n")
         match self._format:
@@ -233,7 +233,7 @@ class RequestFile(Sequence[dict[str, Any]]):
                 return _read_json(text)
             case "csv":  # Excel writes semicolons where the comma is part of numbers
                 return self._read_table(lines, ",;")
-            case "tsv":
+            case _:
                 return self._read_table(lines, "\t")
 
     def _read_text(self, text: Iterable[str]) -> _Numbered:

@@ -103,7 +103,7 @@ class Portal:
 
     @contextmanager
     def _open(self) -> Iterator[BlockingPortal]:
-        """Give the way into the loop, which is not closed during the block."""
+        """Yield the way into the loop, which cannot be closed during the block."""
         self.check()
         with self._lock:
             self.check()
