@@ -39,6 +39,7 @@ from luma_poll import (
     SubmissionLimitError,
     sync,
 )
+from luma_poll.events import Event, RunBegan
 from luma_poll.opentelemetry import instrument
 from luma_poll.sandbox import Sandbox
 from luma_poll.sync import Session
@@ -615,6 +616,22 @@ def test_a_runner_with_a_journal(api: Api, tmp_path: Path) -> None:
     ):
         assert runner.run("a fox", key="order-17").id == ID
     assert api.posts == ["a fox"]
+
+
+def test_what_a_journal_has_of_a_list_comes_first(sandbox_url: str, tmp_path: Path) -> None:
+    """As in async code: a refusal of what is new withholds nothing of what was paid for."""
+    events: list[Event] = []
+    requests = [{"prompt": word, "key": word} for word in ("new", "old")]
+    with (
+        Journal(tmp_path / "runs.db") as journal,
+        Session(base_url=sandbox_url, wait=SOON, journal=journal) as session,
+    ):
+        assert session.run("old", key="old").outputs
+        session.observe(events.append)
+        assert all(result.ok for result in session.run_all(requests))
+        assert all(result.ok for result in session.run_as_completed(iter(requests)))
+    begun = [event.run.key for event in events if isinstance(event, RunBegan)]
+    assert begun == ["old", "new", "new", "old"]
 
 
 def test_closing_a_runner_keeps_the_ids(api: Api) -> None:

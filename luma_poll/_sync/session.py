@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 from uuid import UUID
 
 from luma_poll._api.parameters import CreateParams, SupportsRead, SupportsSave, explicit
@@ -29,6 +37,7 @@ from luma_poll._sync.portal import Portal, refuse_in_event_loop
 from luma_poll.events import Observer, PollEvent, RunStateChanged, RunSubmitted
 from luma_poll.models import Generation, GenerationOutput
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -221,11 +230,10 @@ class Session:
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.
         """
         self._poller.as_completed(generations, timeout=timeout, limit=limit)  # checks them
+        source = _source_of(generations)
         return self._call(
             "await poller.wait_all(...)",
-            lambda call: self._poller.wait_all(
-                call.pull(generations), timeout=timeout, limit=limit
-            ),
+            lambda call: self._poller.wait_all(source(call), timeout=timeout, limit=limit),
         )
 
     def as_completed(
@@ -244,13 +252,8 @@ class Session:
         Raises:
             ConfigurationError: An argument is unusable.
         """
-        self._poller.as_completed(generations, timeout=timeout, limit=limit)  # checks them
-        return self._iterate(
-            "async with poller.as_completed(...) as results",
-            lambda call: self._poller.as_completed(
-                call.pull(generations), timeout=timeout, limit=limit
-            ),
-        )
+        results = partial(self._poller.as_completed, timeout=timeout, limit=limit)
+        return self._each("async with poller.as_completed(...) as results", generations, results)
 
     @explicit
     def run(
@@ -296,14 +299,11 @@ class Session:
         Raises:
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.
         """
-        self._runner.as_completed(
-            requests, timeout=timeout, download=download, name=name
-        )  # checks them
+        options: Any = {"timeout": timeout, "download": download, "name": name}
+        self._runner.as_completed(requests, **options)  # checks them
+        source = _source_of(requests)
         return self._call(
-            "await runner.run_all(...)",
-            lambda call: self._runner.run_all(
-                call.pull(requests), timeout=timeout, download=download, name=name
-            ),
+            "await runner.run_all(...)", lambda call: self._runner.run_all(source(call), **options)
         )
 
     def run_as_completed(
@@ -322,15 +322,8 @@ class Session:
         Raises:
             ConfigurationError: An argument is unusable.
         """
-        self._runner.as_completed(
-            requests, timeout=timeout, download=download, name=name
-        )  # checks them
-        return self._iterate(
-            "async with runner.as_completed(...) as results",
-            lambda call: self._runner.as_completed(
-                call.pull(requests), timeout=timeout, download=download, name=name
-            ),
-        )
+        results = partial(self._runner.as_completed, timeout=timeout, download=download, name=name)
+        return self._each("async with runner.as_completed(...) as results", requests, results)
 
     def upload(
         self,
@@ -410,6 +403,16 @@ class Session:
         refuse_in_event_loop(instead)
         return Call(self._portal, function).result()
 
+    def _each(
+        self,
+        instead: str,
+        items: Iterable[A],
+        results: Callable[[Any], AbstractAsyncContextManager[AsyncIterator[T]]],
+    ) -> SyncIterator[T]:
+        results(items)  # checks the arguments
+        source = _source_of(items)
+        return self._iterate(instead, lambda call: results(source(call)))
+
     def _iterate(
         self,
         instead: str,
@@ -418,3 +421,14 @@ class Session:
         refuse_in_event_loop(instead)
         self._portal.check()
         return SyncIterator(self._portal, open_items, owner=self)
+
+
+def _source_of(items: Iterable[A]) -> Callable[[Call[Any]], Iterable[A] | AsyncIterable[A]]:
+    """Return what gives items to the loop: a list as it is, which a Runner looks through first.
+
+    Any other iterable is read in the thread of the call, item by item.
+    """
+    if not isinstance(items, Sequence):
+        return lambda call: call.pull(items)
+    given = list(items)
+    return lambda _: given
