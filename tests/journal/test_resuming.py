@@ -176,7 +176,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     async def call(self: Recorder, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
-    async def run_sync(function: Callable[..., Any], *args: Any) -> Any:
+    async def run_sync(function: Callable[..., Any], *args: Any, limiter: object) -> Any:
         return function(*args)
 
     monkeypatch.setattr(Recorder, "_call", call)
