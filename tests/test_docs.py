@@ -275,6 +275,7 @@ def prose(page: Path) -> str:
 @pytest.mark.parametrize("page", [each for each in PAGES if each.name != "log.md"], ids=name_of)
 def test_the_pages_are_in_plain_english(page: Path) -> None:
     """None of the words that the house does without, and no link whose text is a file name."""
+    assert not re.search(r"^(<<<<<<<|=======|>>>>>>>)( |$)", page.read_text(), re.MULTILINE)
     assert [found[0] for found in FOREIGN.finditer(prose(page))] == []
     assert re.findall(r"\[[\w/-]+\.(?:md|py|html)\]\(", page.read_text()) == []
 
