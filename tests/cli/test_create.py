@@ -222,7 +222,7 @@ def test_an_unusable_place_is_found_out_before_anything_is_submitted(
     for command in (["create", "a fox"], ["run", "a red fox"]):
         code, out, err = cli(*command, "--download", str(tmp_path / "file" / "out"))
         assert (code, out, sent) == (2, "", [])
-        assert err.startswith(f"Error: {tmp_path / 'file' / 'out'} cannot be a directory: ")
+        assert err.startswith(f"Error: no files can be written to {tmp_path / 'file' / 'out'}: ")
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
