@@ -121,13 +121,13 @@ def luma_redirect(luma_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setenv("LUMA_BASE_URL", base_url)
         monkeypatch.setenv(SPEED, str(luma_sandbox.speed))
         yield luma_sandbox
-    if refused:  # perhaps in a thread, or by code that goes on after any exception
+    if refused:  # perhaps in a thread, or in code that continues after any exception
         pytest.fail(_why(refused[0]), pytrace=False)
 
 
 @contextmanager
 def _real_hosts_refused() -> Iterator[list[str]]:
-    """Refuse to look up the names of Luma's hosts; yields those that were asked for."""
+    """Refuse to look up the names of Luma's hosts; yield the list of those that were tried."""
     refused: list[str] = []
     with pytest.MonkeyPatch.context() as patches:
         for owner, name in _look_ups():
@@ -165,7 +165,7 @@ def _checked(look_up: Any, refused: list[str]) -> Any:
             name = given.decode("ascii", "replace") if isinstance(given, bytes) else given
             if isinstance(name, str) and f".{name.rstrip('.').lower()}".endswith(REAL_HOSTS):
                 refused.append(name)
-                # Not an error that a wait would take for an outage, and sit out.
+                # Not an error: a wait would take one for an outage, and sit it out.
                 pytest.fail(_why(name), pytrace=False)
         return look_up(*args, **kwargs)
 

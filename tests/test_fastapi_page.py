@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,10 @@ from selenium.webdriver.support.wait import WebDriverWait
 from luma_poll import Journal
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.server import serve_app
-from tests.axe import seen_as, violations
+from tests.browser import in_a_browser, open_browser, seen_as, violations
 from tests.journal.kills import Recorded
 
 APP = Path(__file__).parent.parent / "docs/examples/fastapi_app.py"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--disable-dev-shm-usage", "--window-size=1200,1000"),
-)
-in_a_browser = pytest.mark.skipif(
-    not (BROWSER and DRIVER),
-    reason="no browser: install chromium and chromedriver (Debian: chromium-driver)",
-)
 
 
 def free_port() -> int:
@@ -67,7 +57,7 @@ def running_app(
         yield process
     finally:
         process.terminate()
-        _, told = process.communicate(timeout=20)
+        _, told = process.communicate(timeout=50)
     assert not is_silent or b"Traceback" not in told, told.decode()
 
 
@@ -116,13 +106,8 @@ def wait_until_it_listens(origin: str, process: "subprocess.Popen[bytes]") -> No
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     """A fresh Chromium, with a profile of its own."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -311,19 +296,18 @@ def test_the_keyboard_is_enough(page: webdriver.Chrome) -> None:
 
 
 @in_a_browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 360])
-def test_everybody_can_use_it(page: webdriver.Chrome, scheme: str, width: int) -> None:
+def test_everybody_can_use_it(page: webdriver.Chrome) -> None:
     """Axe-core finds nothing, in either colour scheme, on a wide screen and on a narrow one."""
-    with seen_as(page, scheme, width):
-        submit(page, "a slow fox sandbox:duration=500")
-        submit(page, "a crowd sandbox:fail=content_moderated sandbox:duration=1")
-        submit(page, "a fox sandbox:outputs=2 sandbox:duration=1")
-        ended = ["completed", "failed", "processing"]
-        WebDriverWait(page, 30, 0.05).until(lambda _: states(page) == ended)
-        assert violations(page) == []
-        overflow = "return document.documentElement.scrollWidth - window.innerWidth"
-        assert page.execute_script(overflow) <= 0
+    submit(page, "a slow fox sandbox:duration=500")
+    submit(page, "a crowd sandbox:fail=content_moderated sandbox:duration=1")
+    submit(page, "a fox sandbox:outputs=2 sandbox:duration=1")
+    ended = ["completed", "failed", "processing"]
+    WebDriverWait(page, 30, 0.05).until(lambda _: states(page) == ended)
+    for scheme, width in product(["light", "dark"], [1200, 360]):
+        with seen_as(page, scheme, width):
+            assert violations(page) == []
+            overflow = "return document.documentElement.scrollWidth - window.innerWidth"
+            assert page.execute_script(overflow) <= 0
 
 
 def seconds(card: WebElement) -> int:
@@ -485,6 +469,8 @@ def test_a_key_that_stops_working_takes_nothing_away(
         api.is_revoked = True
         WebDriverWait(browser, 10, 0.05).until(lambda _: states(browser)[0] == "unseen")
         assert list(buttons(cards(browser)[0])) == ["Reload", "Copy id", "Remove"]
+        with seen_as(browser, "dark", 1200):
+            assert violations(browser) == []
         submit(browser, "number 3 sandbox:duration=0.1")
         WebDriverWait(browser, 10, 0.05).until(lambda _: states(browser)[0] == "failed")
         api.is_revoked = False
@@ -574,6 +560,7 @@ def test_a_prompt_is_never_markup(page: webdriver.Chrome) -> None:
     assert page.title == "Pictures, live"
 
 
+@pytest.mark.posix
 def test_it_stops_at_once_and_in_silence() -> None:
     """Ctrl-C ends the streams that are open, as streams end."""
     with running_app(port := free_port()) as process, httpx.Client(timeout=20) as http:

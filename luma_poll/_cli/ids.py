@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import anyio
 
+from luma_poll._texts import reason_of
 from luma_poll.errors import ConfigurationError
 
 _ID = re.compile(r"[\w.-]{1,1000}", re.ASCII)
@@ -26,7 +27,7 @@ def read_lines(path: str) -> list[bytes]:
             return file.readlines()
     except OSError as error:
         name = "standard input" if path == "-" else path
-        raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from None
+        raise ConfigurationError(f"{name} cannot be read: {reason_of(error)}") from None
 
 
 def decode(line: bytes, name: str, number: int) -> str:

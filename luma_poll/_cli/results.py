@@ -14,6 +14,7 @@ from typing import Any
 
 from luma_poll._cli.terminal import in_words, put_line, say_error, try_descriptor, try_stdout
 from luma_poll._redaction import redact, redact_value
+from luma_poll._texts import reason_of
 from luma_poll.errors import (
     FAILURE_ERRORS,
     AuthenticationError,
@@ -216,12 +217,12 @@ def _appending(path: str, told: _Told) -> Iterator[Put]:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+        raise ConfigurationError(f"{path} cannot be written: {reason_of(error)}") from None
 
     def put(result: Result) -> None:
         if not result.is_final or (result.generation_id, result.paths is not None) not in there:
             append_line(descriptor, to_json(result))
-        if result.error is not None:  # on the screen as well, where it is seen at once
+        if result.error is not None:  # on the screen as well, to be seen at once
             told.tell(result)
 
     try:

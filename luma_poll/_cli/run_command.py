@@ -44,7 +44,7 @@ from luma_poll._cli.options import (
 from luma_poll._cli.process import orderly_exit
 from luma_poll._cli.prompts import Line, Prompts, in_full, in_short, read_prompts
 from luma_poll._cli.results import Put, Result, writing
-from luma_poll._cli.table import RunTable
+from luma_poll._cli.table import RunTable, name_of
 from luma_poll._cli.terminal import err, is_terminal, put_line, say, say_lines
 from luma_poll._client.client import LumaClient
 from luma_poll._journal.entry import JournalEntry
@@ -99,7 +99,7 @@ def run(
     ] = None,
     max_attempts: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Submissions per prompt, after retryable failures."),
+        typer.Option(min=1, metavar="N", help="Submissions per prompt, if failures are retryable."),
     ] = 1,
     max_submissions: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The most submissions in all.")
@@ -239,7 +239,7 @@ async def run_prompts(
         )
         if directory is None or generation is None or not ran.ok:
             return result
-        table.download(request)
+        table.set_state(name_of(request), "downloading")
         fetched = await fetch(
             client, generation, directory, bars, name=name, key=request.get("key")
         )

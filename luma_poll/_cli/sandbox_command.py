@@ -37,7 +37,7 @@ def sandbox(
     ] = False,
     account: Annotated[
         AccountKind,
-        typer.Option(help="The limits of the simulated account; new has those of a new one."),
+        typer.Option(help="The account's limits; new: those of a new account."),
     ] = "unlimited",
 ) -> None:
     """Serve a simulated API until Ctrl-C, for clients in any language.

@@ -31,7 +31,7 @@ MAX_GETS = 90
 MAX_DOWNLOADS = 4
 """The most files that one client fetches at once; the others wait for their turn."""
 PATIENCE = 10.0
-"""Seconds without a whole answer after which a GET is sent once more; more if answers are slow."""
+"""Seconds without a whole answer after which a GET is sent again; more if answers are slow."""
 MAX_ANSWER = 2 * 1024**2
 """The most bytes of one answer, encoded and decoded; ten outputs take about 10,000."""
 
@@ -45,11 +45,11 @@ class Answer(NamedTuple):
 
 
 class Turns:
-    """The turns of one event loop: those of all requests, of the GETs and of the downloads."""
+    """The turns in one event loop: of all requests, of GETs, and of downloads."""
 
     def __init__(self) -> None:
         # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
-        # 1099, 1111), and is slow at queueing many. So its pool has no limit, and they queue here.
+        # 1099, 1111), and is slow at queueing many. So they queue here, and its pool has no limit.
         self.requests = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
         self.gets = anyio.Semaphore(MAX_GETS, fast_acquire=True)
         self.downloads = anyio.Semaphore(MAX_DOWNLOADS)

@@ -15,6 +15,7 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from itertools import count
+from operator import attrgetter
 from typing import Any, Unpack
 
 import anyio
@@ -204,7 +205,7 @@ class Runner:
         """Submit a generation as soon as there is room for it, and wait for its end.
 
             generation = await runner.run("a red fox", model="uni-1", timeout=300)
-            print(generation.output[0].url)
+            print(generation.outputs[0].url)
 
         Args:
             prompt: The prompt.
@@ -223,7 +224,8 @@ class Runner:
             GenerationError: The generation failed; the class says why.
             PollTimeoutError: The timeout came first; the generation keeps running: wait by its id.
             SubmissionLimitError: `max_submissions` is reached; nothing was sent.
-            SubmissionUnknownError: A process died while it submitted this key; nothing was sent.
+            SubmissionUnknownError: An earlier submission of this key may have been accepted;
+                nothing was sent.
             JournalError: The journal cannot be written; nothing was sent.
             APIError: The submission or the wait failed. If `may_have_been_accepted`, the generation
                 may be running, and the Runner does not submit it again.
@@ -312,7 +314,9 @@ class Runner:
             fetching = Fetching(self._client, batch, download, name)
             await fetching.check(requests)
             run = fetching.run
-        results = await run_in_order(run, batch.take(requests), limit=None, ids=_ids)
+        results = await run_in_order(
+            run, batch.take(requests), limit=None, ids=attrgetter("submitted")
+        )
         # The requests that the journal knew were taken first: back to the order given.
         places = sorted(range(len(batch.order)), key=batch.order.__getitem__)
         return [results[place] for place in places] if places else results
@@ -376,7 +380,7 @@ class Runner:
             await anyio.sleep(pause)
 
     async def _read(self, given: AnyRequest) -> Request:
-        """Check a request. Its files are needed only if its key was not submitted yet."""
+        """Check a request; its files may be gone if its key was submitted before."""
         try:
             return await read_request_async(given)
         except ConfigurationError:
@@ -461,7 +465,7 @@ class Runner:
         return last.raise_for_failure()
 
     async def _look_for_ends(self) -> None:
-        """Ask if what no run waits for any longer has ended: it counts for `max_running`."""
+        """Poll the generations for which no run waits, because they count for `max_running`."""
         left = self._outstanding.left
         async with self._poller.as_completed(left, timeout=LONGEST_RUN, limit=None) as results:
             async for result in results:
@@ -478,10 +482,6 @@ class Runner:
             f"Runner(running={self._account.running}, in_flight={self._account.in_flight}, "
             f"waiting={len(self._submitter.queue)})"
         )
-
-
-def _ids(result: RunResult) -> tuple[str, ...]:
-    return result.submitted
 
 
 @asynccontextmanager

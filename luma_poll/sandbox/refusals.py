@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeAlias, cast
 
 Fields: TypeAlias = Mapping[str, Any]
 Check: TypeAlias = Callable[[str, Any], None]
-"""Takes a parameter's name and value; raises `RefusedError` if the value is not valid."""
+"""A function that takes a parameter's name and value; raises `RefusedError` for a bad value."""
 
 MAX_PROMPT_LENGTH = 6000
 MAX_LAYERING_PROMPT_LENGTH = 500

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -127,12 +126,14 @@ def on_a_terminal(*arguments: str, answer: bytes = b"", **environment: str) -> t
         answer: Typed ahead.
         environment: Variables besides those of this process.
     """
+    import pty  # POSIX
+
     ours, theirs = pty.openpty()
     os.write(ours, answer)
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "300", "LINES": "24", **environment}
     with started(*COMMAND, *arguments, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as it:
         os.close(theirs)
         written = b"".join(iter(lambda: read_screen(ours), b"")).decode()
-        code = it.wait(20)
+        code = it.wait(50)
     os.close(ours)
     return code, written

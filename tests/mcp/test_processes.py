@@ -121,6 +121,7 @@ def states(directory: Path) -> list[str]:
         return [entry.state for entry in journal.entries()]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 async def test_a_signal_is_a_clean_end(tmp_path: Path, name: str) -> None:
     """Exit code 0, although its input stays open."""
