@@ -12,7 +12,7 @@ from uuid import UUID
 
 import typer
 
-from luma_poll._api.parameters import GenerationType, Model
+from luma_poll._api.parameters import GenerationType, Model, Params
 from luma_poll._arguments import shown
 from luma_poll._client.client import LumaClient
 from luma_poll._downloads.names import identity_of, naming_of
@@ -176,7 +176,7 @@ def reference(value: str) -> object:
     return Path(value).expanduser()
 
 
-def read_params(given: Mapping[str, Any], words: Iterable[str] | None) -> dict[str, Any]:
+def read_params(given: Mapping[str, Any], words: Iterable[str] | None) -> Params:
     """The parameters of `generations.create`, from options and from `KEY=VALUE` words.
 
     Dots in a key lead into a parameter: `video.duration=5s`. A value is JSON; `@` before it makes

@@ -84,7 +84,7 @@ class _Stdin(io.BytesIO):
 
 
 def read_prompts(
-    sources: Sequence[str], common: Mapping[str, Any], form: RequestFormat | None
+    sources: Sequence[str], common: Mapping[str, object], form: RequestFormat | None
 ) -> Prompts:
     """The requests in a file, or the arguments if they are prompts: these have a blank in them.
 

@@ -11,10 +11,11 @@ from uuid import UUID
 
 from mcp.server.mcpserver.exceptions import ToolError
 
+from luma_poll._api.parameters import Params
 from luma_poll._api.request_body import MEDIA_PLACES
 
 
-def with_references(params: Mapping[str, Any], inputs: Path | None) -> dict[str, Any]:
+def with_references(params: Mapping[str, object], inputs: Path | None) -> Params:
     """Return the parameters with a media reference wherever the model named one, however deep.
 
     Args:
@@ -27,7 +28,7 @@ def with_references(params: Mapping[str, Any], inputs: Path | None) -> dict[str,
     return {name: _resolved(name, value, inputs) for name, value in params.items()}
 
 
-def _resolved(place: str, value: Any, inputs: Path | None) -> Any:
+def _resolved(place: str, value: object, inputs: Path | None) -> Any:
     if isinstance(value, dict):
         return {name: _resolved(f"{place}.{name}", item, inputs) for name, item in value.items()}
     if isinstance(value, list):
