@@ -64,12 +64,11 @@ def read_reference(text: str, inputs: Path | None) -> Path | dict[str, str]:
     try:
         root = inputs.resolve()
         path = (root / text).resolve()  # follows symbolic links, so that none leads outside
-        is_inside = path.is_relative_to(root) and path.is_file()
+        if path.is_relative_to(root) and path.is_file():
+            return path
     except (OSError, ValueError, RuntimeError):  # too long, with a NUL, a loop of links
-        is_inside = False
-    if not is_inside:
-        raise ToolError(f"there is no file of that name below {inputs}")
-    return path
+        pass
+    raise ToolError(f"there is no file of that name below {inputs}")
 
 
 def _check_public(url: str) -> None:

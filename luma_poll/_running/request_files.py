@@ -233,7 +233,7 @@ class RequestFile(Sequence[Params]):
                 return _read_json(text)
             case "csv":  # Excel writes semicolons where the comma is part of numbers
                 return self._read_table(lines, ",;")
-            case "tsv":
+            case _:  # tsv
                 return self._read_table(lines, "\t")
 
     def _read_text(self, text: Iterable[str]) -> _Numbered:
