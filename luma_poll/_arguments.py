@@ -183,8 +183,8 @@ def check_base_url(base_url: str | httpx.URL | None) -> str:
 def may_be_plain(host: str, base_url: str) -> bool:
     """Return True if a URL that the API gave for this host may be plain http.
 
-    It may on the API's host, if you chose plain http for the API. And it may on this machine if the
-    API is here as well: a remote one has no business with what else listens here.
+    On the API's host it may if the base URL is plain http. On this machine it may only if the API
+    is here as well: a remote API must not direct us to other servers on this machine.
     """
     api = urlsplit(base_url)
     if is_loopback(host):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -30,7 +32,14 @@ def one_line(text: str) -> str:
     return _NOT_IN_A_LINE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def cleaned(value: object, longest: int | None = None, depth: int = MAX_DEPTH) -> Any:
+def reason_of(error: OSError) -> str:
+    """Return the system's reason, without the path: Windows denies permission to a directory."""
+    if isinstance(error, PermissionError) and os.path.isdir(error.filename or ""):
+        return os.strerror(errno.EISDIR)
+    return error.strerror or str(error) or type(error).__name__
+
+
+def cleaned(value: Any, longest: int | None = None, depth: int = MAX_DEPTH) -> Any:
     """Make all texts in a JSON value encodable, and cut those that are longer than `longest`."""
     if isinstance(value, str):
         return encodable(value[:longest])

@@ -448,7 +448,7 @@ class Fleet:
             await fleet.resolve("order-18", "order-19", resubmit=True)
 
         Args:
-            keys: Their keys.
+            keys: The keys of the submissions.
             generation_id: The id that the API gave, for a single submission: workers wait for it
                 (again).
             resubmit: True to submit them again, because they were not accepted, or because you
@@ -468,6 +468,9 @@ class Fleet:
 
     async def cancel(self, *keys: str) -> list[str]:
         """Cancel submissions that have not been sent; return the keys of those that it cancelled.
+
+        Args:
+            keys: The keys of the submissions.
 
         Raises:
             FleetDatabaseError: The database cannot be used.
@@ -496,17 +499,28 @@ class Fleet:
     async def redeliver(self, *keys: str) -> int:
         """Deliver the callbacks of these submissions again; return how many there are.
 
+        Args:
+            keys: The keys of the submissions.
+
         Raises:
             FleetDatabaseError: The database cannot be used.
         """
         return await self._ask(Ledger.redeliver, [check_key(key) for key in keys])
 
     async def pause(self, why: str | None = None) -> None:
-        """Stop submitting, in all workers. They keep waiting for what runs."""
+        """Stop submitting, in all workers. They keep waiting for what runs.
+
+        Args:
+            why: The reason, which the status and the logs show.
+        """
         await self._ask(Ledger.set_mode, "paused", why)
 
     async def drain(self, why: str | None = None) -> None:
-        """Stop submitting, in all workers. `drained` returns when a worker has nothing running."""
+        """Stop submitting, in all workers. `drained` returns when a worker has nothing running.
+
+        Args:
+            why: The reason, which the status and the logs show.
+        """
         await self._ask(Ledger.set_mode, "draining", why)
 
     async def resume(self) -> None:
@@ -579,6 +593,9 @@ class Fleet:
         """Return True if this worker's event loop turned within so many seconds, for health checks.
 
         Only this process counts: a worker whose database is down is well, and waits for it.
+
+        Args:
+            within: The seconds.
         """
         worker = self._worker
         return worker is not None and anyio.current_time() - worker.looked <= within
@@ -592,7 +609,7 @@ class Fleet:
     def poller(self) -> Poller | None:
         """The poller of this worker, to observe it; None if this process is not a worker.
 
-        instrument(fleet.poller)                      # of luma_poll.opentelemetry
+        For example `luma_poll.opentelemetry.instrument(fleet.poller)`.
         """
         worker = self._worker
         return worker.poller if worker is not None and worker.ready.is_set() else None

@@ -456,7 +456,7 @@ FAILURE_ERRORS: dict[str, type[GenerationError]] = {
 
 
 def failure_of(generation: Generation | None) -> GenerationError | None:
-    """Return why a generation failed; None if it did not, or if there is none."""
+    """Return the error of a failed generation; None if it did not fail, or is None."""
     if generation is None or generation.state != "failed":
         return None
     return FAILURE_ERRORS.get(generation.failure_code or "", GenerationError)(generation)

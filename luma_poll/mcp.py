@@ -49,7 +49,7 @@ from luma_poll._redaction import redact
 from luma_poll._running.requests import check_key
 from luma_poll._running.runner import Runner
 from luma_poll._version import __version__
-from luma_poll.errors import ConfigurationError, LumaError, NotFoundError
+from luma_poll.errors import ConfigurationError, GenerationError, LumaError, NotFoundError
 from luma_poll.events import (
     Event,
     RunEvent,
@@ -78,7 +78,7 @@ HANDOVER = 10.0
 WAITING = "waiting for room"
 INSTRUCTIONS = """\
 Images and videos by Luma. `generate` costs money once for each distinct call. A generation takes
-from 20 seconds to some minutes: a call that says "still running" has lost nothing, so call
+from 20 seconds to some minutes: a call that returns before it has ended has lost nothing, so call
 `wait_for` with its key, never `generate` with other words."""
 
 
@@ -226,11 +226,17 @@ class _Tools:
         aspect_ratio: Annotated[str | None, Field(description="For example 16:9.")] = None,
         options: Annotated[
             dict[str, Any] | None,
-            Field(description="Further parameters of the API, such as output_format or video."),
+            Field(
+                description="Further parameters of the API, such as output_format or video. "
+                "Media in them, such as video.start_frame, are named as in source."
+            ),
         ] = None,
         key: Annotated[
             str | None,
-            Field(description="A name for this request. The same key never pays twice."),
+            Field(
+                description="To repeat a call, give the same key, or none: it is paid once. Give "
+                "another key only for another picture of the same words."
+            ),
         ] = None,
     ) -> Annotated[CallToolResult, GenerationReport]:
         """Make an image or a video, save its files, and return them with a preview.
@@ -250,8 +256,8 @@ class _Tools:
             if key is not None:
                 check_key(key)
             digest = await anyio.to_thread.run_sync(_digest, params)
-        # No await from here on: another call could spend what this one has counted.
         entries = await self._entries()
+        # No await from here on: another call could spend what this one has counted.
         if key is None:
             key = choose_key(digest, entries, self._under_way, datetime.now(UTC))
         request = self._under_way.get(key)
@@ -428,8 +434,10 @@ class _Tools:
         if request.error is not None:
             raise _tool_error(request.error, request)
         if not request.done.is_set():
-            still = "still running" if request.generation_id else "not submitted yet"
-            advice = f'{still}: call wait_for with "{request.key}"; do not call generate'
+            how = "not submitted yet" if request.state == WAITING else request.state
+            if request.generation_id is not None:
+                how = "still running"
+            advice = f'{how}: call wait_for with "{request.key}"; do not call generate'
             return _result(request, advice, None)
         preview = await anyio.to_thread.run_sync(_preview, request.files)
         return _result(request, "done: the files are on disk", preview)
@@ -501,6 +509,8 @@ def _tool_error(error: Exception, request: _Request | None = None) -> ToolError:
         told = redact("".join(traceback.format_exception(error)))
         logger.error("a tool failed: %s", told, extra=fields(error=error))
         said = [f"unexpected {type(error).__name__}: {redact(str(error))}."]
+    if isinstance(error, GenerationError) and error.retryable:
+        said.append("The same call gives the same failure: a new submission needs another key.")
     if request is not None and request.submissions:
         said.append(f'(key "{request.key}")')
     return ToolError("\n".join(said))

@@ -123,7 +123,7 @@ def _detail(error: LumaError, kind: ProblemKind) -> str:
         words = getattr(error, "failure_reason", None) or getattr(error, "detail", None)
     if not words or isinstance(error, NotFoundError):
         return kind.detail or getattr(error, "hint", "")
-    # Cut first: the work for a text must not grow with a length that somebody else chose.
+    # Cut first: the work must not grow with the length of a text from outside.
     return _WORD.sub(_without_link, words[: 4 * _LONGEST_DETAIL])[:_LONGEST_DETAIL]
 
 

@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 import trio.testing
+from hypothesis import settings
 
+from tests import without_posix
 from tests.virtual_time import VirtualTimeLoop
+
+WITHOUT_POSIX = os.name != "posix" or bool(os.environ.get("WITHOUT_POSIX"))
+if WITHOUT_POSIX and os.name == "posix":
+    without_posix.hide()
+
+# A busy machine takes longer than Hypothesis's 200 milliseconds for many an example.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Containers often forbid bytecode. The tests start Python about 250 times, and each of these
 # processes, as well as each worker of xdist, would compile everything that it imports.
@@ -23,6 +33,11 @@ pytest_plugins = ["luma_poll.testing"]
 def pytest_xdist_auto_num_workers() -> int:
     """Two for each core: tests of sockets, processes and databases mostly wait."""
     return 2 * (os.cpu_count() or 1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if WITHOUT_POSIX and item.get_closest_marker("posix"):
+        pytest.skip("needs signals, terminals, forks or modes of POSIX")
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

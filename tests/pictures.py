@@ -10,40 +10,44 @@ docs/adaptive-wait.svg is made by tests/benchmarks/adaptive_wait.py.
 
 import argparse
 import base64
+import json
 import random
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import anyio
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.segment import ControlType, Segment
 from rich.text import Text
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from luma_poll._cli.demo_command import run_demo
 from luma_poll.sandbox import DEFAULT_ACCOUNT, Sandbox
 from tests import test_fastapi_page as example
 from tests.benchmarks import makespan
+from tests.benchmarks.page import FIGURES
+from tests.browser import open_browser
 from tests.test_exports import ABOVE, BASE
 from tests.virtual_time import VirtualTimeLoop
 
 DOCS = Path(__file__).parent.parent / "docs"
 STYLE = """<style>
-  text { font: 13px system-ui, sans-serif; fill: #333 } .small { font-size: 11px; fill: #777 }
+  text { font: 13px system-ui, sans-serif; fill: #333 } .small { font-size: 11px; fill: #666 }
+  .page { fill: #fff }
   .strong { font-weight: 600 } .grid { stroke: #ddd; fill: none }
   .unit { stroke: #8fb8e8; fill: none } .heavy { stroke: #2a78d6; fill: none }
   .ours .unit { stroke: #f0a27e } .ours .heavy { stroke: #d9551f } .ours .strong { fill: #c2501c }
   .box { fill: #f4f4f2; stroke: #ccc } .door { fill: #fdebe3; stroke: #e0662f }
   @media (prefers-color-scheme: dark) {
-    text { fill: #ddd } .small { fill: #999 } .grid { stroke: #3a3a3a }
+    text { fill: #ddd } .small { fill: #999 } .grid { stroke: #3a3a3a } .page { fill: #17181c }
     .unit { stroke: #3d6695 } .heavy { stroke: #6aa9f0 }
     .ours .unit { stroke: #9a5636 } .ours .heavy { stroke: #ff9a66 } .ours .strong { fill: #ff9a66 }
     .box { fill: #26272b; stroke: #555 } .door { fill: #3a2a22; stroke: #e0662f }
@@ -54,7 +58,9 @@ STYLE = """<style>
 def svg(width: float, height: float, title: str, parts: Iterable[str]) -> str:
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
-    return "\n".join([head, f"<title>{escape(title)}</title>", STYLE, *parts, "</svg>", ""])
+    # Its own ground: a page may be dark in a browser that asks for light pictures.
+    ground = f'<rect class="page" width="{width:g}" height="{height:g}" rx="8"/>'
+    return "\n".join([head, f"<title>{escape(title)}</title>", STYLE, ground, *parts, "</svg>", ""])
 
 
 def label(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
@@ -122,6 +128,9 @@ def draw_makespan() -> None:
         random.seed(0)
         options = {"loop_factory": VirtualTimeLoop}
         strips[name] = anyio.run(runs_of, name, requests, backend_options=options)
+    # The figures of the page of benchmarks, which counts until the last end was seen.
+    figures = {row["solution"]: row for row in first_mixed_batch()}
+    figures["ideal"] = {"makespan": figures["runner"]["ideal"], "lost": 0}
     names = {
         "ideal": "the least possible, if all durations were known",
         "runner": "luma-poll: Runner",
@@ -134,9 +143,8 @@ def draw_makespan() -> None:
     slots = DEFAULT_ACCOUNT["max_concurrent"]
     parts, y = [], 0.0
     for name, title in names.items():
-        runs = strips[name]
-        lost = len(requests) - len(runs)
-        end = f"{max(run.ends for run in runs):.0f} s" + (f", {lost} of 200 lost" if lost else "")
+        runs, lost = strips[name], figures[name]["lost"]
+        end = f"{figures[name]['makespan']:.0f} s" + (f", {lost} of 200 lost" if lost else "")
         parts.append(f'<g class="{"ours" if name == "runner" else ""}">')
         parts.append(label(LEFT, y + 22, title, "strong"))
         parts.append(label(WIDTH - RIGHT, y + 22, end, "", "end"))
@@ -149,8 +157,27 @@ def draw_makespan() -> None:
         parts.append(
             label(x, y + 14, f"{second // 60} min", "small", "middle" if second else "start")
         )
+    parts += legend(y + 38)
     title = "Two hundred prompts on an account with ten slots, by solution"
-    (DOCS / "makespan.svg").write_text(svg(WIDTH, y + 24, title, parts))
+    (DOCS / "makespan.svg").write_text(svg(WIDTH, y + 52, title, parts))
+
+
+def first_mixed_batch() -> list[Mapping[str, Any]]:
+    """What was measured of the batch that is drawn."""
+    rows = json.loads(FIGURES.read_text())["makespan"]["rows"]
+    return [row for row in rows if (row["weights"], row["seed"]) == ("mixed", 0)]
+
+
+def legend(y: float) -> Iterator[str]:
+    """What the bars are, with bars: which of them are darker depends on the colour scheme."""
+    x = float(LEFT)
+    for kind, text in (("unit", "a generation that weighs one unit"), ("heavy", "three units")):
+        for group in ("", "ours"):
+            bar = f'<path class="{kind}" stroke-width="{LANE - 1}" d="M{x:g} {y - 4:g}h14"/>'
+            yield f'<g class="{group}">{bar}</g>'
+            x += 17
+        yield label(x + 4, y, text, "small")
+        x += 200
 
 
 async def runs_of(name: str, requests: Sequence[makespan.Request]) -> list[makespan.Run]:
@@ -242,30 +269,26 @@ def height_of(name: str) -> int:
 def draw_example_page() -> None:
     """Three generations under way, in a browser."""
     port = example.free_port()
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(example.BROWSER)
-    with tempfile.TemporaryDirectory() as profile, example.running_app(port):
-        for flag in (*example.FLAGS, "--hide-scrollbars", f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        browser = webdriver.Chrome(options, webdriver.ChromeService(str(example.DRIVER)))
-        try:
-            browser.get(f"http://127.0.0.1:{port}")
-            for prompt in (
-                "a red fox in fresh snow sandbox:duration=4",
-                "a lighthouse at dusk sandbox:duration=400",
-                "a map drawn by a cat sandbox:fail=content_moderated sandbox:duration=4",
-            ):
-                example.submit(browser, prompt)
-                time.sleep(1)
-            time.sleep(3)
-            browser.find_element(By.ID, "prompt").clear()
-            browser.execute_script("window.scrollTo(0, 0)")
-            browser.set_window_size(1000, 1100)
-            picture = {"format": "webp", "quality": 80}
-            taken = browser.execute_cdp_cmd("Page.captureScreenshot", picture)
-            (DOCS / "example-page.webp").write_bytes(base64.b64decode(taken["data"]))
-        finally:
-            browser.quit()
+    with (
+        tempfile.TemporaryDirectory() as profile,
+        example.running_app(port),
+        open_browser(profile) as browser,
+    ):
+        browser.get(f"http://127.0.0.1:{port}")
+        for prompt in (
+            "a red fox in fresh snow sandbox:duration=4",
+            "a lighthouse at dusk sandbox:duration=400",
+            "a map drawn by a cat sandbox:fail=content_moderated sandbox:duration=4",
+        ):
+            example.submit(browser, prompt)
+            time.sleep(1)
+        time.sleep(3)
+        browser.find_element(By.ID, "prompt").clear()
+        browser.execute_script("window.scrollTo(0, 0)")
+        browser.set_window_size(1000, 1100)
+        picture = {"format": "webp", "quality": 80}
+        taken = browser.execute_cdp_cmd("Page.captureScreenshot", picture)
+        (DOCS / "example-page.webp").write_bytes(base64.b64decode(taken["data"]))
 
 
 PICTURES = {

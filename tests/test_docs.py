@@ -200,7 +200,7 @@ def test_the_readme_has_no_relative_links() -> None:
 
 def test_the_pages_have_snippets() -> None:
     """The pattern finds them, so the tests above test something."""
-    assert len(snippets(PAGES[0])) >= 5
+    assert len(snippets(PAGES[0])) >= 4
     assert snippets(PAGES[0])[0].startswith("from luma_poll import sync\n")
 
 
@@ -232,6 +232,20 @@ def test_the_reference_is_complete() -> None:
     assert set(listed) - {"luma_poll._client.generations.Generations"} == public_names()
 
 
+def test_the_tree_of_errors_is_that_of_the_classes() -> None:
+    """The page of errors begins with all of them, each below the one that it derives from."""
+
+    def tree(error: type[luma_poll.LumaError], depth: int) -> list[str]:
+        public = [each for each in error.__subclasses__() if each.__name__ in luma_poll.__all__]
+        name = f"[{error.__name__}](#luma_poll.{error.__name__})"
+        below = [line for each in public for line in tree(each, depth + 1)]
+        return [f"{depth * 4 * ' '}-   {name}", *below]
+
+    text = (ROOT / "docs/reference/errors.md").read_text()
+    shown = re.findall(r"^ *- .*$", text, re.MULTILINE)
+    assert shown == tree(luma_poll.LumaError, 0)
+
+
 def test_docstrings_are_markdown() -> None:
     """Their examples are indented blocks; the `::` of reStructuredText would be shown as it is."""
     sources = (ROOT / "luma_poll").rglob("*.py")
@@ -261,8 +275,28 @@ def prose(page: Path) -> str:
 @pytest.mark.parametrize("page", [each for each in PAGES if each.name != "log.md"], ids=name_of)
 def test_the_pages_are_in_plain_english(page: Path) -> None:
     """None of the words that the house does without, and no link whose text is a file name."""
+    assert not re.search(r"^(<<<<<<<|=======|>>>>>>>)( |$)", page.read_text(), re.MULTILINE)
     assert [found[0] for found in FOREIGN.finditer(prose(page))] == []
     assert re.findall(r"\[[\w/-]+\.(?:md|py|html)\]\(", page.read_text()) == []
+
+
+def test_the_picture_has_the_figures_of_the_benchmarks() -> None:
+    """Both are of the same batch, so they may not differ."""
+    rows = json.loads(benchmarks.FIGURES.read_text())["makespan"]["rows"]
+    batch = [row for row in rows if (row["weights"], row["seed"]) == ("mixed", 0)]
+    drawn = re.findall(r">(\d+) s[,<]", (ROOT / "docs/makespan.svg").read_text())
+    assert sorted(drawn) == sorted(
+        {f"{row['makespan']:.0f}" for row in batch} | {f"{row['ideal']:.0f}" for row in batch}
+    )
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_pages_measure_nothing(page: str) -> None:
+    """What they say of speed and size is a figure of the benchmarks, or none."""
+    text = re.sub(r"```.*?```|`.*?`", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    unit = r"(?:s|ms|µs|KiB|MB|%|seconds|times)"
+    known = benchmarks.PAGE.read_text()
+    assert [each for each in re.findall(rf"\d[\d,.]* {unit}\b", text) if each not in known] == []
 
 
 def test_there_is_one_tagline() -> None:

@@ -89,6 +89,7 @@ def test_a_second_event_loop_beside_one_that_runs_is_refused(
     assert RUN[other](enter)
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of threads: none is in use
 def test_a_forked_process_has_event_loops_of_its_own(guard: LoopGuard) -> None:

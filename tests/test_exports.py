@@ -312,5 +312,23 @@ def test_docstrings_say_what_a_thing_is() -> None:
     assert [place for place, word in words.items() if word in ("What", "Whether")] == []
 
 
+STUMBLES = re.compile(
+    r"\b([Ww]hoever|anew|dear|purse|for a try|hears of|brought home|nobody\b.{1,40}\bany more|"
+    r"[Ww]here (it|they|that|this|you|there) (is|are|was|has|have|do|does))\b"
+    r"|^ +\*{0,2}\w+: (Of|That) ",
+    re.MULTILINE,
+)
+"""What a native reader stumbles over, and entries of `Args` that do not say what a thing is."""
+
+
+def test_the_library_is_in_plain_english() -> None:
+    """In docstrings, comments and messages: CONTRIBUTING.md says what to write instead."""
+    sources = {path: path.read_text() for path in HOUSE.rglob("*.py")}
+    found = [
+        (path.name, each[0]) for path, text in sources.items() for each in STUMBLES.finditer(text)
+    ]
+    assert found == []
+
+
 if __name__ == "__main__":
     PAGE.write_text(DRAWING.sub(lambda _: drawing(), PAGE.read_text()))

@@ -27,21 +27,10 @@ from selenium.webdriver.support.wait import WebDriverWait
 from luma_poll import Journal
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.server import serve_app
-from tests.axe import seen_as, violations
+from tests.browser import in_a_browser, open_browser, seen_as, violations
 from tests.journal.kills import Recorded
 
 APP = Path(__file__).parent.parent / "docs/examples/fastapi_app.py"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--disable-dev-shm-usage", "--window-size=1200,1000"),
-)
-in_a_browser = pytest.mark.skipif(
-    not (BROWSER and DRIVER),
-    reason="no browser: install chromium and chromedriver (Debian: chromium-driver)",
-)
 
 
 def free_port() -> int:
@@ -116,13 +105,8 @@ def wait_until_it_listens(origin: str, process: "subprocess.Popen[bytes]") -> No
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     """A fresh Chromium, with a profile of its own."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -574,6 +558,7 @@ def test_a_prompt_is_never_markup(page: webdriver.Chrome) -> None:
     assert page.title == "Pictures, live"
 
 
+@pytest.mark.posix
 def test_it_stops_at_once_and_in_silence() -> None:
     """Ctrl-C ends the streams that are open, as streams end."""
     with running_app(port := free_port()) as process, httpx.Client(timeout=20) as http:

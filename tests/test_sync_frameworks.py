@@ -66,6 +66,7 @@ def test_celery_in_this_process() -> None:
     names["luma"].close()
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_celery_in_forked_workers(sandbox: Sandbox, tmp_path: Path) -> None:
     """The parent has used its poller while it imported the tasks: each worker makes one."""

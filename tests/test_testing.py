@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from luma_poll import (
     Runner,
 )
 from luma_poll.sandbox import Sandbox
+from luma_poll.testing import _real_hosts_refused
 from tests.fakes import ID, FakeClient
 
 STRANGER = """
@@ -154,13 +154,64 @@ def test_code_with_a_client_of_its_own(luma_redirect: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("host", ["agents.lumalabs.ai", "AGENTS.LumaLabs.AI.", b"x.luma.ai"])
-def test_the_real_host_cannot_be_reached(luma_redirect: Sandbox, host: Any) -> None:
-    """However it is spelt; the sandbox is reached all the same."""
-    with pytest.raises(socket.gaierror, match="does not reach the real"):
-        socket.getaddrinfo(host, 443)
-    with pytest.raises(socket.gaierror, match="does not reach the real"):
-        socket.gethostbyname(host)
-    assert socket.getaddrinfo("localhost", 443)
+@pytest.mark.parametrize("look_up", ["getaddrinfo", "gethostbyname"])
+def test_the_real_host_cannot_be_looked_up(look_up: str, host: Any) -> None:
+    """However it is spelt; other hosts can be."""
+    port = [443] * (look_up == "getaddrinfo")
+    with _real_hosts_refused() as refused:
+        with pytest.raises(pytest.fail.Exception, match="does not reach the real"):
+            getattr(socket, look_up)(host, *port)
+        assert getattr(socket, look_up)("localhost", *port)
+    assert len(refused) == 1
+
+
+TRAP = """
+import threading
+import anyio, httpx, pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from luma_poll import LumaClient, Poller, Runner
+from luma_poll.fastapi import ClientDep, PollerDep, luma_lifespan
+
+client = LumaClient("luma-api-real")
+app = FastAPI(lifespan=luma_lifespan(lambda: LumaClient(base_url="https://agents.lumalabs.ai/v1")))
+
+@app.post("/")
+async def pictures(client: ClientDep, poller: PollerDep) -> str:
+    return (await poller.wait(await client.generations.create("a fox")))[0].url
+
+def test_a_wait(luma_redirect):
+    anyio.run(Poller(client).wait, "182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e")
+
+def test_a_run(luma_redirect):
+    anyio.run(Runner(client).run, "a fox")
+
+def test_an_app(luma_redirect):
+    with TestClient(app) as browser:
+        browser.post("/")
+
+def test_that_hides_it(luma_redirect):
+    try:
+        anyio.run(client.generations.create, "a fox")
+    except BaseException:
+        pass
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_thread(luma_redirect):
+    thread = threading.Thread(target=httpx.get, args=["https://agents.lumalabs.ai"])
+    thread.start()
+    thread.join()
+"""
+
+
+def test_a_client_made_by_an_import_fails_its_test_at_once(tmp_path: Path) -> None:
+    """A wait would sit it out as an outage, for ten minutes; a thread would tell nobody."""
+    tmp_path.joinpath("test_app.py").write_text(TRAP)
+    said = run_pytest(tmp_path)
+    # The tests that hide it fail when the fixture ends, the others there as well.
+    for name in ("a_wait", "a_run", "an_app", "that_hides_it", "a_thread"):
+        assert f"ERROR test_app.py::test_{name}" in said
+    assert said.count("does not reach the real agents.lumalabs.ai") >= 5
 
 
 REAL = "https://agents.lumalabs.ai/v1"
@@ -219,21 +270,16 @@ ON_ASYNCIO = [with_aiohttp, with_aiodns, with_the_loop, with_the_loop_by_name]
     [(loop, reach) for loop in ("asyncio", "uvloop", "trio") for reach in EVERYWHERE]
     + [(loop, reach) for loop in ("asyncio", "uvloop") for reach in ON_ASYNCIO],
 )
-def test_no_client_reaches_the_real_host(
-    luma_redirect: Sandbox, loop: str, reach: Callable[[], Awaitable[None]]
-) -> None:
+def test_no_client_reaches_the_real_host(loop: str, reach: Callable[[], Awaitable[None]]) -> None:
     """Also one that does not look at the environment, on any event loop, by any library."""
     backend, options = ("asyncio", {"use_uvloop": True}) if loop == "uvloop" else (loop, {})
     if loop == "uvloop":
         pytest.importorskip("uvloop")
     if reach is with_aiodns:
         pytest.importorskip("aiodns")
-    with pytest.raises(Exception) as caught:  # noqa: PT011  (each library has its own)
+    with _real_hosts_refused() as refused, pytest.raises(pytest.fail.Exception):
         anyio.run(reach, backend=backend, backend_options=options)
-    assert "does not reach the real agents.lumalabs.ai" in "".join(
-        traceback.format_exception(caught.value)
-    )
-    assert luma_redirect.calls.total() == 0
+    assert refused == ["agents.lumalabs.ai"]
 
 
 @pytest.mark.parametrize("speed", ["fast", "0", "-1", "nan", "inf"])

@@ -269,7 +269,7 @@ def billing(key: str, base_url: str) -> str:
 
 @app.get("/", response_class=HTMLResponse)
 async def page(client: ClientDep) -> str:
-    """The page itself."""
+    """Return the page itself."""
     mode = billing(API_KEY, client.base_url)
     host = urlsplit(client.base_url).hostname or ""
     return (

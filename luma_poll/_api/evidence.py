@@ -1,4 +1,4 @@
-"""How far a request came, judged by the exception of the library that was to send it.
+"""The evidence of how far a request came, in the exception of the library that was to send it.
 
 Whether a failed submission may be made again depends on this alone. An exception that gives no
 evidence counts as sent, because a second submission could be billed as well.

@@ -19,6 +19,7 @@ from luma_poll._api.media_types import HEAD_SIZE, media_type_of
 from luma_poll._api.parameters import Media, MediaRef
 from luma_poll._arguments import check_generation_id, shown
 from luma_poll._tasks.threads import own_threads
+from luma_poll._texts import reason_of
 from luma_poll.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -318,5 +319,5 @@ def _state_of(status: os.stat_result) -> tuple[int, int]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return reason_of(error)
     return shown(error, str)[:200] or type(error).__name__

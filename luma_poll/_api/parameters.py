@@ -37,7 +37,7 @@ class MediaRef(TypedDict, total=False):
         data: The bytes in Base64; needs `media_type`.
         generation_id: The id of an earlier generation of the same account.
         file_id: The id of an uploaded file that is ready.
-        media_type: For example `image/jpeg` or `video/mp4`.
+        media_type: The media type, such as `image/jpeg` or `video/mp4`.
     """
 
     url: str | None
@@ -76,14 +76,14 @@ class Layering(TypedDict, total=False):
 
 
 class PoseControl(TypedDict, total=False):
-    """How closely an edit follows the poses of its source."""
+    """The control of how closely an edit follows the poses of its source."""
 
     enabled: bool | None
     strength: Literal["precise", "coarse"] | str | None
 
 
 class DepthControl(TypedDict, total=False):
-    """How closely an edit follows the depth of its source.
+    """The control of how closely an edit follows the depth of its source.
 
     Attributes:
         blur: From 0 to 1; more leaves the geometry freer.
@@ -94,7 +94,7 @@ class DepthControl(TypedDict, total=False):
 
 
 class NormalsControl(TypedDict, total=False):
-    """How closely an edit follows the surfaces of its source.
+    """The control of how closely an edit follows the surfaces of its source.
 
     Attributes:
         augmentation: From 0 to 1; more leaves the surfaces freer.
@@ -111,7 +111,7 @@ class FaceControl(TypedDict, total=False):
 
 
 class TrajectoryControl(TypedDict, total=False):
-    """How closely an edit follows the motion of its source.
+    """The control of how closely an edit follows the motion of its source.
 
     Attributes:
         sparsity: From 0 to 1; more follows fewer points.
@@ -135,7 +135,7 @@ class VideoEdit(TypedDict, total=False):
     """Options of the type `video_edit`, whose source lasts 18 seconds at most.
 
     Attributes:
-        strength: How much is kept: from `adhere_1` over `flex_1` to `reimagine_3`.
+        strength: The freedom of the edit: from `adhere_1` over `flex_1` to `reimagine_3`.
         auto_controls: True to let the model choose the controls.
         controls: The controls, chosen by hand.
         keyframes: Images to pass through; not together with `VideoOptions.start_frame`.
@@ -241,7 +241,7 @@ def explicit(function: F) -> F:
     editors know them from the annotation.
     """
     shown = signature(function)
-    # A TypedDict keeps ForwardRefs of its annotations; functions, and `help()`, show their texts.
+    # A TypedDict keeps its annotations as ForwardRefs; functions, and `help()`, show plain texts.
     known = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kept.__forward_arg__)
         for name, kept in CreateParams.__annotations__.items()

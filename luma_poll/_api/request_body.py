@@ -154,12 +154,12 @@ def _digest_of(data: object) -> Params | None:
     return {"sha256": sha256(content).hexdigest(), "bytes": len(content)} if content else None
 
 
-def recalled(value: object, recorded: object) -> Any:
-    """Return parameters in which files that are gone are known by a record of them.
+def recalled(value: Any, recorded: Any) -> Any:
+    """Return parameters with files that are gone replaced by what was recorded of them.
 
     Args:
         value: The parameters, or a part of them, as they were given.
-        recorded: The same part as `described` returned it when the files were there.
+        recorded: The same part, as `described` returned it when the files were there.
     """
     if isinstance(value, os.PathLike) and not os.path.exists(value):
         match recorded:

@@ -86,9 +86,9 @@ def translate_error(
 
 
 def translate_to_keep(error: Exception, generation_id: str | None = None) -> APIError | None:
-    """Return `translate_error`'s error with its cause, both without their tracebacks.
+    """Return the error from `translate_error` with its cause, both without their tracebacks.
 
-    An error that is kept, perhaps for an hour, would keep the frames of a traceback alive.
+    An error may be kept for an hour, and a traceback would keep its frames alive all that time.
     """
     found = translate_error(error, generation_id)
     if found is None:

@@ -1,4 +1,4 @@
-"""Downloads, and their progress bars, one for each file under way."""
+"""Downloads with progress bars, one for each file under way."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from luma_poll.models import Generation
 
 
 class DownloadBars:
-    """The bars of files under way.
+    """The progress bars of the files under way.
 
     Attributes:
-        progress: The bars as Rich draws them.
+        progress: The bars, as Rich draws them.
     """
 
     def __init__(self, console: Console) -> None:
@@ -55,7 +55,7 @@ class DownloadBars:
         return len(self._tasks)
 
     def on_progress(self, event: DownloadProgress) -> None:
-        """Show how far one file is; pass this to `LumaClient.download`."""
+        """Show the progress of one file; pass this to `LumaClient.download`."""
         key = event.generation_id, event.index
         if key not in self._tasks:
             number = f" {event.index + 1}/{event.count}" if event.count > 1 else ""
@@ -76,7 +76,7 @@ class DownloadBars:
 
 @contextmanager
 def download_bars(console: Console) -> Iterator[DownloadBars]:
-    """Bars, shown until the block ends if `console` is a terminal."""
+    """Yield the bars, shown until the block ends if `console` is a terminal."""
     bars = DownloadBars(console)
     with bars.progress if is_terminal(console) else nullcontext():
         yield bars
@@ -94,7 +94,7 @@ async def fetch_all(
     """Download the files of generations that have ended, and `put` each result as it ends.
 
     Returns:
-        The results, in the order of their ends.
+        The results, in the order they end.
     """
     done: list[Result] = []
     with download_bars(err) as bars:
@@ -123,7 +123,7 @@ async def fetch(
 ) -> Result:
     """Download the files of one generation, under this name, its key or its id.
 
-    What has been paid for is saved beside another file of that name, rather than not at all.
+    By default an output is saved beside a different file of that name: it has been paid for.
 
     Returns:
         The result; an error is part of it.
@@ -135,7 +135,7 @@ async def fetch(
             snapshot = await client.generations.get(generation_id)
         if not snapshot.is_terminal:
             raise ConfigurationError(
-                f"generation {generation_id} is {snapshot.state!r}, and has no files yet"
+                f"generation {generation_id} is {snapshot.state!r} and has no files yet"
             )
         paths = await client.download(
             snapshot,

@@ -1,4 +1,4 @@
-"""The commands of `luma-poll`, one room each."""
+"""The commands of `luma-poll`, each in a module of its own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode="rich" if COLUMNS >= NARROW else None,
     help="From prompt to file with Luma: never pays twice, never hangs, as fast as your account "
     "allows. Without an API key, try luma-poll demo.\n\n"
-    "The key is read from LUMA_AGENTS_API_KEY, and the API's address from LUMA_BASE_URL if set.\n\n"
+    "The key is read from LUMA_AGENTS_API_KEY, the base URL from LUMA_BASE_URL if set.\n\n"
     'Example: luma-poll create "a red fox" -o fox.png',
     epilog=HELP,
 )
@@ -56,7 +56,7 @@ def run() -> None:
 def options(
     version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
 ) -> None:
-    """Take the options of the command itself."""
+    """Handle the options of `luma-poll` itself."""
     if version:
         with orderly_exit():
             put_line(f"luma-poll {__version__}")

@@ -1,4 +1,4 @@
-"""`luma-poll create`: one prompt, and if wanted its files."""
+"""`luma-poll create`: one prompt and, if asked for, its files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def create(
     ctx: typer.Context,
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="PROMPT", help="Only --type layering needs none."),
+        typer.Argument(metavar="PROMPT", help="What to make; only --type layering needs none."),
     ] = None,
     model: ModelOption = None,
     kind: TypeOption = None,
@@ -72,7 +72,7 @@ def create(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Submit a generation, which is billed, and print its id; or wait for its files.
+    """Submit a generation, which is billed, and print its id, or wait for its files.
 
     Example: luma-poll create "a red fox" -o fox.png
     """
@@ -116,7 +116,7 @@ def create(
 
     with orderly_exit(hints):
         if timeout is not None and not waits:
-            raise ConfigurationError("--timeout goes with --wait or --download")
+            raise ConfigurationError("--timeout needs --wait or --download")
         usual = {
             "model": model,
             "type": kind,
@@ -132,10 +132,10 @@ def create(
 
 
 class Submission:
-    """A submission, and what became of it.
+    """A submission and its outcome.
 
     Attributes:
-        generation: Its first snapshot, once it was accepted.
+        generation: The first snapshot, once it was accepted; else None.
         is_told: True if the id, or the end, has been printed.
     """
 
@@ -146,9 +146,9 @@ class Submission:
         self._failure: Exception | None = None
 
     async def submit(self, client: LumaClient, params: Mapping[str, Any]) -> Generation:
-        """Submit it, to its end: Ctrl-C waits for the answer, which has an id, or a bill.
+        """Submit it, and wait for the answer even after Ctrl-C: it has an id that is billed.
 
-        In a task of its own, as only that is out of the reach of asyncio's own cancellation.
+        It has a task of its own, which asyncio's own cancellation does not reach.
         """
         is_answered = False
 
@@ -167,7 +167,7 @@ class Submission:
                 await anyio.sleep_forever()
             finally:
                 if not is_answered:
-                    say("Waiting for the answer, which has the id; Ctrl-C again gives up.")
+                    say("Waiting for the answer, which has the id. Ctrl-C again gives up.")
 
         self._is_under_way = True
         async with anyio.create_task_group() as tasks:
@@ -180,7 +180,7 @@ class Submission:
         return self.generation
 
     def problems(self) -> Iterator[str]:
-        """The lines to print about a submission that was interrupted."""
+        """Yield the lines to print about a submission that was interrupted."""
         if not self._is_under_way or self.generation is not None:
             return
         if self._failure is not None:

@@ -1,4 +1,4 @@
-"""`luma-poll demo`: some generations end to end, against the sandbox, in seconds."""
+"""`luma-poll demo`: six generations from submission to end, against the sandbox, in seconds."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def demo(
         bool, typer.Option("--chaos", help="Replace three in ten answers with faults.")
     ] = False,
 ) -> None:
-    """Submit six generations to a simulated API and wait for them; takes seconds.
+    """Submit six generations to a simulated API, and wait for them; this takes seconds.
 
     It needs no API key. Example: luma-poll demo --chaos
     """
@@ -61,9 +61,9 @@ async def run_demo(out: Console, err: Console, *, chaos: bool = False) -> None:
     """Submit `PROMPTS`, wait for all, and print their results.
 
     Args:
-        out: The console of the results.
-        err: The console of the live table.
-        chaos: Replace three in ten answers to polls with faults.
+        out: The console for the results.
+        err: The console for the live table.
+        chaos: True to replace three in ten answers to polls with faults.
     """
     say = partial(out.print, soft_wrap=not out.is_terminal)
     prompts: dict[str, str] = {}
@@ -79,7 +79,7 @@ async def run_demo(out: Console, err: Console, *, chaos: bool = False) -> None:
         table = LiveTable.on(err, "prompt", "model", quiet=not is_terminal(err))
         with table.shown():
             async with LumaClient(DEMO_KEY, base_url=base_url) as client:
-                # Responses that never come are among the faults.
+                # Some of the faults are answers that never come.
                 hasty = client.with_options(timeout=1.0) if chaos else client
                 poller = Poller(hasty, wait=sandbox.wait, timeout=60, on_poll=table.on_poll)
                 submitted = _submit(client, table, prompts)

@@ -28,10 +28,10 @@ def download(
         str, typer.Argument(metavar="DIR", help="A directory, or the path of a file.")
     ],
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Fetch files again that are there.")
+        bool, typer.Option("--overwrite", help="Fetch files again, and replace those there.")
     ] = False,
     number: Annotated[
-        bool, typer.Option("--number", help="Save beside other files of that name, with a number.")
+        bool, typer.Option("--number", help="Add a number if another file has the name.")
     ] = False,
     name: NameOption = None,
     as_json: JsonOption = False,
@@ -47,7 +47,7 @@ def download(
     async def download_all() -> list[Result]:
         wanted = list(dict.fromkeys(map(check_generation_id, ids)))
         if len(wanted) > 1 and not tells_generations_apart(name):
-            raise ConfigurationError("--name needs {id} in it, for several generations")
+            raise ConfigurationError("--name must contain {id} for several generations")
         async with open_client() as client:
             missing.extend(wanted)
             with writing(as_json=as_json, alone=True) as put:

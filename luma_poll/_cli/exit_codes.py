@@ -1,4 +1,4 @@
-"""Exit codes: their meanings, and the code of each error."""
+"""Exit codes: their meanings, and the code for each error."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ COMPLETED, FAILED, USAGE, TIMED_OUT, TROUBLE, INTERRUPTED, OUTPUT_CLOSED = 0, 1,
 MEANINGS = {
     COMPLETED: "all completed",
     FAILED: "a generation failed",
-    USAGE: "usage: a bad argument, no API key",
+    USAGE: "a bad argument, or no API key",
     TIMED_OUT: "timed out; it may still finish: wait again",
-    TROUBLE: "trouble with the API, the connection or the output",
+    TROUBLE: "an error of the API, the connection or the output",
     INTERRUPTED: "interrupted by Ctrl-C, SIGTERM, SIGHUP or SIGQUIT",
     OUTPUT_CLOSED: "standard output was closed early, for example by head",
 }
@@ -26,7 +26,7 @@ HELP = "\n\n".join(
 
 
 def exit_code(error: Exception | None) -> int:
-    """The exit code for the end of one generation, or of a command."""
+    """Return the exit code for the end of one generation, or of a command."""
     if error is None:
         return COMPLETED
     if isinstance(error, ConfigurationError):

@@ -1,4 +1,4 @@
-"""`luma-poll fleet`: what an operator asks of a fleet, and tells it."""
+"""`luma-poll fleet`: the commands for operators of a fleet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from functools import partial
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import typer
@@ -22,9 +24,7 @@ from luma_poll.errors import ConfigurationError
 if TYPE_CHECKING:
     from luma_poll.dbos import Fleet, FleetStatus
 
-T = TypeVar("T")
-
-fleet = typer.Typer(no_args_is_help=True, help="Look after a fleet of workers.")
+fleet = typer.Typer(no_args_is_help=True, help="Operate a fleet of workers.")
 
 DatabaseArgument = Annotated[
     str,
@@ -43,15 +43,17 @@ DatabaseOption = Annotated[
     ),
 ]
 QueueOption = Annotated[str, typer.Option("--queue", help="The name of the fleet.")]
-SchemaOption = Annotated[str, typer.Option("--schema", help="Of its tables, in PostgreSQL.")]
-KeysArgument = Annotated[list[str], typer.Argument(metavar="KEY...", help="Of the submissions.")]
-WhyOption = Annotated[str | None, typer.Option("--why", help="For whoever sees the status.")]
+SchemaOption = Annotated[str, typer.Option("--schema", help="The schema of its tables.")]
+KeysArgument = Annotated[
+    list[str], typer.Argument(metavar="KEY...", help="The keys of the submissions.")
+]
+WhyOption = Annotated[str | None, typer.Option("--why", help="A reason, shown in the status.")]
 
 
 def open_fleet(
     database: str, queue: str, schema: str, *, make: bool = False, **options: Any
 ) -> Fleet:
-    """Return a fleet in a database that exists; a misspelt name never makes a new one.
+    """Return a fleet in an existing database: a misspelt name must not create a new one.
 
     Raises:
         ConfigurationError: There is no such database, or the extra is missing.
@@ -67,44 +69,59 @@ def open_fleet(
     path = database.partition(":///")[2].partition("?")[0] if "sqlite" in database[:10] else ""
     if path and not make and not os.path.isfile(path):
         raise ConfigurationError(
-            f"there is no database at {path}: make it with luma-poll fleet migrate"
+            f"there is no database at {path}: create it with luma-poll fleet migrate"
         )
     return Fleet(database=database, queue=queue, schema=schema, **options)
 
 
-def _ask(
-    database: str,
-    queue: str,
-    schema: str,
-    question: Callable[[Fleet], Awaitable[T]],
-    *,
-    make: bool = False,
-) -> T:
-    opened = open_fleet(database, queue, schema, make=make)
+def command(
+    name: str | None = None, *, make: bool = False
+) -> Callable[[Callable[..., Awaitable[None]]], None]:
+    """Return a decorator that makes a command, with the options that select a fleet.
 
-    async def ask() -> T:
-        return await question(opened)
+    The database is its first argument, or an option if the command takes `keys`.
 
-    return anyio.run(ask)
+    Args:
+        name: The name of the command; by default the function's.
+        make: True to create a missing database.
+    """
+
+    def add(ask: Callable[..., Awaitable[None]]) -> None:
+        def run(database: str, queue: str, schema: str, **options: Any) -> None:
+            with orderly_exit():
+                anyio.run(partial(ask, open_fleet(database, queue, schema, make=make), **options))
+
+        of_fleet, *own = signature(ask, eval_str=True, locals={"Fleet": object}).parameters.values()
+        keys = [each for each in own if each.name == "keys"]
+        place = DatabaseOption if keys else DatabaseArgument
+        every = [
+            *keys,
+            of_fleet.replace(name="database", annotation=place),
+            *(each for each in own if each not in keys),
+            of_fleet.replace(name="queue", annotation=QueueOption, default="luma"),
+            of_fleet.replace(name="schema", annotation=SchemaOption, default="dbos"),
+        ]
+        every = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in every]
+        # Typer reads both the signature and the annotations.
+        vars(run)["__signature__"] = Signature(every)
+        run.__annotations__ = {each.name: each.annotation for each in every}
+        run.__doc__ = ask.__doc__
+        fleet.command(name or ask.__name__)(run)
+
+    return add
 
 
-@fleet.command()
-def status(
-    database: DatabaseArgument,
-    queue: QueueOption = "luma",
-    schema: SchemaOption = "dbos",
-    as_json: JsonOption = False,
-) -> None:
-    """Print the workers that are alive, the limits, and how many submissions are in which state.
+@command()
+async def status(fleet: Fleet, as_json: JsonOption = False) -> None:
+    """Print the workers, the limits, and the number of submissions in each state.
 
     Example: luma-poll fleet status postgresql://user@host/luma
     """
-    with orderly_exit():
-        found = _ask(database, queue, schema, lambda fleet: fleet.status())
-        if as_json:
-            put_line(json.dumps(asdict(found)))
-        else:
-            _put_status(found)
+    found = await fleet.status()
+    if as_json:
+        put_line(json.dumps(asdict(found)))
+    else:
+        _put_status(found)
 
 
 def _put_status(found: FleetStatus) -> None:
@@ -136,14 +153,12 @@ def _put_status(found: FleetStatus) -> None:
         )
 
 
-@fleet.command("list")
-def list_entries(
-    database: DatabaseArgument,
+@command("list")
+async def list_entries(
+    fleet: Fleet,
     state: Annotated[
         str | None, typer.Option(help="queued, running, unknown, refused, overdue, ...")
     ] = None,
-    queue: QueueOption = "luma",
-    schema: SchemaOption = "dbos",
     as_json: JsonOption = False,
 ) -> None:
     """Print the submissions: state, key, id, failure and prompt, separated by tabs.
@@ -151,85 +166,63 @@ def list_entries(
     Example: luma-poll fleet list postgresql://user@host/luma --state unknown
     """
     wanted: Any = state
-    with orderly_exit():
-        for entry in _ask(database, queue, schema, lambda fleet: fleet.entries(wanted)):
-            put_entry(entry, as_json=as_json)
+    for entry in await fleet.entries(wanted):
+        put_entry(entry, as_json=as_json)
 
 
-@fleet.command()
-def resolve(
+@command()
+async def resolve(
+    fleet: Fleet,
     keys: KeysArgument,
-    database: DatabaseOption,
     generation_id: Annotated[
-        str | None, typer.Option("--id", metavar="ID", help="It was accepted, with this id.")
+        str | None, typer.Option("--id", metavar="ID", help="The id that the API gave it.")
     ] = None,
     resubmit: Annotated[
-        bool, typer.Option("--resubmit", help="They may be submitted, and billed, again.")
+        bool, typer.Option("--resubmit", help="Submit them again, even if that is billed twice.")
     ] = False,
-    queue: QueueOption = "luma",
-    schema: SchemaOption = "dbos",
 ) -> None:
-    """Continue submissions that ended with an error, after a look at the account's usage.
+    """Settle submissions that ended with an error; first look at the account's usage.
 
     Example: luma-poll fleet resolve order-18 --resubmit
     """
-    with orderly_exit():
-        if (generation_id is None) is not resubmit:
-            raise ConfigurationError("give --id ID, or --resubmit")
-        _ask(
-            database,
-            queue,
-            schema,
-            lambda fleet: fleet.resolve(*keys, generation_id=generation_id, resubmit=resubmit),
-        )
-        does = "is submitted again" if resubmit else f"is {generation_id}, and is waited for"
-        for key in keys:
-            say(f"{key}: {does}.")
+    if (generation_id is None) is not resubmit:
+        raise ConfigurationError("give --id ID, or --resubmit")
+    await fleet.resolve(*keys, generation_id=generation_id, resubmit=resubmit)
+    does = "is submitted again" if resubmit else f"is {generation_id}: workers wait for it"
+    for key in keys:
+        say(f"{key}: {does}.")
 
 
-@fleet.command()
-def pause(
-    database: DatabaseArgument,
-    why: WhyOption = None,
-    queue: QueueOption = "luma",
-    schema: SchemaOption = "dbos",
-) -> None:
-    """Submit nothing more; what runs is waited for. Every worker knows within a heartbeat."""
-    with orderly_exit():
-        _ask(database, queue, schema, lambda fleet: fleet.pause(why))
+@command()
+async def pause(fleet: Fleet, why: WhyOption = None) -> None:
+    """Stop submitting, in all workers, within a heartbeat. They keep waiting for what runs."""
+    await fleet.pause(why)
 
 
-@fleet.command()
-def drain(
-    database: DatabaseArgument,
-    why: WhyOption = None,
-    queue: QueueOption = "luma",
-    schema: SchemaOption = "dbos",
-) -> None:
-    """Submit nothing more; each `luma-poll worker` ends with 0 when nothing of it runs."""
-    with orderly_exit():
-        _ask(database, queue, schema, lambda fleet: fleet.drain(why))
+@command()
+async def drain(fleet: Fleet, why: WhyOption = None) -> None:
+    """Stop submitting; each `luma-poll worker` exits with 0 when it has nothing running."""
+    await fleet.drain(why)
 
 
-@fleet.command()
-def resume(
-    database: DatabaseArgument, queue: QueueOption = "luma", schema: SchemaOption = "dbos"
-) -> None:
-    """End a pause, or a draining."""
-    with orderly_exit():
-        _ask(database, queue, schema, lambda fleet: fleet.resume())
+@command()
+async def resume(fleet: Fleet) -> None:
+    """Submit again, after a pause or a drain."""
+    await fleet.resume()
 
 
-@fleet.command()
-def limits(
-    database: DatabaseArgument,
-    max_running: Annotated[str | None, typer.Option(metavar="N", help="N, or none.")] = None,
-    submissions_per_minute: Annotated[
-        str | None, typer.Option(metavar="N", help="N, or none.")
+@command()
+async def limits(
+    fleet: Fleet,
+    max_running: Annotated[
+        str | None, typer.Option(metavar="N", help="Generations at once; none: no limit.")
     ] = None,
-    max_rate: Annotated[str | None, typer.Option(metavar="N", help="N, or none.")] = None,
-    queue: QueueOption = "luma",
-    schema: SchemaOption = "dbos",
+    submissions_per_minute: Annotated[
+        str | None, typer.Option(metavar="N", help="In any 60 seconds; none: no limit.")
+    ] = None,
+    max_rate: Annotated[
+        str | None, typer.Option(metavar="N", help="Polls per second; none: no limit.")
+    ] = None,
 ) -> None:
     """Change limits of the fleet, for all its workers.
 
@@ -240,54 +233,42 @@ def limits(
         "submissions_per_minute": submissions_per_minute,
         "max_rate": max_rate,
     }
-    with orderly_exit():
-        lift = [name for name, text in given.items() if text == "none"]
-        values = {
-            name: _number(name, text) for name, text in given.items() if text and text != "none"
-        }
-        _ask(database, queue, schema, lambda fleet: fleet.set_limits(**values, lift=lift))
+    lift = [name for name, text in given.items() if text == "none"]
+    values = {name: _number(name, text) for name, text in given.items() if text and text != "none"}
+    await fleet.set_limits(**values, lift=lift)
 
 
 def _number(name: str, text: str) -> Any:
     try:
         return float(text) if name == "max_rate" else int(text)
     except ValueError:
-        raise ConfigurationError(f"{name} is a number, or none, not {text!r}") from None
+        raise ConfigurationError(f"{name} must be a number or none, not {text!r}") from None
 
 
-@fleet.command()
-def cancel(
-    keys: KeysArgument,
-    database: DatabaseOption,
-    queue: QueueOption = "luma",
-    schema: SchemaOption = "dbos",
-) -> None:
-    """Cancel submissions that have not been sent. Nothing cancels a generation that runs."""
-    with orderly_exit():
-        cancelled = _ask(database, queue, schema, lambda fleet: fleet.cancel(*keys))
-        for key in keys:
-            say(f"{key}: {'cancelled' if key in cancelled else 'not queued: nothing is changed'}.")
-        if len(cancelled) < len(set(keys)):
-            raise typer.Exit(1)
+@command()
+async def cancel(fleet: Fleet, keys: KeysArgument) -> None:
+    """Cancel submissions that have not been sent; a running generation cannot be cancelled."""
+    cancelled = await fleet.cancel(*keys)
+    for key in keys:
+        say(f"{key}: {'cancelled' if key in cancelled else 'not queued, so unchanged'}.")
+    if len(cancelled) < len(set(keys)):
+        raise typer.Exit(1)
 
 
-@fleet.command()
-def forget(
-    database: DatabaseArgument,
+@command()
+async def forget(
+    fleet: Fleet,
     before: Annotated[
-        str, typer.Option(metavar="TIME", help="A date, a time with a zone, or days: 30d.")
+        str, typer.Option(metavar="TIME", help="A date, a time with a zone, or an age (30d).")
     ],
-    queue: QueueOption = "luma",
-    schema: SchemaOption = "dbos",
 ) -> None:
-    """Delete the parameters of submissions that ended before; their keys stay taken.
+    """Delete the parameters of submissions that ended before a time; their keys stay taken.
 
     Example: luma-poll fleet forget postgresql://user@host/luma --before 30d
     """
-    with orderly_exit():
-        time = _time(before)
-        number = _ask(database, queue, schema, lambda fleet: fleet.forget(time))
-        say(f"{number} submissions that ended before {time.isoformat()} are forgotten.")
+    time = _time(before)
+    number = await fleet.forget(time)
+    say(f"Forgot {number} submissions that ended before {time.isoformat()}.")
 
 
 def _time(text: str) -> datetime:
@@ -296,28 +277,18 @@ def _time(text: str) -> datetime:
             return datetime.now(UTC) - timedelta(days=float(text[:-1]))
         time = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        raise ConfigurationError(f"--before is a date, a time or 30d, not {text!r}") from None
+        raise ConfigurationError(f"--before takes a date, a time or 30d, not {text!r}") from None
     return time if time.tzinfo is not None else time.astimezone()
 
 
-@fleet.command()
-def redeliver(
-    keys: KeysArgument,
-    database: DatabaseOption,
-    queue: QueueOption = "luma",
-    schema: SchemaOption = "dbos",
-) -> None:
-    """Deliver the callbacks of submissions once more, with their ids as before."""
-    with orderly_exit():
-        number = _ask(database, queue, schema, lambda fleet: fleet.redeliver(*keys))
-        say(f"{number} callbacks are due.")
+@command()
+async def redeliver(fleet: Fleet, keys: KeysArgument) -> None:
+    """Deliver the callbacks of submissions again, with the same message ids."""
+    say(f"{await fleet.redeliver(*keys)} callbacks are due.")
 
 
-@fleet.command()
-def migrate(
-    database: DatabaseArgument, queue: QueueOption = "luma", schema: SchemaOption = "dbos"
-) -> None:
-    """Make the tables of a fleet, as a user of the database that may do so."""
-    with orderly_exit():
-        _ask(database, queue, schema, lambda fleet: fleet.migrate(), make=True)
-        say(f"The tables of the fleet {queue!r} are there.")
+@command(make=True)
+async def migrate(fleet: Fleet) -> None:
+    """Create the tables of a fleet, as a database user that may do so."""
+    await fleet.migrate()
+    say(f"The tables of the fleet {fleet.name!r} are ready.")

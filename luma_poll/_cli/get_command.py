@@ -1,4 +1,4 @@
-"""`luma-poll get`: one snapshot."""
+"""`luma-poll get`: one snapshot of a generation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from luma_poll.models import Generation
 
 
 def get(generation_id: IdArgument, as_json: JsonOption = False) -> None:
-    """Print a snapshot of a generation in any state.
+    """Print a snapshot of a generation, in whatever state it is.
 
     Example: luma-poll get 182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e
     """
@@ -29,7 +29,7 @@ def get(generation_id: IdArgument, as_json: JsonOption = False) -> None:
 
 
 def describe(generation: Generation) -> Iterator[str]:
-    """A snapshot in lines to read, one for each fact."""
+    """Yield a snapshot as lines to read, one for each fact."""
     facts = list(generation.model_dump(exclude={"output"}).items())
     for output in generation.output:
         facts.append(("output", output.url))

@@ -1,4 +1,4 @@
-"""The answer to whoever asks if a worker is well, such as a kubelet."""
+"""The answers to health checks of a worker, such as a kubelet's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import anyio
 from anyio.abc import SocketStream
 
 WELL_WITHIN = 30.0
-"""Seconds since a worker last looked after itself."""
+"""Seconds within which the event loop of a healthy worker has turned."""
 _LONGEST = 5.0
 
 
@@ -20,8 +20,8 @@ class _Worker(Protocol):
 async def serve_health(worker: _Worker, port: int) -> None:
     """Answer each request with 200 or 503, on all addresses, until it is cancelled.
 
-    It asks the process alone, not the database: to restart workers in an outage of the database
-    would lose the answers of the submissions under way, and mend nothing.
+    It checks only the process, not the database: restarting workers during an outage of the
+    database would lose the answers of submissions under way, and mend nothing.
     """
 
     async def answer(stream: SocketStream) -> None:

@@ -1,4 +1,4 @@
-"""Commands to copy, which continue what was interrupted or is not complete."""
+"""Commands to copy, which continue what was interrupted or is incomplete."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from itertools import groupby
 import typer
 
 FEW = 10
-"""Up to so many ids fit into a command to copy, and so many results need no summary."""
+"""The most ids that fit into a command to copy, and the most results without a summary."""
 
 
 def options_given(ctx: typer.Context, *only: str, **changed: object) -> list[str]:
-    """The options that the command was called with, as words of a command line.
+    """Return the options that the command was called with, as words of a command line.
 
     Args:
-        ctx: Of the command.
-        only: The names of those that are wanted; all, if there are none.
-        changed: Values in place of those that were given, or besides; None leaves one out.
+        ctx: The context of the command.
+        only: The names of the options to return; all if there are none.
+        changed: Values that replace given ones or are added; None leaves an option out.
     """
     words: list[str] = []
     for param in ctx.command.params:
@@ -38,39 +38,39 @@ def options_given(ctx: typer.Context, *only: str, **changed: object) -> list[str
 
 
 def longer_timeout(ctx: typer.Context, was_too_short: bool) -> dict[str, float]:
-    """A longer `--timeout` in place of one that was given, for a command that goes on waiting."""
+    """Return a longer `--timeout` to replace a given one, for a command that keeps waiting."""
     if not was_too_short or not options_given(ctx, "timeout"):
         return {}
     return {"timeout": max(600.0, 2 * ctx.params["timeout"])}
 
 
 def command(name: str, *words: str) -> str:
-    """A line with a command to copy."""
+    """Return a line with a command to copy."""
     return f"  luma-poll {name} {shlex.join(words)}"
 
 
 def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """The first and last of each run of consecutive numbers."""
+    """Return the first and last of each run of consecutive numbers."""
     groups = groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])
     runs = [[number for _, number in group] for _, group in groups]
     return [(run[0], run[-1]) for run in runs]
 
 
 def in_words(numbers: Sequence[int]) -> str:
-    """Numbers of lines, as `line 2` or `lines 3-7,9`."""
+    """Return the numbers of lines as words: `line 2` or `lines 3-7,9`."""
     return f"line{'s' * (len(numbers) > 1)} {as_option(numbers)}"
 
 
 def as_option(numbers: Iterable[int]) -> str:
-    """Numbers of lines, as `--lines` takes them."""
+    """Return the numbers of lines in the form that `--lines` takes."""
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges(numbers))
 
 
 def read_ranges(text: str) -> list[tuple[int, float]]:
-    """The ranges in the value of `--lines`: `3-7,9,12-`.
+    """Return the ranges in a value of `--lines`, such as `3-7,9,12-`.
 
     Raises:
-        ValueError: It is not one.
+        ValueError: The text is not such a value.
     """
     found: list[tuple[int, float]] = []
     for part in text.split(","):
@@ -83,13 +83,13 @@ def read_ranges(text: str) -> list[tuple[int, float]]:
 
 
 def counts(outcomes: Iterable[tuple[str, int]]) -> Iterator[str]:
-    """A summary: how many ended in which way."""
+    """Yield a summary: how many ended in each way."""
     for outcome, count in outcomes:
         yield f"{count:>7} {outcome}"
 
 
 def plural(count: int, noun: str) -> str:
-    """A number of things: `1 line`, `2 lines`."""
+    """Return a number of things: `1 line`, `2 lines`."""
     return f"{count} {noun}{'s' * (count != 1)}"
 
 

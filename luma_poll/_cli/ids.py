@@ -10,35 +10,36 @@ from contextlib import suppress
 
 import anyio
 
+from luma_poll._texts import reason_of
 from luma_poll.errors import ConfigurationError
 
 _ID = re.compile(r"[\w.-]{1,1000}", re.ASCII)
 
 
 def read_lines(path: str) -> list[bytes]:
-    """The lines of a file, or of standard input for `-`.
+    """Return the lines of a file, or of standard input for `-`.
 
     Raises:
-        ConfigurationError: It cannot be read.
+        ConfigurationError: The file cannot be read.
     """
     try:
         with open(_stdin() if path == "-" else path, "rb", closefd=path != "-") as file:
             return file.readlines()
     except OSError as error:
         name = "standard input" if path == "-" else path
-        raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from None
+        raise ConfigurationError(f"{name} cannot be read: {reason_of(error)}") from None
 
 
 def decode(line: bytes, name: str, number: int) -> str:
-    """The text of a line, without a byte order mark.
+    """Return the text of a line, without a byte order mark.
 
     Args:
         line: The bytes of the line.
         name: The name of its file, for the error.
-        number: Its number, from 1.
+        number: The number of the line, from 1.
 
     Raises:
-        ConfigurationError: It is not UTF-8.
+        ConfigurationError: The line is not UTF-8.
     """
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -47,7 +48,7 @@ def decode(line: bytes, name: str, number: int) -> str:
 
 
 def read_ids(path: str) -> list[str]:
-    """The ids in a file: one or more per line, separated by white space; `#` begins a comment.
+    """Return the ids in a file: one or more per line, with white space between; `#` for comments.
 
     Raises:
         ConfigurationError: The file cannot be read, contains anything else, or has no id.
@@ -60,10 +61,10 @@ def read_ids(path: str) -> list[str]:
 
 
 async def read_ids_from_stdin() -> AsyncGenerator[str]:
-    """The ids on standard input, in the format of a file, each as soon as its line is complete.
+    """Yield the ids on standard input, in the format of a file, as soon as a line is complete.
 
     Raises:
-        ConfigurationError: As `read_ids`.
+        ConfigurationError: Standard input cannot be read, contains anything else, or has no id.
     """
     rest, number, found_any = b"", 0, False
     while True:
@@ -81,11 +82,11 @@ async def read_ids_from_stdin() -> AsyncGenerator[str]:
 
 
 async def _read_stdin() -> bytes:
-    """The bytes that have arrived; empty at the end of the input."""
+    """Return the bytes that have arrived; empty at the end of the input."""
     descriptor = _stdin()
     try:
-        if sys.platform != "win32":  # Windows can wait only for sockets
-            with suppress(PermissionError):  # a regular file: always readable
+        if sys.platform != "win32":  # Windows can only wait for sockets
+            with suppress(PermissionError):  # a regular file, which is always readable
                 await anyio.wait_readable(descriptor)
         return os.read(descriptor, 65536)
     except (OSError, ValueError) as error:
@@ -96,7 +97,7 @@ async def _read_stdin() -> bytes:
 def _stdin() -> int:
     try:
         return sys.stdin.fileno()
-    except (AttributeError, OSError, ValueError):  # after `<&-` it is None
+    except (AttributeError, OSError, ValueError):  # it is None after `<&-`
         raise ConfigurationError("standard input is closed") from None
 
 

@@ -1,4 +1,4 @@
-"""`luma-poll journal`: what is in a journal, and settling what is unknown."""
+"""`luma-poll journal`: list the entries of a journal, and settle unknown ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from luma_poll._journal.journal import Journal
 from luma_poll.errors import ConfigurationError
 
 journal = typer.Typer(
-    no_args_is_help=True, help="List the entries of a journal, or settle those that are unknown."
+    no_args_is_help=True, help="List the entries of a journal, or settle unknown ones."
 )
 
 FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="The journal of luma-poll run.")]
@@ -43,19 +43,19 @@ def list_entries(
 def resolve(
     path: FileArgument,
     keys: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY...", help="Of the entries.")
+        list[str] | None, typer.Argument(metavar="KEY...", help="The keys of the entries.")
     ] = None,
     all_unknown: Annotated[
-        bool, typer.Option("--all-unknown", help="In place of keys: all that are unknown.")
+        bool, typer.Option("--all-unknown", help="Settle all unknown entries, without keys.")
     ] = False,
     generation_id: Annotated[
-        str | None, typer.Option("--id", metavar="ID", help="It was accepted, with this id.")
+        str | None, typer.Option("--id", metavar="ID", help="The id that the API gave it.")
     ] = None,
     resubmit: Annotated[
-        bool, typer.Option("--resubmit", help="They may be submitted, and billed, again.")
+        bool, typer.Option("--resubmit", help="Submit them again, even if that is billed twice.")
     ] = False,
 ) -> None:
-    """Settle entries whose submission is unknown, after a look at the account's usage.
+    """Settle unknown entries; first look at the account's usage.
 
     Example: luma-poll journal resolve runs.db order-18 --resubmit
     """
@@ -73,7 +73,7 @@ def resolve(
 
 
 def _open(path: str) -> Journal:
-    """An existing journal; a misspelt name never makes a new one."""
+    """Return an existing journal: a misspelt name must not create a new one."""
     if not os.path.isfile(path):
         raise ConfigurationError(f"there is no journal at {path}")
     return Journal(path)

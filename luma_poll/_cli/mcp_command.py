@@ -29,25 +29,32 @@ def mcp(
     ] = None,
     journal: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keeps track; by default luma-poll.db in --download."),
+        typer.Option(metavar="FILE", help="The journal; by default luma-poll.db in --download."),
     ] = None,
     max_submissions: Annotated[
-        int, typer.Option(min=0, metavar="N", help="New requests that this process may submit.")
+        int, typer.Option(min=0, metavar="N", help="The most submissions of this process.")
     ] = 20,
     max_per_day: Annotated[
-        int, typer.Option(min=0, metavar="N", help="The same in any 24 hours, over restarts.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="The most submissions in any 24 hours, across restarts."
+        ),
     ] = 100,
     allow_model: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL", help="Allow this model alone; may be given again."),
+        typer.Option(metavar="MODEL", help="Allow only this model; may be repeated."),
     ] = None,
     allow_type: Annotated[
         list[str] | None,
-        typer.Option(metavar="TYPE", help="Allow this type alone; may be given again."),
+        typer.Option(metavar="TYPE", help="Allow only this type; may be repeated."),
     ] = None,
     patience: Annotated[
         float,
-        typer.Option(callback=positive, metavar="SECONDS", help="When a call returns at last."),
+        typer.Option(
+            callback=positive,
+            metavar="SECONDS",
+            help="After this, a call returns even if the generation still runs.",
+        ),
     ] = 50.0,
     port: Annotated[
         int | None,
@@ -56,7 +63,7 @@ def mcp(
 ) -> None:
     """Serve tools that make images and videos, for clients of the Model Context Protocol.
 
-    A call that is repeated is paid once, also after a restart with the same journal.
+    A repeated call pays only once, even after a restart with the same journal.
 
     Example: luma-poll mcp --download out --max-submissions 10
     """
@@ -100,7 +107,7 @@ async def _serve(port: int | None, **options: Any) -> None:
     async with open_client() as client, open_server(client, **options) as server:
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
-            if os.name == "posix":  # elsewhere Ctrl-C interrupts the event loop
+            if os.name == "posix":  # on Windows, Ctrl-C interrupts the event loop
                 tasks.start_soon(end_at_a_signal, tasks.cancel_scope)
             try:
                 await (serve_stdio(server) if port is None else _serve_http(server, port))
@@ -112,7 +119,7 @@ async def _serve(port: int | None, **options: Any) -> None:
 
 
 async def _serve_http(server: object, port: int) -> None:
-    """Serve on the loopback address, whose host names alone are answered."""
+    """Serve on the loopback address, and answer only requests to its host names."""
     from mcp.server.mcpserver import MCPServer
 
     from luma_poll.sandbox.server import serve_app
@@ -120,5 +127,5 @@ async def _serve_http(server: object, port: int) -> None:
     assert isinstance(server, MCPServer)
     app = server.streamable_http_app()
     async with serve_app(app, "127.0.0.1", port) as origin, server.session_manager.run():
-        say(f"listening at {origin}/mcp; Ctrl-C stops it")
+        say(f"Listening at {origin}/mcp until Ctrl-C.")
         await anyio.sleep_forever()

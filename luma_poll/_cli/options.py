@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and what is made of them."""
+"""Options and arguments that several commands share, and the values made from them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from uuid import UUID
 
 import typer
 
-from luma_poll._api.parameters import GenerationType, Model, Params
+from luma_poll._api.parameters import GenerationType, Model
 from luma_poll._arguments import shown
 from luma_poll._client.client import LumaClient
 from luma_poll._downloads.names import identity_of, naming_of
 from luma_poll.errors import ConfigurationError
 
 MODELS, TYPES = (get_args(get_args(names)[0]) for names in (Model, GenerationType))
-"""Those that are known; the API takes others as it learns them."""
+"""The known ones; the API may accept newer ones."""
 
 
 def positive(value: float | None) -> float | None:
-    """Check that a number is above 0, or not given."""
+    """Return a number if it is above 0 or not given, else raise."""
     if value is not None and not value > 0:
         raise typer.BadParameter(f"must be above 0, not {value:g}.")
     return value
 
 
 def offer(values: Iterable[str]) -> Callable[[str], list[str]]:
-    """Let the shell complete a word to one of these, though others are accepted too."""
+    """Return a completion to these values for the shell; other values are accepted, too."""
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
@@ -41,7 +41,7 @@ TimeoutOption = Annotated[
         "--timeout",
         callback=positive,
         metavar="SECONDS",
-        help="How long to wait for each; inf: no limit.",
+        help="How long to wait for each generation; inf: no limit.",
     ),
 ]
 MaxRateOption = Annotated[
@@ -50,7 +50,7 @@ MaxRateOption = Annotated[
         "--max-rate",
         callback=positive,
         metavar="N",
-        help="Requests per second, for all together.",
+        help="Polls per second, for all together.",
     ),
 ]
 ModelOption = Annotated[
@@ -68,7 +68,7 @@ ParamOption = Annotated[
     typer.Option(
         "--param",
         metavar="KEY=VALUE",
-        help="Any other parameter; the value is JSON, @FILE or text.",
+        help="Any other parameter; VALUE is JSON, @FILE or text.",
     ),
 ]
 SourceOption = Annotated[
@@ -91,14 +91,12 @@ OutputOption = Annotated[
 ]
 DownloadOption = Annotated[
     str | None,
-    typer.Option(
-        "--download", metavar="DIR", help="Download the outputs, and print their paths instead."
-    ),
+    typer.Option("--download", metavar="DIR", help="Download the outputs, and print their paths."),
 ]
 NameOption = Annotated[
     str | None,
     typer.Option(
-        "--name", metavar="TEMPLATE", help="The names of the files: {key}, {id} and {n} in it."
+        "--name", metavar="TEMPLATE", help="The names of the files, with {key}, {id} and {n}."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
@@ -108,24 +106,24 @@ QuietOption = Annotated[
 
 
 def open_client() -> LumaClient:
-    """A client with the key and the address of the environment.
+    """Return a client with the key and the base URL from the environment.
 
     Raises:
-        ConfigurationError: The key is missing, or one of them is unusable.
+        ConfigurationError: The key is missing, or one of the two is unusable.
     """
     key = os.environ.get("LUMA_AGENTS_API_KEY", "").strip()
     if not key:
         other = ""
         if os.environ.get("LUMAAI_API_KEY", "").strip():
-            other = " LUMAAI_API_KEY is set, but its keys are of another API (Dream Machine)."
+            other = " LUMAAI_API_KEY is set, but its keys are for another API (Dream Machine)."
         raise ConfigurationError(
-            f"no API key: set the environment variable LUMA_AGENTS_API_KEY.{other} Keys are made "
+            f"no API key: set the environment variable LUMA_AGENTS_API_KEY.{other} Create a key "
             "at https://platform.lumalabs.ai. Without a key, try: luma-poll demo"
         )
     if key[0] in "\"'":
         raise ConfigurationError(
-            "LUMA_AGENTS_API_KEY begins with a quotation mark, which is not part of a key: some "
-            "tools take the quotes in an env file literally. Leave them out"
+            "LUMA_AGENTS_API_KEY begins with a quotation mark, which is not part of a key. Some "
+            "tools take the quotes in an env file literally: leave them out"
         )
     return LumaClient()
 
@@ -133,19 +131,19 @@ def open_client() -> LumaClient:
 def check_place(
     place: str | None, name: str | None = None, keys: Iterable[str | None] = ()
 ) -> None:
-    """Make the directory of the downloads, before anything is submitted for it.
+    """Create the directory for the downloads, before anything is submitted.
 
     Args:
         place: A directory, or the path of a file.
-        name: A name or template of the files.
-        keys: Of all requests; None for those without one.
+        name: The name or template of the files.
+        keys: The keys of all requests; None for a request without one.
 
     Raises:
-        ConfigurationError: Files cannot be made there, or two requests have the same file.
+        ConfigurationError: Files cannot be written there, or two requests would write the same one.
     """
     if place is None:
         if name is not None:
-            raise ConfigurationError("--name goes with --download")
+            raise ConfigurationError("--name needs --download")
         return
     seen: dict[str, str] = {}
     for count, key in enumerate(keys):
@@ -154,8 +152,8 @@ def check_place(
         label = shown(key) if key is not None else "one without a key"
         if file in seen:
             raise ConfigurationError(
-                f"two requests have the same file: {seen[file]} and {label}. Give each its own "
-                "key, or --name '{key}-{id}'"
+                f"two requests would write the same file: {seen[file]} and {label}. Give each its "
+                "own key, or use --name '{key}-{id}'"
             )
         seen[file] = label
     path = str(naming_of(place, name, "key").folder)
@@ -168,7 +166,7 @@ def check_place(
 
 
 def reference(value: str) -> object:
-    """A reference to an image or a video: an address, the id of a generation, or a path."""
+    """Return a reference to an image or a video, given by a URL, a generation's id or a path."""
     if value.lower().startswith(("https://", "http://")):
         return {"url": value}
     with suppress(ValueError):
@@ -176,11 +174,11 @@ def reference(value: str) -> object:
     return Path(value).expanduser()
 
 
-def read_params(given: Mapping[str, Any], words: Iterable[str] | None) -> Params:
-    """The parameters of `generations.create`, from options and from `KEY=VALUE` words.
+def read_params(given: Mapping[str, Any], words: Iterable[str] | None) -> dict[str, Any]:
+    """Return the parameters of `generations.create`, from options and from `KEY=VALUE` words.
 
-    Dots in a key lead into a parameter: `video.duration=5s`. A value is JSON; `@` before it makes
-    it a file; what is not valid JSON, as in `style=manga`, is plain text.
+    Dots in a key lead into a parameter: `video.duration=5s`. A value is JSON, a file if `@` is
+    before it, or else plain text, as in `style=manga`.
 
     Raises:
         ConfigurationError: A word is not `KEY=VALUE`, or a key is given twice.
@@ -192,12 +190,12 @@ def read_params(given: Mapping[str, Any], words: Iterable[str] | None) -> Params
         if not equals or not all(part.isidentifier() for part in (*path, last)):
             raise ConfigurationError(f"--param takes KEY=VALUE, not {word!r}")
         if key == "prompt":
-            raise ConfigurationError("--param prompt: the prompt is an argument, or in the file")
+            raise ConfigurationError("--param prompt: give the prompt as an argument, or in a file")
         place = params
         for part in path:
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
-                raise ConfigurationError(f"--param {key}: {part} is given as a whole, too")
+                raise ConfigurationError(f"--param {key}: {part} is also given as a whole")
         if last in place:
             raise ConfigurationError(f"--param {key} is given twice")
         place[last] = _read_value(key, value)

@@ -1,4 +1,4 @@
-"""The command as a process: its signals and streams, and how it ends."""
+"""The command as a process: its signals, its streams and its exit."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from luma_poll._redaction import redact
 from luma_poll.errors import LumaError
 
 KEPT = "luma-poll-interrupted.txt"
-"""The file for the hints where standard error cannot be written."""
+"""The file for the hints if standard error cannot be written."""
 ENDINGS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
 ]
-"""Signals that end a command as Ctrl-C does: of `kill`, of a closed terminal, of Ctrl-\\."""
+"""Signals that end a command like Ctrl-C: from `kill`, a closed terminal, and Ctrl-\\."""
 
 
 def run_app(app: typer.Typer) -> None:
     """Set up the process, then run the command line."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+        if isinstance(stream, io.TextIOWrapper):  # it is None if it is closed
             stream.reconfigure(errors="backslashreplace")
-    # A shell starts a script's background jobs with SIGINT ignored. asyncio would leave it ignored,
-    # and the others, which are turned into SIGINT, could not end the command in an orderly way.
+    # A shell starts the background jobs of a script with SIGINT ignored. asyncio would leave it
+    # ignored, and the other signals, which are turned into SIGINT, could not end the command.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     heeded = [
         each
@@ -45,21 +45,21 @@ def run_app(app: typer.Typer) -> None:
     logging.getLogger("luma_poll").addHandler(LogHandler(logging.WARNING))
     try:
         app(prog_name="luma-poll")
-    except SystemExit as ended:  # with 1, where Typer or Rich could not print, as to `head`
+    except SystemExit as ended:  # with 1, if Typer or Rich could not print, as into `head`
         if isinstance(ended.__context__, BrokenPipeError):
             release_stdout()
             sys.exit(OUTPUT_CLOSED)
         raise
     finally:  # from here on a second Ctrl-C ends the process at once, without a traceback
         for each in (signal.SIGINT, *heeded):
-            if signal.getsignal(each) != signal.SIG_IGN:  # a second hang-up may still come
+            if signal.getsignal(each) != signal.SIG_IGN:  # set after a hang-up: another may come
                 signal.signal(each, signal.SIG_DFL)
 
 
 def _interrupt(number: int, _: object) -> None:
     if number != signal.SIGTERM:
-        # The shell and the system both send a hang-up. A second interruption would cut off the
-        # submission whose answer the first one waits for.
+        # The shell and the system both send a hang-up. Taken as a second interruption, it would cut
+        # off the submission whose answer the first one waits for.
         signal.signal(number, signal.SIG_IGN)
     signal.raise_signal(signal.SIGINT)
 
@@ -87,7 +87,7 @@ def orderly_exit(hints: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
         release_stdout()
         say(f"Error: {error}")
         code = TROUBLE
-    except Exception:  # a mistake of the library must not cost the ids
+    except Exception:  # even a bug of ours must not lose the ids
         say_lines(redact(traceback.format_exc()).splitlines())
         code = TROUBLE
     else:
@@ -99,6 +99,6 @@ def orderly_exit(hints: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
 
 
 def _keep(lines: Iterable[str]) -> None:
-    """Write the hints to a file, as the terminal has gone: the ids in them are billed."""
+    """Write the hints to a file if the terminal is gone: the ids in them are billed."""
     with suppress(OSError), open(KEPT, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(f"{line}\n" for line in lines)

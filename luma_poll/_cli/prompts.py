@@ -18,10 +18,10 @@ from luma_poll.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Line:
-    """A request, and where it is written.
+    """A request, and its place.
 
     Attributes:
-        number: Of its line, or of the argument, from 1.
+        number: The number of its line, or of the argument, from 1.
         request: A mapping of the parameters of `generations.create`.
     """
 
@@ -43,7 +43,7 @@ class Prompts:
 
     @property
     def is_stdin(self) -> bool:
-        """True if they were on standard input."""
+        """True if they came from standard input."""
         return list(self.sources) == ["-"]
 
     @property
@@ -52,10 +52,10 @@ class Prompts:
         return len(self.sources) == 1 and not self.is_stdin and os.path.exists(self.sources[0])
 
     def of(self, lines: str | None) -> Prompts:
-        """Those of some lines, as `3-7,9,12-`.
+        """Return the requests of some lines, given as `3-7,9,12-`.
 
         Raises:
-            ConfigurationError: That is not how lines are given, or there are none.
+            ConfigurationError: `lines` has another form, or there are no such lines.
         """
         if lines is None:
             return self
@@ -69,7 +69,7 @@ class Prompts:
         return replace(self, lines=left)
 
     def overview(self) -> Overview:
-        """All that would be submitted.
+        """Return a summary of what would be submitted.
 
         Raises:
             ConfigurationError: A file that a request refers to is unusable.
@@ -78,7 +78,7 @@ class Prompts:
 
 
 class _Stdin(io.BytesIO):
-    """The bytes of standard input, under the name that messages know."""
+    """The bytes of standard input, with a name for messages."""
 
     name = "<stdin>"
 
@@ -86,21 +86,21 @@ class _Stdin(io.BytesIO):
 def read_prompts(
     sources: Sequence[str], common: Mapping[str, object], form: RequestFormat | None
 ) -> Prompts:
-    """The requests in a file, or the arguments if they are prompts: these have a blank in them.
+    """Return the requests in a file, or the arguments if they contain a blank, as prompts do.
 
     Args:
         sources: One file, `-` for standard input, or prompts.
-        common: Parameters of all that do not have their own.
-        form: The format of the file; None if its name says it.
+        common: Parameters for every request that does not have its own.
+        form: The format of the file; None if its name tells.
 
     Raises:
-        ConfigurationError: It cannot be read, has no request, or one of them is unusable.
+        ConfigurationError: The file cannot be read, has no request, or a request is unusable.
     """
     source = sources[0]
     if len(sources) == 1 and (source == "-" or os.path.exists(source)):
         if source == "-" and form is None:
             raise ConfigurationError(
-                "say what is on standard input: --format text (a prompt on each line), jsonl, "
+                "give the format of standard input: --format text (a prompt per line), jsonl, "
                 "json, csv or tsv"
             )
         content = _Stdin(b"".join(read_lines("-"))) if source == "-" else source
@@ -108,11 +108,11 @@ def read_prompts(
         return Prompts(sources, list(map(Line, read.lines, read)))
     for each in sources:
         if os.path.exists(each):
-            raise ConfigurationError(f"give one file alone; {each} is one of {len(sources)}")
+            raise ConfigurationError(f"give only one file; {each} is one of {len(sources)}")
         if " " not in each.strip():
             raise ConfigurationError(
-                f"{each} is neither a file nor a prompt of several words. Give one file that "
-                "exists, or prompts in quotes; a prompt of one word is submitted by: "
+                f"{each} is neither a file nor a prompt of several words. Give one existing file, "
+                "or prompts in quotes; to submit a prompt of one word, use: "
                 f"luma-poll create {each} --wait"
             )
     lines = [Line(number, {**common, "prompt": each}) for number, each in enumerate(sources, 1)]
@@ -122,7 +122,7 @@ def read_prompts(
 
 
 def in_short(found: Overview) -> str:
-    """All that would be submitted, in one line: how many, and of which models."""
+    """Return a summary of what would be submitted, in one line: how many, for which models."""
     models = ", ".join(
         f"{model or 'default'} ({count})" for model, count in found.models.most_common()
     )
@@ -131,11 +131,11 @@ def in_short(found: Overview) -> str:
 
 
 def in_full(found: Overview, known: Iterable[JournalEntry]) -> Iterator[str]:
-    """All that would be submitted, in lines.
+    """Yield a summary of what would be submitted, in lines.
 
     Args:
         found: The requests.
-        known: What the journal has of them.
+        known: The entries that the journal has for them.
     """
     yield in_short(found)
     types = ", ".join(f"{kind or 'default'} ({n})" for kind, n in found.types.most_common())
@@ -145,6 +145,6 @@ def in_full(found: Overview, known: Iterable[JournalEntry]) -> Iterator[str]:
     states = [entry.state for entry in known]
     if states:
         said = ", ".join(f"{states.count(each)} {each}" for each in dict.fromkeys(states))
-        yield f"in the journal already: {len(states)} ({said})"
+        yield f"already in the journal: {len(states)} ({said})"
     for key in found.keys:
         yield f"key {key}"

@@ -1,4 +1,4 @@
-"""Results: one generation's end each, printed, or appended to a file."""
+"""Results: the ends of generations, printed or appended to a file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from luma_poll._cli.terminal import in_words, put_line, say_error, try_descriptor, try_stdout
 from luma_poll._redaction import redact, redact_value
+from luma_poll._texts import reason_of
 from luma_poll.errors import (
     FAILURE_ERRORS,
     AuthenticationError,
@@ -30,7 +31,7 @@ from luma_poll.errors import (
 from luma_poll.models import Generation
 
 HOPELESS = (BadRequestError, ConfigurationError, NotFoundError, UnprocessableEntityError)
-"""Errors that asking again for the same id would meet again."""
+"""Errors that asking again for the same id would only repeat."""
 
 OF_ALL = (
     AuthenticationError,
@@ -38,7 +39,7 @@ OF_ALL = (
     PermissionDeniedError,
     SubmissionLimitError,
 )
-"""Errors of one submission that every other one would meet."""
+"""Errors of one submission that every other one would get, too."""
 
 _FAILURES = {"GenerationError", *(error.__name__ for error in FAILURE_ERRORS.values())}
 
@@ -50,8 +51,8 @@ class Result:
     Attributes:
         generation_id: The id that was given.
         generation: The last snapshot, if there was one.
-        error: Why it did not complete, or why its files could not be fetched; else None.
-        paths: Its files; None if they were not to be downloaded.
+        error: The reason why it did not complete, or its files were not fetched; else None.
+        paths: Its files; None if there was no download.
         request: The parameters of its submission, if this command submitted it.
         submitted: The ids of all attempts, if this command submitted it.
     """
@@ -65,7 +66,7 @@ class Result:
 
     @property
     def label(self) -> str:
-        """The name that a person knows it by: its key, its prompt, or its id."""
+        """The name by which a person knows it: its key, its prompt, or its id."""
         return self.generation_id if self.request is None else label_of(self.request)
 
     @property
@@ -75,7 +76,7 @@ class Result:
 
     @property
     def is_open(self) -> bool:
-        """True if the same command again may end otherwise."""
+        """True if running the same command again may end differently."""
         return not self.is_final and not isinstance(self.error, HOPELESS)
 
     @property
@@ -100,25 +101,25 @@ class Result:
         return "failed" if isinstance(self.error, GenerationError) else type(self.error).__name__
 
 
-def label_of(request: Mapping[str, object]) -> str:
-    """The name of a request for people: its key, or its prompt."""
+def label_of(request: Mapping[str, Any]) -> str:
+    """Return the name of a request for people: its key, or its prompt."""
     return str(request.get("key") or request.get("prompt", ""))
 
 
 Put = Callable[[Result], None]
-"""Prints or writes a result."""
+"""A function that prints or writes a result."""
 
 
 @contextmanager
 def writing(output: str | None = None, *, as_json: bool = False, alone: bool) -> Iterator[Put]:
-    """Gives the function that prints each result, or appends it to a file.
+    """Yield the function that prints each result, or appends it to a file.
 
-    Whether that can be written is tried at once, before anything is submitted.
+    It is tried at once, before anything is submitted, whether the place can be written.
 
     Args:
         output: The file to append to; None for standard output.
-        as_json: Print JSON.
-        alone: Print URLs without the id of their generation, as there is only one.
+        as_json: True to print JSON.
+        alone: True to print URLs without the id of their generation, if there is only one.
 
     Raises:
         ConfigurationError: The file cannot be written.
@@ -134,7 +135,7 @@ def writing(output: str | None = None, *, as_json: bool = False, alone: bool) ->
 
 
 class _Told:
-    """Errors on stderr, of which one that would be met by all is told once."""
+    """The errors printed to stderr; one that concerns all requests is printed once."""
 
     def __init__(self) -> None:
         self._words: set[str] = set()
@@ -156,7 +157,7 @@ def put_json(result: Result) -> None:
 
 
 def put_text(result: Result, *, told: _Told, alone: bool = True) -> None:
-    """Print the paths or else the URLs, after the id unless there is only one; or the error."""
+    """Print the paths or URLs, each after its id unless there is only one; or the error."""
     before = [] if alone else [result.label]
     if result.error is not None:
         told.tell(result)
@@ -174,7 +175,7 @@ def put_urls(generation: Generation, *before: str) -> None:
 
 
 def put_entry(entry: Any, *, as_json: bool) -> None:
-    """Print an entry of a journal, or of a fleet."""
+    """Print an entry of a journal or a fleet."""
     if as_json:
         put_line(json.dumps(asdict(entry) | {"updated_at": entry.updated_at.isoformat()}))
         return
@@ -183,7 +184,7 @@ def put_entry(entry: Any, *, as_json: bool) -> None:
 
 
 def to_json(result: Result) -> str:
-    """A result as one line of JSON, with the paths of its files if they were downloaded."""
+    """Return a result as one line of JSON, with the paths of its files if it has any."""
     error = result.error
     generation = error.generation if isinstance(error, GenerationError) else None
     generation = generation or result.generation
@@ -211,22 +212,22 @@ def _error_fields(error: Exception) -> dict[str, object]:
 
 @contextmanager
 def _appending(path: str, told: _Told) -> Iterator[Put]:
-    """Gives the function that appends a result to a file, unless it is there already."""
+    """Yield the function that appends a result to a file, unless the file already has it."""
     there, cut_off = _final_in(path)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+        raise ConfigurationError(f"{path} cannot be written: {reason_of(error)}") from None
 
     def put(result: Result) -> None:
         if not result.is_final or (result.generation_id, result.paths is not None) not in there:
             append_line(descriptor, to_json(result))
-        if result.error is not None:  # nobody looks into the file meanwhile
+        if result.error is not None:  # on the screen as well, to be seen at once
             told.tell(result)
 
     try:
         try_descriptor(descriptor)
-        if cut_off:  # else the next line would continue it
+        if cut_off:  # a new line first, or the next one would continue it
             append_line(descriptor, "")
         yield put
     except OSError as error:
@@ -238,22 +239,22 @@ def _appending(path: str, told: _Told) -> Iterator[Put]:
 
 
 def append_line(descriptor: int, line: str) -> None:
-    """Write a line and its end at once: two processes that append to a file must not mix theirs."""
+    """Write a line with its end in one go, so that two processes do not mix their lines."""
     rest = memoryview(f"{line}\n".encode())
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 def _final_in(path: str) -> tuple[set[tuple[str, bool]], bool]:
-    """The final results in a file: their ids, and whether they have paths.
+    """Return the final results in a file, each as its id and True if it has paths.
 
     Returns:
-        These, and True if the last line was cut off.
+        The results, and True if the last line was cut off.
     """
     found: set[tuple[str, bool]] = set()
     line = b"\n"
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             return found, False
         with open(path, "rb") as file:
             for line in file:
@@ -264,6 +265,6 @@ def _final_in(path: str) -> tuple[set[tuple[str, bool]], bool]:
                                 found.add((id_, "paths" in fields))
                 except (ValueError, RecursionError, AttributeError):
                     continue
-    except OSError:  # a missing file is made, and for others the error comes when it is opened
+    except OSError:  # a missing file is created later; any other error comes when it is opened
         return found, False
     return found, not line.endswith(b"\n")

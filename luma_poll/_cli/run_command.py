@@ -44,7 +44,7 @@ from luma_poll._cli.options import (
 from luma_poll._cli.process import orderly_exit
 from luma_poll._cli.prompts import Line, Prompts, in_full, in_short, read_prompts
 from luma_poll._cli.results import Put, Result, writing
-from luma_poll._cli.table import RunTable
+from luma_poll._cli.table import RunTable, name_of
 from luma_poll._cli.terminal import err, is_terminal, put_line, say, say_lines
 from luma_poll._client.client import LumaClient
 from luma_poll._journal.entry import JournalEntry
@@ -67,7 +67,7 @@ from luma_poll.events import (
 )
 
 MANY = 20
-"""More prompts than these are submitted from a terminal only after a question."""
+"""The most prompts that are submitted from a terminal without a question."""
 
 
 def run(
@@ -76,8 +76,8 @@ def run(
         list[str],
         typer.Argument(
             metavar="FILE|PROMPT...",
-            help="A file of prompts or parameters (.txt, .jsonl, .json, .csv, .tsv); - is standard "
-            "input; or prompts in quotes.",
+            help="A file of prompts or parameters (.txt, .jsonl, .json, .csv, .tsv), - for "
+            "standard input, or prompts in quotes.",
         ),
     ],
     model: ModelOption = None,
@@ -86,7 +86,7 @@ def run(
     param: ParamOption = None,
     form: Annotated[
         RequestFormat | None,
-        typer.Option("--format", help="Of the file, if its name does not say it."),
+        typer.Option("--format", help="The format of the file, if its name does not tell."),
     ] = None,
     lines: Annotated[
         str | None, typer.Option(metavar="3-7,9,12-", help="Only these lines of the file.")
@@ -99,15 +99,15 @@ def run(
     ] = None,
     max_attempts: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Submit again after failures that may pass."),
+        typer.Option(min=1, metavar="N", help="Submissions per prompt, if failures are retryable."),
     ] = 1,
     max_submissions: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Submissions in all.")
+        int | None, typer.Option(min=1, metavar="N", help="The most submissions in all.")
     ] = None,
     journal: Annotated[
         str | None,
         typer.Option(
-            metavar="PATH", help="Remember the submissions: the same command continues the run."
+            metavar="PATH", help="Record the submissions; the same command continues the run."
         ),
     ] = None,
     timeout: TimeoutOption = 600.0,
@@ -118,7 +118,7 @@ def run(
         bool, typer.Option("--yes", "-y", help=f"Do not ask before more than {MANY} submissions.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be submitted, and submit nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be submitted, and submit nothing.")
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -169,10 +169,10 @@ def run(
         ):
             if kept is not None and kept.entries() and not _known(found, kept):
                 say(
-                    f"warning: none of these is in the journal {journal}, which has others: all "
-                    "are submitted, and billed. Other parameters make another request."
+                    f"warning: the journal {journal} has entries, but none for these: all are "
+                    "submitted, and billed. Changed parameters make a new request."
                 )
-                kept._store.are_strangers_said = True  # before the question, not by the runner
+                kept._store.are_strangers_said = True  # said here, before the question
             if not yes:
                 _ask(found)
             anyio.run(run_all, prompts, kept, put)
@@ -201,7 +201,7 @@ def _put_overview(found: Overview, journal: str | None) -> None:
 
 
 def _known(found: Overview, journal: Journal) -> list[JournalEntry]:
-    """Return the entries that the journal has of these."""
+    """Return the entries that the journal has for these requests."""
     entries = {entry.key: entry for entry in journal.entries()}
     return [entries[key] for key in found.keys if key in entries]
 
@@ -220,14 +220,14 @@ async def run_prompts(
     """Run requests, and `put` each result as it ends.
 
     Args:
-        runs: The requests; takes note of what becomes of them.
-        client: The client to download with.
-        runner: Submits and waits.
-        table: Shows how far it is.
-        bars: Show the downloads.
-        put: Called with each result, after its files were downloaded.
-        directory: Where to download the outputs; None for no download.
-        name: The template of the files' names, if there is one.
+        runs: The requests, which note their outcomes.
+        client: The client for the downloads.
+        runner: The Runner that submits and waits.
+        table: The table that shows the progress.
+        bars: The bars of the downloads.
+        put: A function that is called with each result, after its files were downloaded.
+        directory: The directory for the outputs; None for no download.
+        name: The template of the files' names, or None.
     """
 
     async def finish(ran: RunResult) -> Result:
@@ -239,7 +239,7 @@ async def run_prompts(
         )
         if directory is None or generation is None or not ran.ok:
             return result
-        table.download(request)
+        table.set_state(name_of(request), "downloading")
         fetched = await fetch(
             client, generation, directory, bars, name=name, key=request.get("key")
         )
@@ -248,7 +248,7 @@ async def run_prompts(
     table.expect(len(runs.prompts.lines))
     with table.shown():
         async with (
-            # A list: what the journal has of it comes first.
+            # A list, so that those that the journal has come first.
             runner.as_completed([line.request for line in runs.prompts.lines]) as ran,
             run_each(finish, ran, limit=None) as results,
         ):
@@ -259,10 +259,10 @@ async def run_prompts(
 
 
 class Runs:
-    """The requests of one command, what has become of them, and how to continue.
+    """The requests of one command, their outcomes, and the commands to continue.
 
     Args:
-        ctx: Of the command, whose options are those of the command that continues.
+        ctx: The context of the command, whose options the commands to continue repeat.
         prompts: The requests.
 
     Attributes:
@@ -273,13 +273,14 @@ class Runs:
         self.prompts = prompts or Prompts()
         self.code = COMPLETED
         self._ctx = ctx
-        self._sent: dict[int, list[str]] = {}  # by identity: the ids of those that were begun
+        # For each request (by `id()`) whose submission began, the ids of its attempts.
+        self._sent: dict[int, list[str]] = {}
         self._ended: dict[int, Result] = {}
         self._outcomes = Counter[str]()
         self._submissions = 0
 
     def on_run(self, event: Event) -> None:
-        """Note a step of a run."""
+        """Note an event of a run."""
         if not isinstance(event, RunEvent):
             return
         key = id(event.run.request)
@@ -302,7 +303,7 @@ class Runs:
         self.code = max(self.code, exit_code(error))
 
     def after_end(self) -> Iterator[str]:
-        """The lines to print at the end."""
+        """Yield the lines to print at the end."""
         if len(self.prompts.lines) > FEW:
             yield from counts(self._outcomes.most_common())
         unsent = [line for line in self.prompts.lines if self._is_unsent(line)]
@@ -319,7 +320,7 @@ class Runs:
         yield from self._unknown()
 
     def after_interrupt(self) -> Iterator[str]:
-        """The lines to print after any other end."""
+        """Yield the lines to print after an interruption or an error."""
         lines, ended = self.prompts.lines, self._ended
         left = [line for line in lines if id(line.request) not in ended]
         if not left:
@@ -338,8 +339,8 @@ class Runs:
         ) + "." * bool(running or unsent)
         if lost:
             yield (
-                f"{self._place(lost)}: it is not known whether the API accepted it; it may be "
-                "billed. Check the account's usage before you submit it again."
+                f"{self._place(lost)}: the API may have accepted it, and it may be billed. Check "
+                "the account's usage before you submit it again."
             )
         if self._journal is not None:
             yield "The same command continues; nothing is submitted twice:"
@@ -365,7 +366,7 @@ class Runs:
         return self._ctx.params.get("journal")
 
     def _waiting(self, ids: list[str]) -> Iterator[str]:
-        """How to wait for those that were submitted, and to fetch their files."""
+        """Yield the command that waits for what was submitted, and fetches the files."""
         if ids:
             yield "To wait for them, and to fetch their files, which costs nothing:"
             only = ("timeout", "max_rate", "download", "as_json", "output")
@@ -373,7 +374,7 @@ class Runs:
             yield command("wait", *ids, *again)
 
     def _rest(self, lines: list[Line]) -> Iterator[str]:
-        """How to run those that were not submitted."""
+        """Yield the command that runs what was not submitted."""
         if not lines:
             return
         numbers = [line.number for line in lines]
@@ -384,7 +385,7 @@ class Runs:
         yield self._again(numbers)
 
     def _again(self, numbers: list[int] | None) -> str:
-        """The command for some of the lines, or for all."""
+        """Return the command for some of the lines, or for all."""
         sources = list(self.prompts.sources)
         changed: dict[str, Any] = {**self._longer_timeout}
         if numbers is not None:
@@ -401,7 +402,7 @@ class Runs:
         return command("run", *sources, *options_given(self._ctx, **changed))
 
     def _unknown(self) -> Iterator[str]:
-        """How to settle what may have been submitted."""
+        """Yield the command that settles what may have been submitted."""
         errors = [each.error for each in self._ended.values()]
         if self._journal is not None and any(isinstance(e, SubmissionUnknownError) for e in errors):
             yield "To settle what may have been submitted:"

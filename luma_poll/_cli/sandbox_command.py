@@ -23,26 +23,26 @@ AccountKind: TypeAlias = Literal["unlimited", "new"]
 
 def sandbox(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8787,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")] = 8787,
     speed: Annotated[
-        float, typer.Option(callback=positive, help="How many times as fast as the real API.")
+        float, typer.Option(callback=positive, help="How many times faster than the real API.")
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Repeat the same ids and durations.")] = None,
     faults: Annotated[
         float,
-        typer.Option(min=0, max=1, help="The share of polls that are answered with a fault."),
+        typer.Option(min=0, max=1, help="The share of polls answered with a fault."),
     ] = 0.0,
     strict_keys: Annotated[
         bool, typer.Option("--strict-keys", help="Refuse keys that do not begin with luma-api-.")
     ] = False,
     account: Annotated[
         AccountKind,
-        typer.Option(help="new: the limits of a new account, which luma-poll run learns."),
+        typer.Option(help="The account's limits; new: those of a new account."),
     ] = "unlimited",
 ) -> None:
     """Serve a simulated API until Ctrl-C, for clients in any language.
 
-    Words in a prompt script its generation: sandbox:duration=3, sandbox:outputs=2,
+    Words in a prompt control its generation: sandbox:duration=3, sandbox:outputs=2,
     sandbox:fail=content_moderated, sandbox:state=throttled.
 
     Example: luma-poll sandbox --speed 10 --account new
@@ -54,10 +54,10 @@ def sandbox(
 
 
 async def serve(sandbox: Sandbox, host: str, port: int) -> None:
-    """Serve a sandbox for ever, and print the settings that clients need.
+    """Serve a sandbox until it is cancelled, and print the settings that clients need.
 
     Raises:
-        ConfigurationError: The address cannot be listened on.
+        ConfigurationError: The address or the port cannot be used.
     """
     async with AsyncExitStack() as stack:
         try:
@@ -66,8 +66,8 @@ async def serve(sandbox: Sandbox, host: str, port: int) -> None:
             raise ConfigurationError(
                 f"cannot listen on {host}, port {port}: {_reason(error)}"
             ) from None
-        say(f"The sandbox listens at {base_url} until Ctrl-C. Paste where its clients run:")
-        # An address that stands for all interfaces is not one to connect to.
+        say(f"The sandbox listens at {base_url} until Ctrl-C. In the shell of a client, paste:")
+        # The address for "all interfaces" is not one to connect to.
         own = base_url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
         for line in settings(own):
             put_line(line)
@@ -75,7 +75,7 @@ async def serve(sandbox: Sandbox, host: str, port: int) -> None:
 
 
 def settings(base_url: str) -> list[str]:
-    """Return the lines to paste into a shell, for every program that is started from it."""
+    """Return the lines to paste into a shell, for all programs started from it."""
     word = "set" if sys.platform == "win32" else "export"
     return [f"{word} LUMA_BASE_URL={base_url}", f"{word} LUMA_AGENTS_API_KEY=luma-api-sandbox"]
 

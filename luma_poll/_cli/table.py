@@ -1,4 +1,4 @@
-"""A live table of generations for a terminal; a line now and then where there is none."""
+"""A live table of generations for a terminal; without one, a line now and then."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 from rich.console import Console, Group, OverflowMethod, RenderableType
@@ -37,13 +37,13 @@ from luma_poll.events import (
 
 DRAWINGS_PER_SECOND = 5
 LAST_FAILURES = 5
-"""Failures that the summary lists."""
+"""The most failures that the summary lists."""
 RATE_OVER = 10.0
 """Seconds over which the polls per second are averaged."""
 SAYS_EVERY = 60.0
-"""Seconds between the lines where there is no terminal."""
+"""Seconds between the lines without a terminal."""
 NARROW = 60
-"""A terminal with fewer columns has no room for more numbers than the age."""
+"""Columns below which a terminal has no room for any number but the age."""
 SPINNER, ASCII_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "-\\|/"
 
 STYLES = {
@@ -60,62 +60,58 @@ STYLES = {
 
 @dataclass
 class Row:
-    """One generation: its labels and its state.
+    """One generation, or one request: its labels and its state.
 
     Attributes:
         labels: The texts of the first columns.
         state: The last known state.
-        started: When the wait began, in seconds of `time.monotonic`.
-        polls: How many polls there were.
+        started: When the wait began, or the latest attempt was accepted, in seconds of
+            `time.monotonic`; None before that.
+        counts: The counts below the table's headings for numbers.
         ended: When the wait ended; None while it lasts.
-        trouble: The error that the last poll met; empty if none.
+        trouble: The error of the last poll; empty if it had none.
     """
 
     labels: tuple[str, ...]
     state: str
-    started: float
-    polls: int = 0
+    started: float | None
+    counts: Counter[str] = field(default_factory=Counter)
     ended: float | None = None
     trouble: str = ""
 
 
+@dataclass(eq=False)
 class LiveTable:
-    """The rows of generations, by id, drawn on a terminal, or summed up in lines without one.
+    """The rows of generations by id, drawn on a terminal, or summed up in lines without one.
 
-    The numbers of the summary are counted as events come, so drawing it costs the same for any
+    The numbers of the summary are counted as events come, so that drawing it costs the same for any
     number of generations.
 
-    Args:
+    Attributes:
         columns: The headings of the labels.
         console: The terminal to draw on; None for no drawing.
         bars: The bars of downloads, drawn below the table.
-        speaks: Say how far it is at the beginning, each minute and at the end.
+        speaks: True to print the progress at the beginning, each minute and at the end.
     """
 
     numbers: ClassVar[tuple[str, ...]] = ("waited", "polls")
-    """The headings of the numbers in a row."""
+    """The headings of the numbers in a row: a duration, then counts."""
 
-    def __init__(
-        self,
-        columns: tuple[str, ...],
-        console: Console | None = None,
-        bars: DownloadBars | None = None,
-        *,
-        speaks: bool = False,
-    ) -> None:
-        self._columns = columns
-        self._console = console
-        self._bars = bars
-        self._speaks = speaks
-        is_plain = console is not None and not can_print(console, SPINNER + "…")
+    columns: tuple[str, ...]
+    console: Console | None = None
+    bars: DownloadBars | None = None
+    speaks: bool = False
+
+    def __post_init__(self) -> None:
+        is_plain = self.console is not None and not can_print(self.console, SPINNER + "…")
         self._spinner = ASCII_SPINNER if is_plain else SPINNER
         self._overflow: OverflowMethod = "crop" if is_plain else "ellipsis"
         self._rows: dict[str, Row] = {}
         self._expected, self._more = 0, False
         self._states, self._troubles = Counter[str](), Counter[str]()
+        self._counts = Counter[str]()  # of all rows
         self._failures = deque[tuple[str, str]](maxlen=LAST_FAILURES)
-        self._ended = 0
-        self._polls = 0
+        self._ended = self._rows_ended = 0
         self._started = time.monotonic()
         self._samples = deque([(self._started, 0)])
 
@@ -127,7 +123,7 @@ class LiveTable:
         bars: DownloadBars | None = None,
         quiet: bool = False,
     ) -> Self:
-        """A table that is drawn if `console` is a terminal, else lines; neither if `quiet`."""
+        """Return a table, drawn if `console` is a terminal, else lines; nothing if `quiet`."""
         drawn = is_terminal(console)
         return cls(
             columns,
@@ -137,7 +133,7 @@ class LiveTable:
         )
 
     def expect(self, total: int, *, more: bool = False) -> None:
-        """Set how many generations will come in all; `more` if there may be even more."""
+        """Set how many generations will come in all; `more` if there may be more than that."""
         self._expected, self._more = total, more
 
     def add(self, generation_id: str, *labels: str, state: str = "asking") -> None:
@@ -147,9 +143,9 @@ class LiveTable:
 
     def on_poll(self, event: PollEvent) -> None:
         """Show the outcome of a poll; pass this to the poller."""
-        self._polls += 1
+        self._counts["polls"] += 1
         row = self._rows[event.generation_id]
-        row.polls = event.attempt
+        row.counts["polls"] = event.attempt
         state = row.state if event.generation is None else event.generation.state
         self._change(row, state, "" if event.error is None else type(event.error).__name__)
 
@@ -157,20 +153,30 @@ class LiveTable:
         """Show the state of a generation that is no longer polled."""
         self._change(self._rows[generation_id], state, "")
 
-    def end(self, generation_id: str, state: str, error: Exception | None = None) -> None:
-        """Show the end of a generation, and stop its clock."""
+    def end(
+        self, name: str, state: str, error: Exception | None = None, label: str | None = None
+    ) -> None:
+        """Show the end of a generation, and stop its clock.
+
+        Args:
+            name: The id, or the name of the row.
+            state: The state to show.
+            error: The reason why it did not complete, or None.
+            label: A name for the summary, if `name` does not suit.
+        """
         self._ended += 1
-        row = self._rows.get(generation_id)
-        if row is not None:  # the API may spell its ids in another way
+        row = self._rows.get(name)
+        if row is not None:  # the API may spell an id differently, or it was not begun
             self._change(row, state, "")
             row.ended = time.monotonic()
+            self._rows_ended += 1
         if error is not None:
-            self._failures.append((generation_id, type(error).__name__))
+            self._failures.append((label or name, type(error).__name__))
 
     def _change(self, row: Row, state: str, trouble: str) -> None:
         self._states[row.state] -= 1
         self._states[state] += 1
-        self._troubles[row.trouble] -= 1  # the count of "" is never used
+        self._troubles[row.trouble] -= 1  # "" as well, whose count is never used
         self._troubles[trouble] += 1
         row.state, row.trouble = state, trouble
 
@@ -178,12 +184,12 @@ class LiveTable:
     def shown(self) -> Iterator[None]:
         """Keep the table at the bottom of the terminal during the block, and leave it there."""
         self._started = time.monotonic()
-        if self._console is None:
+        if self.console is None:
             with self._speaking():
                 yield
             return
         live = Live(
-            console=self._console,
+            console=self.console,
             get_renderable=self._draw_what_fits,
             refresh_per_second=DRAWINGS_PER_SECOND,
             transient=True,
@@ -192,13 +198,13 @@ class LiveTable:
         )
         with live:
             yield
-        if self._rows and self._fits(self._console.height):
-            self._console.print(self.draw(width=self._console.width))
+        if self._rows and self._fits(self.console.height):
+            self.console.print(self.draw(width=self.console.width))
 
     @contextmanager
     def _speaking(self) -> Iterator[None]:
-        """Say how far it is at the beginning, each minute and at the end of the block."""
-        if not self._speaks:
+        """Print the progress at the beginning, each minute and at the end of the block."""
+        if not self.speaks:
             yield
             return
         ended = threading.Event()
@@ -218,7 +224,7 @@ class LiveTable:
             say(self.status())
 
     def status(self) -> str:
-        """How far it is, in one line."""
+        """Return the progress in one line."""
         now, total = time.monotonic(), max(self._expected, len(self._rows))
         said = ", ".join(f"{count} {state}" for state, count in self._counted(total))
         through = ", ".join(f"{count} {kind}" for kind, count in self._trouble_now())
@@ -228,7 +234,7 @@ class LiveTable:
         )
 
     def _counted(self, total: int) -> list[tuple[str, int]]:
-        """How many are in which state, in the order of a life."""
+        """Return how many are in each state, in the order in which states follow each other."""
         # Copies: the originals change while another thread draws.
         states = Counter(waiting=total - len(self._rows)) + self._states.copy()
         order = dict.fromkeys((*STYLES, *states))
@@ -238,7 +244,7 @@ class LiveTable:
         return [(kind, count) for kind, count in self._troubles.copy().items() if kind and count]
 
     def draw(self, height: int | None = None, width: int = 80) -> RenderableType:
-        """The table as it is now, or a summary if it is longer than `height` lines."""
+        """Return the table as it is now, or a summary if it is longer than `height` lines."""
         if height is None or self._fits(height):
             return self._draw(list(self._rows.values()), width)
         return self._draw_summary(height)
@@ -247,11 +253,11 @@ class LiveTable:
         return max(len(self._rows), self._expected) < height
 
     def _draw_what_fits(self) -> RenderableType:
-        assert self._console is not None
-        height, width = self._console.height - 1, self._console.width
-        if self._bars is None or not self._bars.height:
+        assert self.console is not None
+        height, width = self.console.height - 1, self.console.width
+        if self.bars is None or not self.bars.height:
             return self.draw(height, width)
-        return Group(self.draw(height - self._bars.height, width), self._bars.progress)
+        return Group(self.draw(height - self.bars.height, width), self.bars.progress)
 
     def _draw_summary(self, height: int) -> Table:
         now = time.monotonic()
@@ -294,28 +300,29 @@ class LiveTable:
         return text
 
     def _line(self, text: str, style: str = "") -> Text:
-        """A text that is shortened where it does not fit, never wrapped."""
+        """Return a text that is shortened if it does not fit, never wrapped."""
         return Text(escape(text), style, no_wrap=True, overflow=self._overflow)
 
     def _spin(self, now: float) -> str:
         return self._spinner[int(now * DRAWINGS_PER_SECOND) % len(self._spinner)] + " "
 
     def _footer(self) -> list[Text]:
-        """Lines below the rows, or in the summary."""
+        """Return the lines below the rows, or in the summary."""
         return []
 
     def _rate(self, now: float) -> float:
-        """Polls per second over the last `RATE_OVER` seconds."""
-        self._samples.append((now, self._polls))
+        """Return the polls per second over the last `RATE_OVER` seconds."""
+        polls = self._counts["polls"]
+        self._samples.append((now, polls))
         while self._samples[1][0] < now - RATE_OVER:
             self._samples.popleft()
         since, before = self._samples[0]
-        return (self._polls - before) / max(0.1, now - since)
+        return (polls - before) / max(0.1, now - since)
 
     def _draw(self, rows: list[Row], width: int) -> RenderableType:
         numbers = self.numbers if width >= NARROW else self.numbers[:1]
         table = Table(box=None, padding=(0, 2 if width >= NARROW else 1, 0, 0), header_style="bold")
-        for column in self._columns:  # these are what is shortened where there is little room
+        for column in self.columns:  # shortened first if there is little room
             table.add_column(self._line(column), min_width=8)
         table.add_column("state", no_wrap=True, overflow=self._overflow)
         for column in numbers:
@@ -337,95 +344,64 @@ class LiveTable:
         return text
 
     def _numbers_of(self, row: Row, now: float, digits: int) -> tuple[str, ...]:
-        return _seconds(row.started, row, now, digits), str(row.polls)
-
-
-@dataclass
-class RunRow(Row):
-    """One request.
-
-    Attributes:
-        attempts: How often it was submitted.
-        refusals: How often the account was full.
-        submitted: When its latest attempt was accepted, in seconds of `time.monotonic`.
-    """
-
-    attempts: int = 0
-    refusals: int = 0
-    submitted: float | None = None
+        ended = now if row.ended is None else row.ended
+        age = "" if row.started is None else f"{ended - row.started:.{digits}f} s"
+        return age, *(str(row.counts[what]) for what in self.numbers[1:])
 
 
 class RunTable(LiveTable):
-    """The rows of requests; a request is known by its identity."""
+    """The rows of requests, by the `id()` of each."""
 
     numbers: ClassVar[tuple[str, ...]] = ("age", "attempts", "refusals")
 
-    def __init__(
-        self,
-        columns: tuple[str, ...],
-        console: Console | None = None,
-        bars: DownloadBars | None = None,
-        *,
-        speaks: bool = False,
-    ) -> None:
-        super().__init__(columns, console, bars, speaks=speaks)
-        self._runs: dict[int, RunRow] = {}
-        self._by_id: dict[str, RunRow] = {}
-        self._counts = Counter[str]()
-        self._rows_ended = 0
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._by_id: dict[str, Row] = {}
 
     def on_event(self, event: Event) -> None:
-        """Show a step of a run, or the outcome of a poll."""
+        """Show an event of a run, or the outcome of a poll."""
         if isinstance(event, PollEnded):
-            self._polls += 1
+            self._counts["polls"] += 1
             if (row := self._by_id.get(event.wait.generation_id)) is not None:
                 is_error = isinstance(event.answer, Exception)
                 self._change(row, row.state, type(event.answer).__name__ if is_error else "")
         elif isinstance(event, RunBegan):
             assert not isinstance(event.run.request, str)
-            row = RunRow((label_of(event.run.request),), "waiting", 0.0)
-            self._runs[id(event.run.request)] = self._rows[str(event.run.number)] = row
+            self._rows[name_of(event.run.request)] = Row(
+                (label_of(event.run.request),), "waiting", None
+            )
             self._states["waiting"] += 1
         elif isinstance(event, RunEvent):
-            self._show_step(self._runs[id(event.run.request)], event)
+            self._show_step(self._rows[name_of(event.run.request)], event)
 
-    def _show_step(self, row: RunRow, event: RunEvent) -> None:
+    def _show_step(self, row: Row, event: RunEvent) -> None:
         match event:
             case RunRefused() | RunUnreachable() | RunFailed():
-                is_refusal = isinstance(event, RunRefused)
-                row.refusals += is_refusal
-                self._counts["refusals"] += is_refusal
+                if isinstance(event, RunRefused):
+                    self._count(row, "refusals")
                 self._change(row, "waiting", type(event.error).__name__)
             case RunSubmitting():
                 self._change(row, "submitting", "")
             case RunFound():  # an earlier process submitted it
                 self._begin(row, event.generation_id, "asking")
             case RunSubmitted():
-                row.attempts += 1
-                self._counts["submissions"] += 1
+                self._count(row, "attempts")
                 self._begin(row, event.generation.id, event.generation.state)
             case RunStateChanged():
                 self._change(row, event.state, row.trouble)
 
-    def _begin(self, row: RunRow, generation_id: str, state: str) -> None:
-        row.submitted = time.monotonic()
-        self._by_id[generation_id] = row
-        self._change(row, state, "")
-
-    def download(self, request: object) -> None:
-        """Show that the files of a run are being downloaded."""
-        self._change(self._runs[id(request)], "downloading", "")
-
     def finish(self, result: Result) -> None:
         """Show the result of a run, and stop its clock."""
-        row = self._runs.get(id(result.request))
-        self._ended += 1
-        if row is not None:  # not sent, after a refusal that ends all
-            self._change(row, result.verdict, "")
-            row.ended = time.monotonic()
-            self._rows_ended += 1
-        if result.error is not None:
-            self._failures.append((result.label, type(result.error).__name__))
+        self.end(name_of(result.request), result.verdict, result.error, result.label)
+
+    def _count(self, row: Row, what: str) -> None:
+        row.counts[what] += 1
+        self._counts[what] += 1
+
+    def _begin(self, row: Row, generation_id: str, state: str) -> None:
+        row.started = time.monotonic()
+        self._by_id[generation_id] = row
+        self._change(row, state, "")
 
     def _footer(self) -> list[Text]:
         states = self._states.copy()  # the original changes while another thread draws
@@ -434,20 +410,15 @@ class RunTable(LiveTable):
         waiting = self._expected - self._ended - running
         total = (
             f"{self._ended} done, {running} running, {waiting} waiting; "
-            f"{plural(self._counts['submissions'], 'submission')}, "
+            f"{plural(self._counts['attempts'], 'submission')}, "
             f"{plural(self._counts['refusals'], 'refusal')}"
         )
         return [self._line(total, "dim")]
 
-    def _numbers_of(self, row: Row, now: float, digits: int) -> tuple[str, ...]:
-        assert isinstance(row, RunRow)
-        age = "" if row.submitted is None else _seconds(row.submitted, row, now, digits)
-        return age, str(row.attempts), str(row.refusals)
 
-
-def _seconds(started: float, row: Row, now: float, digits: int = 1) -> str:
-    """The seconds from then to the end of a row, or to now."""
-    return f"{(now if row.ended is None else row.ended) - started:.{digits}f} s"
+def name_of(request: object) -> str:
+    """Return the name of the row of a request: two that are alike are two rows."""
+    return str(id(request))
 
 
 def _minutes(seconds: float) -> str:

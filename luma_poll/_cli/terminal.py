@@ -1,4 +1,4 @@
-"""The terminal: results go to stdout, messages to stderr, and neither can command it."""
+"""The terminal: results go to stdout, messages to stderr, both without control characters."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def escape(text: str) -> str:
-    r"""Write characters that would command a terminal, or end a line, as in JSON: `\u001b`, `\n`.
+    r"""Escape what would control a terminal or end a line, as JSON does: `\u001b`, `\n`.
 
-    So the meaning of a line of JSON does not change.
+    So a line of JSON keeps its meaning.
     """
     return _UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 class LogHandler(logging.Handler):
-    """Prints log messages of the library as warnings."""
+    """A handler that prints the library's log messages as warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message, above the table if there is one."""
@@ -43,15 +43,15 @@ class LogHandler(logging.Handler):
 
 
 def is_terminal(console: Console) -> bool:
-    """True if something can be drawn and drawn again.
+    """Return True if something can be drawn and drawn again.
 
-    Not `Console.is_terminal`: FORCE_COLOR makes every file a terminal.
+    `Console.is_terminal` does not tell: FORCE_COLOR makes it True for every file.
     """
     return console.file.isatty() and not console.is_dumb_terminal
 
 
 def can_print(console: Console, text: str) -> bool:
-    """True if the encoding of the console has these characters."""
+    """Return True if the encoding of the console has these characters."""
     try:
         text.encode(console.encoding)
     except (UnicodeEncodeError, LookupError):
@@ -60,22 +60,22 @@ def can_print(console: Console, text: str) -> bool:
 
 
 def release_stdout() -> None:
-    """Send the rest of stdout nowhere, so that Python does not fail to flush it at exit."""
+    """Discard the rest of stdout, so that Python does not fail to flush it at exit."""
     _release(sys.stdout)
 
 
 def _release(stream: TextIO) -> None:
-    with suppress(OSError, AttributeError):  # under pytest it has no number; closed, it is None
+    with suppress(OSError, AttributeError):  # it has no descriptor under pytest, or is None
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 _unsaid: list[OSError] = []
-"""Why messages could not be written, if any could not."""
+"""The errors of messages that could not be written."""
 
 
 @contextmanager
 def _saying() -> Iterator[None]:
-    """Let the exit code speak where stderr cannot be written."""
+    """Note that stderr cannot be written, so that the exit code tells."""
     try:
         yield
     except OSError as error:
@@ -84,24 +84,24 @@ def _saying() -> Iterator[None]:
 
 
 def try_stdout() -> None:
-    """Find out before anything is submitted that results cannot be printed.
+    """Check that results can be printed, before anything is submitted.
 
     Raises:
         OSError: Standard output is closed, its reader has gone, or its disk is full.
     """
     if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
         raise OSError(errno.EBADF, "standard output is closed")
-    with suppress(ValueError, AttributeError):  # under pytest it has no number
+    with suppress(ValueError, AttributeError):  # it has no descriptor under pytest
         try_descriptor(sys.stdout.fileno())
 
 
 def try_descriptor(descriptor: int) -> None:
-    """Find out whether a file can be written, without writing to it.
+    """Check that a file can be written, without writing to it.
 
     Raises:
-        OSError: It cannot: closed, without a reader, or on a full disk.
+        OSError: It is closed, has no reader, or is on a full disk.
     """
-    os.write(descriptor, b"")  # tells of a closed one, and of /dev/full
+    os.write(descriptor, b"")  # fails if it is closed, and for /dev/full
     if sys.platform == "win32":
         return
     import select
@@ -127,24 +127,24 @@ def put_line(*fields: str) -> None:
 
 
 def _same_terminal() -> bool:
-    """True if what is written to stdout would be drawn over by a table on stderr."""
+    """Return True if a table on stderr would be drawn over what is written to stdout."""
     with suppress(OSError, ValueError, AttributeError):  # closed, or not a file
         if not (sys.stdout.isatty() and sys.stderr.isatty()):
             return False
-        if not hasattr(os, "ttyname"):  # Windows, where a process has one console
+        if not hasattr(os, "ttyname"):  # on Windows, a process has one console
             return True
         return os.ttyname(sys.stdout.fileno()) == os.ttyname(sys.stderr.fileno())
     return False
 
 
 def say(text: str) -> None:
-    """Print a message to stderr, above the table if there is one; only a terminal wraps it."""
+    """Print a message to stderr, above the table if there is one, wrapped only on a terminal."""
     with _saying():
         err.print(escape(text), soft_wrap=not err.is_terminal)
 
 
 def say_lines(lines: Iterable[str]) -> bool:
-    """Print messages to stderr; indented ones are commands to copy, and never wrapped.
+    """Print messages to stderr; indented ones are commands to copy, which are never wrapped.
 
     Returns:
         True if they could be written.
@@ -156,13 +156,13 @@ def say_lines(lines: Iterable[str]) -> bool:
 
 
 def say_error(error: Exception, where: str = "") -> None:
-    """Print an error to stderr without its secrets, after the place that it refers to."""
+    """Print an error to stderr without secrets, after the place that it refers to."""
     place = f"{where}: " if where else ""
     say(f"{place}{in_words(error)}")
 
 
 def in_words(error: Exception) -> str:
-    """An error without its secrets, with its notes."""
+    """Return the text of an error with its notes, without secrets."""
     name = "Error" if isinstance(error, ConfigurationError) else type(error).__name__
     notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
     return f"{name}: {redact(str(error))}{notes}"

@@ -45,7 +45,7 @@ def wait(
     ] = None,
     file: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH", help="Read ids from a file too; # begins a comment."),
+        typer.Option(metavar="PATH", help="Also read ids from a file; # begins a comment."),
     ] = None,
     timeout: TimeoutOption = 600.0,
     max_rate: MaxRateOption = 30.0,
@@ -56,9 +56,9 @@ def wait(
 ) -> None:
     """Wait for generations, and print the URLs of the outputs of each as it ends.
 
-    With several ids, each URL follows its id and a tab. Failures are reported on standard error;
-    with --json, in the object. The same command again costs nothing, and adds no result twice to
-    the file of --output.
+    With several ids, each URL follows its id and a tab. Failures go to standard error; with --json,
+    they are in the object. Running the same command again costs nothing, and adds no result twice
+    to the file of --output.
 
     Example: luma-poll wait --file ids.txt --download outputs
     """
@@ -117,12 +117,12 @@ class Batch:
 
     Args:
         given: Generations, or their ids.
-        stdin: More ids are on standard input.
+        stdin: True if more ids come from standard input.
 
     Attributes:
-        generations: Those to wait for, each once.
-        rest: The ids of those that have not ended, timed out, or met trouble that may pass.
-        timed_out: True if one of them has.
+        generations: The generations to wait for, each once.
+        rest: The ids of those that have not ended, timed out, or had a transient error.
+        timed_out: True if one of them timed out.
         code: The exit code so far.
     """
 
@@ -148,7 +148,7 @@ class Batch:
         return len(self._seen) > FEW
 
     def add(self, generation: str | Generation) -> bool:
-        """Add a generation; False if it was added before."""
+        """Add a generation; return False if it was added before."""
         generation_id = _id_of(generation)
         if generation_id in self._seen:
             return False
@@ -158,15 +158,15 @@ class Batch:
         return True
 
     def end(self, result: Result) -> None:
-        """Note the outcome of one."""
+        """Note the outcome of one generation."""
         self._outcomes["completed" if result.error is None else type(result.error).__name__] += 1
         self.code = max(self.code, exit_code(result.error))
         self.timed_out |= isinstance(result.error, PollTimeoutError)
         if not result.is_open:
-            self.rest.pop(result.generation_id, None)  # the API may spell its ids in another way
+            self.rest.pop(result.generation_id, None)  # the API may spell an id differently
 
     def summary(self) -> Iterator[str]:
-        """The outcomes of a large batch, in lines; a small one's have all been printed."""
+        """Yield the outcomes of a large batch; those of a small one have all been printed."""
         if self.is_large:
             yield from counts(self._outcomes.most_common())
             if running := len(self._seen) - self._outcomes.total():
@@ -190,13 +190,13 @@ async def wait_for(
     """Wait for a batch, and `put` each result as it ends.
 
     Args:
-        batch: The generations; takes note of what becomes of them.
-        client: The client to poll and download with.
-        put: Called with each result, after its files were downloaded.
-        timeout: Seconds for the wait for each.
-        max_rate: Requests per second, for all together.
-        directory: Where to download the outputs; None for no download.
-        quiet: Show no progress.
+        batch: The generations, which note their outcomes.
+        client: The client for polls and downloads.
+        put: A function that is called with each result, after its files were downloaded.
+        timeout: Seconds for each wait.
+        max_rate: Polls per second, for all together.
+        directory: The directory for the outputs; None for no download.
+        quiet: True to show no progress.
     """
     bars = DownloadBars(err)
 
@@ -222,7 +222,7 @@ async def wait_for(
 
 
 async def _taken(batch: Batch, table: LiveTable) -> AsyncGenerator[str | Generation]:
-    """The generations one by one, as the poller takes them; those of stdin as they arrive."""
+    """Yield the generations as the poller takes them; those of stdin as they arrive."""
     for generation in tuple(batch.generations):
         _show(table, generation)
         yield generation

@@ -1,4 +1,4 @@
-"""`luma-poll watch`: every change of a generation's state."""
+"""`luma-poll watch`: the changes of a generation's state."""
 
 from __future__ import annotations
 

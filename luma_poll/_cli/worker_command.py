@@ -26,27 +26,27 @@ def worker(
             envvar="LUMA_DATABASE_URL",
             show_envvar=True,
             metavar="URL",
-            help="postgresql://..., or sqlite:///... to try it.",
+            help="postgresql://..., or sqlite:///... to try it out.",
         ),
     ],
     queue: Annotated[str, typer.Option(help="The name of the fleet.")] = "luma",
-    schema: Annotated[str, typer.Option(help="Of the fleet's tables, in PostgreSQL.")] = "dbos",
+    schema: Annotated[str, typer.Option(help="The schema of the fleet's tables.")] = "dbos",
     max_running: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Generations at once, over all workers."),
+        typer.Option(min=1, metavar="N", help="Generations at once, for all workers."),
     ] = None,
     submissions_per_minute: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Generations begun per minute, over all workers."),
+        typer.Option(min=1, metavar="N", help="Submissions in any 60 seconds, for all workers."),
     ] = None,
     max_rate: Annotated[
-        float | None, typer.Option(metavar="N", help="Polls per second, over all workers.")
+        float | None, typer.Option(metavar="N", help="Polls per second, for all workers.")
     ] = None,
     share: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Generations that this worker waits for.")
+        int, typer.Option(min=1, metavar="N", help="The most waits of this worker.")
     ] = 500,
     name: Annotated[
-        str | None, typer.Option(help="Of this worker; by default the host's, and a random part.")
+        str | None, typer.Option(help="The name of this worker; by default the host's name.")
     ] = None,
     allow_private_callbacks: Annotated[
         bool,
@@ -55,18 +55,18 @@ def worker(
     health_port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65535, metavar="PORT", help="Answer GET /: 200 while the worker is well."
+            min=1, max=65535, metavar="PORT", help="Answer GET / with 200 while it is well."
         ),
     ] = None,
 ) -> None:
-    """Be a worker of a fleet until SIGTERM or Ctrl-C; what it has begun, the others continue.
+    """Run a fleet worker until Ctrl-C or SIGTERM; other workers continue what it started.
 
-    Limits that are not given stay as they are in the fleet. Callbacks are signed with the secrets
+    Limits that you do not give stay as they are in the fleet. Callbacks are signed with the secrets
     in LUMA_CALLBACK_SECRETS, separated by spaces.
     """
     log = logging.getLogger("luma_poll")
     if log.level == logging.NOTSET:
-        log.setLevel(logging.INFO)  # the one line at the start, and who comes and goes
+        log.setLevel(logging.INFO)  # for the line at the start, and workers that join or leave
     for handler in log.handlers:
         if isinstance(handler, LogHandler):
             handler.setLevel(logging.INFO)
@@ -89,7 +89,7 @@ def worker(
 
 
 async def _work(fleet: object, health_port: int | None) -> int | None:
-    """Work until a signal, which is returned; None once the fleet is drained."""
+    """Work until a signal, and return it; return None once the fleet is drained."""
     from luma_poll.dbos import Fleet
 
     assert isinstance(fleet, Fleet)

@@ -95,7 +95,7 @@ class LumaClient:
 
     @property
     def max_retries(self) -> int:
-        """How often a request is repeated after a transient failure."""
+        """The number of times that a request is repeated after a transient failure."""
         return self._max_retries
 
     def __repr__(self) -> str:
@@ -123,6 +123,8 @@ class LumaClient:
         max_retries: int | None = None,
     ) -> LumaClient:
         """Return a view of this client with other options and the same connections.
+
+            patient = client.with_options(timeout=120)
 
         Args:
             timeout: Seconds that one whole request may take; None for no limit; by default as in
@@ -179,8 +181,8 @@ class LumaClient:
                 contain `{id}`, `{key}` and `{n}` (the number of the output), as in `"{key}-{n}"`.
                 Characters that some file system refuses are replaced.
             key: The value of `{key}`, and the name if `name` is None.
-            overwrite: What to do if a file of that name holds something else. False: leave it as it
-                is, and raise `DownloadError`. "number": save the output beside it, as
+            overwrite: The rule for a file of that name that holds something else. False: leave it
+                as it is, and raise `DownloadError`. "number": save the output beside it, as
                 `{name} (2).png`. True: replace it, and fetch the output again if it is there.
             timeout: Seconds for the whole call; None for no limit.
             max_bytes: The most bytes of one file; None for no limit.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import anyio
@@ -29,6 +30,8 @@ MAX_GETS = 90
 """The most GETs under way, so that polls leave some connections for submissions."""
 MAX_DOWNLOADS = 4
 """The most files that one client fetches at once; the others wait for their turn."""
+PATIENCE = 10.0
+"""Seconds without a whole answer after which a GET is sent again; more if answers are slow."""
 MAX_ANSWER = 2 * 1024**2
 """The most bytes of one answer, encoded and decoded; ten outputs take about 10,000."""
 
@@ -42,11 +45,11 @@ class Answer(NamedTuple):
 
 
 class Turns:
-    """The turns of one event loop: those of all requests, of the GETs and of the downloads."""
+    """The turns in one event loop: of all requests, of GETs, and of downloads."""
 
     def __init__(self) -> None:
         # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
-        # 1099, 1111), and is slow at queueing many. So its pool has no limit, and they queue here.
+        # 1099, 1111), and is slow at queueing many. So they queue here, and its pool has no limit.
         self.requests = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
         self.gets = anyio.Semaphore(MAX_GETS, fast_acquire=True)
         self.downloads = anyio.Semaphore(MAX_DOWNLOADS)
@@ -58,6 +61,7 @@ class Connections:
     def __init__(self, base_url: str, http_client: object = None) -> None:
         self.http: Any
         self.base_url = base_url
+        self._usual = 0.0  # seconds that a GET takes, the slow ones of late
         self._transport: PooledTransport | None = None
         if http_client is None:
             self.http, self._transport = default_http_client(base_url)
@@ -103,9 +107,35 @@ class Connections:
     ) -> Answer:
         """Send a request, and read the answer. The caller must have a `turn`.
 
+        A GET without a whole answer after some seconds is sent once more, on another connection,
+        and then has all the time there is: something on the way held it, or passed on byte by byte.
+
         Raises:
             InvalidResponseError: The answer is too large, or cannot be decoded.
         """
+        exchange = partial(self._exchange, method, url, headers, body, generation_id)
+        if method != "GET":
+            return await exchange()
+        usual, patience = self._usual, max(PATIENCE, 2 * self._usual)
+        with anyio.move_on_after(patience):
+            return await self._timed(exchange, usual)
+        self._usual = patience  # where nothing is answered, not all is sent twice
+        return await self._timed(exchange, usual)
+
+    async def _timed(self, exchange: Callable[[], Awaitable[Answer]], usual: float) -> Answer:
+        began = anyio.current_time()
+        answer = await exchange()
+        self._usual = max(anyio.current_time() - began, 0.9 * usual)
+        return answer
+
+    async def _exchange(
+        self,
+        method: str,
+        url: str,
+        headers: httpx.Headers,
+        body: bytes | None,
+        generation_id: str | None,
+    ) -> Answer:
         if self._transport is None:
             response = await self._begin_through_client(method, url, headers, body)
         else:

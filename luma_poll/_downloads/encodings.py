@@ -123,6 +123,6 @@ class _Inflate:
             data = self._object.unconsumed_tail
 
     def end(self) -> None:
-        """Check that it is complete."""
+        """Check that the body was complete."""
         if self._object is None or not self._object.eof:
             raise UndecodableError("the encoded file ends too early")

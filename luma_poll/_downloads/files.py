@@ -73,7 +73,7 @@ class PartFile:
         Returns:
             False if the bytes before `start` are gone, because another download finished the file.
         """
-        # No links: somebody who may write to the directory could plant one to a file elsewhere.
+        # No links: another user of the directory could plant one that leads to a file elsewhere.
         # And created only at the start: further on, a missing file was finished by another one.
         flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         flags |= 0 if self._written else os.O_CREAT

@@ -74,7 +74,8 @@ async def put(http: Any, base_url: str, url: str, headers: dict[str, str], piece
         raise InterruptedTry("the URL to upload to is not https")
     request: Any = request_of(http, "PUT", url, headers)
     kind = next(each for each in type(request.stream).__mro__ if each.__name__ == "AsyncByteStream")
-    request.stream = type("_Stream", (_Delegate, kind), {"pieces": pieces})()
+    stream: Any = type("_Stream", (_Delegate, kind), {"pieces": pieces})()
+    request.stream = stream
     with _network(), _untraced():
         response = await http._transport_for_url(request.url).handle_async_request(request)
     status: int = response.status_code

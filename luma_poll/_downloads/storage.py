@@ -21,6 +21,7 @@ from urllib.parse import urljoin
 import anyio
 import httpx
 
+from luma_poll._api.evidence import chain
 from luma_poll._api.headers import retry_after
 from luma_poll._api.translation import BROKEN_STREAM, classes
 from luma_poll._arguments import may_be_plain
@@ -90,7 +91,7 @@ class Storage:
 
     Attributes:
         http: The client whose transport is used.
-        base_url: The base URL of the API, which says where plain http is allowed.
+        base_url: The base URL of the API, which decides on which hosts plain http is allowed.
     """
 
     http: httpx.AsyncClient  # or httpx2's, whose names are the same
@@ -291,7 +292,7 @@ def _network(host: str = "the storage") -> Iterator[None]:
 
 def _trouble(error: BaseException, host: str) -> InterruptedTry | RefusedError:
     """Return the error that says what keeps us from the storage, and what to do about it."""
-    causes = list(_causes(error))
+    causes = list(chain(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             why = (getattr(cause, "verify_message", "") or "verification failed").rstrip(".")
@@ -313,18 +314,6 @@ def _trouble(error: BaseException, host: str) -> InterruptedTry | RefusedError:
         return InterruptedTry(f"{host} refused the connection: check the network and the proxies")
     why = type(error).__name__
     return InterruptedTry(f"the connection to the storage failed ({why})")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    left: list[BaseException | None] = [error]
-    while left:
-        found = left.pop()
-        if found is not None and id(found) not in seen:  # chains can be circular
-            seen.add(id(found))
-            left += [found.__context__, found.__cause__]
-            left += found.exceptions if isinstance(found, BaseExceptionGroup) else []
-            yield found
 
 
 def request_of(http: Any, method: str, url: str, headers: dict[str, str]) -> httpx.Request:

@@ -85,7 +85,7 @@ class Turn:
     """The turn of one submission: the caller may send it, once; nobody else may.
 
     Attributes:
-        key: Its key.
+        key: The key of the submission.
         attempt: The number of the attempt, from 1.
         permit: The permit.
         request: The parameters of `create`.
@@ -627,10 +627,10 @@ class Ledger:
         state: str,
         end: str | None = None,
     ) -> int:
-        """End submissions, and let their callbacks be made; an unknown one may still have an end.
+        """End submissions and announce it to their callbacks; an unknown one may still get an end.
 
         Returns:
-            How many there were.
+            The number of submissions that it ended.
         """
         rows = self._rows
         values = {"state": state, "owner": None, "ends": rows.c.ends + 1, "updated_at": now}

@@ -242,7 +242,7 @@ class Sender:
             return
         self._begin_trouble(error)
         # Odd: a refusal that neither the API nor a passing fault explains, such as a gateway's 403.
-        # It does not count against the request at once, but it cannot go on for ever.
+        # It does not count against the request at once, but it must end at some time.
         is_odd = not (ends_all(error) or (isinstance(error, APIError) and error.retryable))
         if is_odd and turn.refused + 1 >= MOST_ODD_REFUSALS:
             await self._end(turn, error)

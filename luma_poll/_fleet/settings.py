@@ -48,7 +48,7 @@ def database_of_dbos() -> tuple[sa.URL, str | None]:
     reads a private attribute of DBOS; `Fleet(database=...)` does not need it.
 
     Raises:
-        ConfigurationError: DBOS is not launched, or has no such attribute any more.
+        ConfigurationError: DBOS is not launched, or no longer has such an attribute.
     """
     try:
         from dbos._dbos import _get_dbos_instance

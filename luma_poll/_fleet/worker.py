@@ -373,7 +373,7 @@ class Worker:
                         elapsed=wait.age + anyio.current_time() - began,
                         attempts=1,
                     )
-            what = wait.generation_id  # the made-up snapshot is not true any longer
+            what = wait.generation_id  # the made-up snapshot is out of date
             await anyio.sleep(pause)
 
     async def _watch(self, what: Any, seconds: float) -> Generation:

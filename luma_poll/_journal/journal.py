@@ -82,6 +82,9 @@ class Journal:
     def entries(self, state: EntryState | None = None) -> list[JournalEntry]:
         """Return the entries, the least recently changed first.
 
+            for entry in journal.entries("unknown"):
+                print(entry.key, entry.request_id)
+
         Args:
             state: `submitting`, `running`, `completed`, `failed` or `unknown`; None for all.
 

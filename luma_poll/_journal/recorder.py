@@ -143,7 +143,7 @@ class Recorder:
         return next_step(found.entry, max_attempts, same=same)
 
     async def recorded(self, key: str) -> Mapping[str, Any] | None:
-        """Return the parameters of the entry of a key, for people; None if there is none."""
+        """Return the parameters in the entry of a key, as kept for people; None without one."""
         if self._store is None:
             return None
         found = await self._call(self._store.find, key)

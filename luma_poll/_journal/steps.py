@@ -25,7 +25,7 @@ def may_submit_again(error: GenerationError, attempt: int, max_attempts: int) ->
     """Return True if a failed request may be submitted again, as a generation that is billed again.
 
     Args:
-        error: Its failure.
+        error: The failure of its latest attempt.
         attempt: How often it was submitted so far.
         max_attempts: How often it may be submitted in all.
     """
@@ -80,7 +80,7 @@ class WaitFor:
                 f"again{why.removesuffix(': ')}. Run the request again with the same journal: "
                 "that fetches it, and submits nothing."
             )
-        told = copy.copy(error)
+        told = copy.copy(error)  # the same class and fields, with another text
         told.args = (text,)
         told.__cause__ = error.__cause__
         return told
@@ -91,7 +91,7 @@ class Raise:
     """The step to submit nothing, and to raise an error.
 
     Attributes:
-        error: The failure that the request ended with, or the reason why it cannot go on.
+        error: The failure that the request ended with, or the reason why it cannot continue.
         submitted: The ids of all attempts.
     """
 
@@ -123,6 +123,7 @@ def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = Tru
     """
     if entry is None:
         return Submit(1)
+    # First of all: any other step would give this request the result of another one.
     if not same:
         error: LumaError = ConfigurationError(
             f"key {entry.key!r} was used for a request with other parameters; nothing was sent"
@@ -139,6 +140,7 @@ def next_step(entry: JournalEntry | None, max_attempts: int, *, same: bool = Tru
             submission_id=entry.request_id,
         )
         return Raise(error, entry.submitted)
+    # A completed one as well: its URLs have expired, so it is fetched again, which is free.
     if entry.state != "failed":
         return WaitFor(entry.generation_id, entry.state == "running", entry.submitted)
     failure = _failure(entry)

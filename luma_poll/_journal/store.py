@@ -68,14 +68,14 @@ class Store:
         self.is_closed: bool = False
         self._database = Database(path, wait)
         try:
-            # The file is ours now, so whoever left a `submitting` is gone: its answer is lost.
+            # The file is ours now: the process that left a `submitting` is gone, with its answer.
             self._change(transitions.forget_process)
             self.base_url = self._fact("base_url")
             self._is_base_url_written = self.base_url is not None
             self.was_empty: bool = self._count() == 0
             self.are_strangers_said: bool = False
         except BaseException:
-            self._database.close()
+            self._database.close()  # else its lock would keep the next attempt out
             raise
 
     @property
@@ -274,7 +274,8 @@ class Store:
         """Open a transaction: on disk when the block ends, undone if it raises."""
         self._check_usable()
         with self._lock, self._errors(), closing(self._cursor()) as cursor:
-            # Before the transaction, so that each stays written if the block raises.
+            # Before the transaction, so that each stays written if the block raises. A read does it
+            # as well, and so never misses a change that was made here.
             self._write_kept(cursor)
             cursor.execute("BEGIN IMMEDIATE")
             try:

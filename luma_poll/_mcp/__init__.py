@@ -1,1 +1,1 @@
-"""Behind the door `luma_poll.mcp`."""
+"""The parts behind `luma_poll.mcp`."""

@@ -1,4 +1,4 @@
-"""Standard input and output as the wire of a server: every wait for them can be cancelled."""
+"""Standard input and output as the wire of a server, with waits that can be cancelled."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import anyio.to_thread
 from luma_poll.errors import ConfigurationError
 
 LONGEST_LINE = 64 * 1024 * 1024
-"""Bytes of one message."""
+"""The most bytes of one message."""
 PIECE = 4096 if sys.platform == "linux" else 512
-"""Bytes that a pipe takes without a wait once it is writable: PIPE_BUF."""
+"""Bytes that a writable pipe takes without blocking: PIPE_BUF."""
 
 
 @contextmanager
 def standard_pipes() -> Iterator[tuple[Lines, Writer]]:
-    """Take standard input and output for the protocol alone.
+    """Reserve standard input and output for the protocol.
 
     What a library prints meanwhile goes to standard error: on the wire it would be a broken
     message.
 
     Raises:
-        ConfigurationError: One of them is closed.
+        ConfigurationError: Standard input or output is closed.
     """
     if sys.stdin is None or sys.stdout is None:
         raise ConfigurationError("standard input and output must be open: they are the wire")
     try:
         output = sys.stdout.fileno()
-    except OSError:  # something that is not a file stands in its place
+    except OSError:  # it was replaced by something that is not a file
         output = 1
     reads, writes = os.dup(sys.stdin.fileno()), os.dup(output)
     try:
@@ -41,7 +41,7 @@ def standard_pipes() -> Iterator[tuple[Lines, Writer]]:
         yield Lines(reads), Writer(writes)
     finally:
         with suppress(OSError, ValueError):
-            sys.stdout.flush()  # what was printed, before it could reach the wire
+            sys.stdout.flush()  # so that what was printed before does not reach the wire
         os.dup2(writes, output)
         if os.name == "posix":  # elsewhere a thread may still read
             os.close(reads)
@@ -58,9 +58,9 @@ def _divert(output: int) -> None:
 
 
 class Lines:
-    """The lines of a descriptor.
+    """The lines that come from a descriptor.
 
-    Not in a thread: one that is left behind keeps the process from ending.
+    They are not read in a thread, which would keep the process from ending if it is left behind.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -75,7 +75,7 @@ class Lines:
         while (end := self._rest.find(b"\n", searched)) < 0:
             searched = len(self._rest)
             found = await self._read()
-            if not found or searched > LONGEST_LINE:  # nobody who speaks the protocol sends that
+            if not found or searched > LONGEST_LINE:  # no client of the protocol sends that
                 raise StopAsyncIteration
             self._rest += found
         line = self._rest[:end].decode(errors="replace")
@@ -84,7 +84,7 @@ class Lines:
 
     async def _read(self) -> bytes:
         if os.name == "posix":
-            with suppress(PermissionError):  # a file is always readable, and cannot be waited for
+            with suppress(PermissionError):  # a file, which is always readable and has no wait
                 await anyio.wait_readable(self._descriptor)
             return os.read(self._descriptor, 65536)
         read = partial(os.read, self._descriptor, 65536)
@@ -92,19 +92,19 @@ class Lines:
 
 
 class Writer:
-    """Writes text to a descriptor. A client that does not read holds up nothing but its answers."""
+    """A writer of text to a descriptor. A client that does not read holds up only its answers."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     async def write(self, text: str) -> None:
-        """Write all of it."""
+        """Write the whole text."""
         rest = memoryview(text.encode(errors="backslashreplace"))
         while rest:
             rest = rest[await self._write(rest[:PIECE]) :]
 
     async def flush(self) -> None:
-        """Do nothing: nothing is kept."""
+        """Do nothing: there is no buffer."""
 
     async def _write(self, piece: memoryview) -> int:
         if os.name == "posix":

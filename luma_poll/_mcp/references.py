@@ -1,4 +1,4 @@
-"""The images and videos that a model names: files of one directory, public URLs, and ids."""
+"""The images and videos that a model names: files in one directory, public URLs, and ids."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from uuid import UUID
 
 from mcp.server.mcpserver.exceptions import ToolError
 
-from luma_poll._api.parameters import Params
 from luma_poll._api.request_body import MEDIA_PLACES
 
 
-def with_references(params: Mapping[str, object], inputs: Path | None) -> Params:
-    """Return the parameters with a media reference wherever the model named one, however deep.
+def with_references(params: Mapping[str, Any], inputs: Path | None) -> dict[str, Any]:
+    """Return the parameters with a media reference for each image or video, however deep.
 
     Args:
-        params: As the model wrote them.
-        inputs: The only directory from which files are read; None for none.
+        params: The parameters, as the model wrote them.
+        inputs: The only directory from which files are read; None to read none.
 
     Raises:
         ToolError: A file lies outside the directory, or a URL is not public.
@@ -46,11 +45,11 @@ def read_reference(text: str, inputs: Path | None) -> Path | dict[str, str]:
     """Return the media that a model names: a public URL, the id of a generation, or a file.
 
     Args:
-        text: As the model wrote it.
-        inputs: The only directory from which files are read; None for none.
+        text: The reference, as the model wrote it.
+        inputs: The only directory from which files are read; None to read none.
 
     Raises:
-        ToolError: It is none of these, or lies outside the directory.
+        ToolError: It is something else, or a file outside the directory.
     """
     if "://" in text:
         _check_public(text)
@@ -72,7 +71,7 @@ def read_reference(text: str, inputs: Path | None) -> Path | dict[str, str]:
 
 
 def _check_public(url: str) -> None:
-    """Refuse addresses that only mean something inside somebody's network."""
+    """Refuse URLs whose host may be inside a private network."""
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")
@@ -85,7 +84,7 @@ def _check_public(url: str) -> None:
     try:
         is_public = ip_address(host.strip("[]")).is_global
     except ValueError:
-        # "127.1" and "0x7f.1" are addresses as well, in spellings that only resolvers know.
+        # "127.1" and "0x7f.1" are addresses, too, in spellings that only resolvers know.
         is_public = not host.rpartition(".")[2][:1].isdigit()
     if not is_public:
         raise ToolError("only public hosts are allowed")

@@ -184,11 +184,16 @@ class AdaptiveWait(wait_base):
 
     @classmethod
     def from_json(cls, text: str | bytes, **options: float) -> Self:
-        """Make a schedule that knows what another one had learned.
+        """Return a schedule that knows what another one had learned.
+
+            poller = Poller(client, wait=AdaptiveWait.from_json(path.read_text()))
 
         Args:
             text: The text from `to_json`.
             options: `request_cost`, `shortest` and `longest`, which are not part of the text.
+
+        Returns:
+            The schedule.
 
         Raises:
             ConfigurationError: The text is not from `to_json`, or an option is unusable.

@@ -154,6 +154,9 @@ class Poller:
     ) -> list[GenerationOutput]:
         """Poll until the generation has ended, and return its outputs.
 
+            outputs = await poller.wait(generation_id, timeout=300)
+            print(outputs[0].url)
+
         Args:
             generation: The id, or a snapshot (from `create`, ours or the official SDK's), which
                 then counts as the first answer.

@@ -210,7 +210,7 @@ class Stream:
 
     @property
     def _most_at_once(self) -> int:
-        """Requests that may be under way, where some were cut short."""
+        """The most requests under way; each cut since the last answer allows one more."""
         return self._cuts - self._cuts_before_answer + MOST_CUTS
 
     def _has_lost_patience(self, waiter: Waiter) -> bool:

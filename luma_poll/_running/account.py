@@ -249,21 +249,21 @@ class Account:
         """Note that no run waits for a generation: it still occupies the account, unseen.
 
         Args:
-            kind: Of its request.
-            until: When it has certainly ended.
+            kind: The kind of its request.
+            until: When it has ended for certain.
         """
         self._running[kind] -= 1
         self._occupy(kind)
         insort(self._lost, until)
 
     def recall(self, until: float) -> None:
-        """Note that an abandoned generation is waited for again, or was seen to have ended."""
-        with suppress(ValueError):  # by now it has certainly ended
+        """Note that a run waits for an abandoned generation again, or that it has ended."""
+        with suppress(ValueError):  # its time is over, so it was removed already
             self._lost.remove(until)
 
     @property
     def is_held_up(self) -> bool:
-        """True if `max_running` is reached by what may run unseen, and not without it."""
+        """True if `max_running` is reached only because of generations that may run unseen."""
         next_one = self.running + self.in_flight + 1
         return next_one <= self._max_running < next_one + len(self._lost)
 

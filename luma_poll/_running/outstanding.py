@@ -31,7 +31,8 @@ class Outstanding:
         # An OrderedDict: taking the oldest from the front of a plain dict is slow.
         self._unfinished = OrderedDict[str, tuple[float, AnyRequest]]()
         self._awaited: dict[str, _Awaited] = {}
-        self._left: dict[str, float] = {}  # no run waits for these; when each has certainly ended
+        # Those for which no run waits, and when each has ended for certain.
+        self._left: dict[str, float] = {}
 
     @property
     def requests(self) -> dict[str, AnyRequest]:
@@ -40,7 +41,7 @@ class Outstanding:
 
     @property
     def left(self) -> list[str]:
-        """The ids that no run waits for any longer, and that still count as running."""
+        """The ids for which no run waits, but which still count as running."""
         return list(self._left)
 
     def begin_loop(self, now: float) -> None:

@@ -19,6 +19,7 @@ from luma_poll._api.request_body import LISTS_OF_MEDIA, MEDIA_PLACES
 from luma_poll._arguments import shown
 from luma_poll._journal.fingerprint import fingerprint
 from luma_poll._running.requests import Keys, read_request
+from luma_poll._texts import reason_of
 from luma_poll.errors import ConfigurationError
 
 RequestFormat: TypeAlias = Literal["text", "jsonl", "json", "csv", "tsv"]
@@ -157,7 +158,7 @@ class RequestFile(Sequence[Params]):
         return cast(RequestFormat, found)
 
     def _read(self, content: bytes) -> None:
-        """Read all of it, and tell all its problems at once."""
+        """Check the whole file, and raise one error with all problems."""
         problems: list[str] = []
         lines_of_keys: dict[str, int] = {}
         try:
@@ -221,7 +222,7 @@ class RequestFile(Sequence[Params]):
         return value
 
     def _rows(self, content: bytes) -> _Numbered:
-        """Yield the line of each request with its content, or with what is wrong there."""
+        """Yield the line of each request with its content, or with its problem."""
         text = _decoded(content)
         lines = io.StringIO(text, newline="\n")
         match self._format:
@@ -233,7 +234,7 @@ class RequestFile(Sequence[Params]):
                 return _read_json(text)
             case "csv":  # Excel writes semicolons where the comma is part of numbers
                 return self._read_table(lines, ",;")
-            case _:  # tsv
+            case _:
                 return self._read_table(lines, "\t")
 
     def _read_text(self, text: Iterable[str]) -> _Numbered:
@@ -462,4 +463,4 @@ def _as_lists(value: object) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return reason_of(error) if isinstance(error, OSError) else str(error)

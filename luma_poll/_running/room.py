@@ -56,7 +56,7 @@ class SubmissionQueue:
 
     Args:
         account: Decides when the first one may submit; it is told the start and the outcome.
-        look: Asks for the ends of abandoned generations while the first one waits for them.
+        look: Polls abandoned generations for their ends, while the first one waits for that.
     """
 
     def __init__(self, account: Account, look: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -108,7 +108,7 @@ class SubmissionQueue:
             self.wake()
 
     async def _sleep(self, ticket: _Ticket, at: float) -> None:
-        """Sleep until then, or until something changes; look meanwhile where that may help."""
+        """Sleep until then, or until something changes; meanwhile look for ends that make room."""
         if self._waiting.first() is not ticket or not self._account.is_held_up:
             await ticket.sleep(at)
             return

@@ -204,7 +204,7 @@ class Runner:
         """Submit a generation as soon as there is room for it, and wait for its end.
 
             generation = await runner.run("a red fox", model="uni-1", timeout=300)
-            print(generation.output[0].url)
+            print(generation.outputs[0].url)
 
         Args:
             prompt: The prompt.
@@ -223,7 +223,8 @@ class Runner:
             GenerationError: The generation failed; the class says why.
             PollTimeoutError: The timeout came first; the generation keeps running: wait by its id.
             SubmissionLimitError: `max_submissions` is reached; nothing was sent.
-            SubmissionUnknownError: A process died while it submitted this key; nothing was sent.
+            SubmissionUnknownError: An earlier submission of this key may have been accepted;
+                nothing was sent.
             JournalError: The journal cannot be written; nothing was sent.
             APIError: The submission or the wait failed. If `may_have_been_accepted`, the generation
                 may be running, and the Runner does not submit it again.
@@ -376,7 +377,7 @@ class Runner:
             await anyio.sleep(pause)
 
     async def _read(self, given: AnyRequest) -> Request:
-        """Check a request. Its files are needed only if its key was not submitted yet."""
+        """Check a request; its files may be gone if its key was submitted before."""
         try:
             return await read_request_async(given)
         except ConfigurationError:
@@ -461,7 +462,7 @@ class Runner:
         return last.raise_for_failure()
 
     async def _look_for_ends(self) -> None:
-        """Ask if what no run waits for any longer has ended: it counts for `max_running`."""
+        """Poll the generations for which no run waits, because they count for `max_running`."""
         left = self._outstanding.left
         async with self._poller.as_completed(left, timeout=LONGEST_RUN, limit=None) as results:
             async for result in results:

@@ -76,7 +76,7 @@ class Submitter:
         outstanding: The ids that are waited for; each new id is added.
         recorder: Writes the journal.
         numbers: Gives the next place in the queue.
-        look: Asks for the ends of abandoned generations.
+        look: Polls abandoned generations for their ends.
     """
 
     def __init__(

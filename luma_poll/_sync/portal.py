@@ -5,9 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from contextvars import Context
 from typing import TypeVar
 
@@ -82,13 +82,8 @@ class Portal:
         Raises:
             ConfigurationError: It is closed, or this is a forked process.
         """
-        self.check()
-        with self._lock:
-            self.check()
-            try:
-                return self._running().call(function)
-            except RuntimeError as error:  # the loop has ended: a callback raised SystemExit
-                raise ConfigurationError(f"the event loop of this {self.owner} ended") from error
+        with self._open() as portal:
+            return portal.call(function)
 
     def read(self, function: Callable[[], T]) -> T:
         """Run a function in the loop if that runs, else here: for reading what the loop changes."""
@@ -103,12 +98,18 @@ class Portal:
         Raises:
             ConfigurationError: It is closed, or this is a forked process.
         """
+        with self._open() as portal:
+            portal.start_task_soon(function)
+
+    @contextmanager
+    def _open(self) -> Iterator[BlockingPortal]:
+        """Yield the way into the loop, which cannot be closed during the block."""
         self.check()
         with self._lock:
             self.check()
             try:
-                self._running().start_task_soon(function)
-            except RuntimeError as error:
+                yield self._running()
+            except RuntimeError as error:  # the loop has ended: a callback raised SystemExit
                 raise ConfigurationError(f"the event loop of this {self.owner} ended") from error
 
     def is_here(self) -> bool:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 from uuid import UUID
-
-import anyio
 
 from luma_poll._api.parameters import CreateParams, SupportsRead, SupportsSave, explicit
 from luma_poll._arguments import USE_DEFAULT, UseDefault
@@ -20,7 +26,6 @@ from luma_poll._downloads.download import Downloadable
 from luma_poll._downloads.output import DownloadProgress
 from luma_poll._downloads.saving import Overwrite
 from luma_poll._journal.journal import Journal
-from luma_poll._logging import fields, logger
 from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import AnyGeneration, Poller
 from luma_poll._polling.schedules import Schedule
@@ -32,6 +37,7 @@ from luma_poll._sync.portal import Portal, refuse_in_event_loop
 from luma_poll.events import Observer, PollEvent, RunStateChanged, RunSubmitted
 from luma_poll.models import Generation, GenerationOutput
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -59,7 +65,8 @@ class Session:
         max_in_flight: The most polls under way at the same time; None for no limit.
         max_rate: The most polls started per second; None for no limit.
         max_running: The most generations under way at once; None for as many as the account allows.
-        max_attempts: How often one request may be submitted in all; each attempt is billed.
+        max_attempts: How often one request may be submitted in all, if its generation failed with
+            a retryable error; each attempt is billed.
         max_submissions: The most submissions in all; None for no limit.
         journal: A file that records the submissions; see `Journal`. Close the session before it.
         on_poll: A function, called with a `PollEvent` after every poll.
@@ -171,19 +178,10 @@ class Session:
             ConfigurationError: A parameter is unusable; nothing was sent.
             APIError: The API could not be reached, or refused.
         """
-
-        async def create(call: Call[Generation]) -> Generation:
-            try:
-                return await self._client.generations.create(prompt, **params)
-            except anyio.get_cancelled_exc_class():
-                logger.warning(
-                    "a submission was interrupted: it may be running and be billed. Look at the "
-                    "usage of the account before you submit it again",
-                    extra=fields(),
-                )
-                raise
-
-        return self._call("await client.generations.create(...)", create)
+        return self._call(
+            "await client.generations.create(...)",
+            lambda _: self._client.generations.create(prompt, **params),
+        )
 
     def wait(
         self, generation: AnyGeneration, *, timeout: float | UseDefault | None = USE_DEFAULT
@@ -232,11 +230,10 @@ class Session:
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.
         """
         self._poller.as_completed(generations, timeout=timeout, limit=limit)  # checks them
+        source = _source_of(generations)
         return self._call(
             "await poller.wait_all(...)",
-            lambda call: self._poller.wait_all(
-                call.pull(generations), timeout=timeout, limit=limit
-            ),
+            lambda call: self._poller.wait_all(source(call), timeout=timeout, limit=limit),
         )
 
     def as_completed(
@@ -255,13 +252,8 @@ class Session:
         Raises:
             ConfigurationError: An argument is unusable.
         """
-        self._poller.as_completed(generations, timeout=timeout, limit=limit)  # checks them
-        return self._iterate(
-            "async with poller.as_completed(...) as results",
-            lambda call: self._poller.as_completed(
-                call.pull(generations), timeout=timeout, limit=limit
-            ),
-        )
+        results = partial(self._poller.as_completed, timeout=timeout, limit=limit)
+        return self._each("async with poller.as_completed(...) as results", generations, results)
 
     @explicit
     def run(
@@ -283,7 +275,8 @@ class Session:
             GenerationError: The generation failed; the class says why.
             PollTimeoutError: The timeout came first; the generation keeps running: wait by its id.
             SubmissionLimitError: `max_submissions` is reached; nothing was sent.
-            SubmissionUnknownError: A process died while it submitted this key; nothing was sent.
+            SubmissionUnknownError: An earlier submission of this key may have been accepted;
+                nothing was sent.
             JournalError: The journal cannot be written; nothing was sent.
             APIError: The submission or the wait failed.
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.
@@ -306,14 +299,11 @@ class Session:
         Raises:
             ConfigurationError: An argument is unusable, or the session was closed meanwhile.
         """
-        self._runner.as_completed(
-            requests, timeout=timeout, download=download, name=name
-        )  # checks them
+        options: Any = {"timeout": timeout, "download": download, "name": name}
+        self._runner.as_completed(requests, **options)  # checks them
+        source = _source_of(requests)
         return self._call(
-            "await runner.run_all(...)",
-            lambda call: self._runner.run_all(
-                call.pull(requests), timeout=timeout, download=download, name=name
-            ),
+            "await runner.run_all(...)", lambda call: self._runner.run_all(source(call), **options)
         )
 
     def run_as_completed(
@@ -332,15 +322,8 @@ class Session:
         Raises:
             ConfigurationError: An argument is unusable.
         """
-        self._runner.as_completed(
-            requests, timeout=timeout, download=download, name=name
-        )  # checks them
-        return self._iterate(
-            "async with runner.as_completed(...) as results",
-            lambda call: self._runner.as_completed(
-                call.pull(requests), timeout=timeout, download=download, name=name
-            ),
-        )
+        results = partial(self._runner.as_completed, timeout=timeout, download=download, name=name)
+        return self._each("async with runner.as_completed(...) as results", requests, results)
 
     def upload(
         self,
@@ -420,6 +403,16 @@ class Session:
         refuse_in_event_loop(instead)
         return Call(self._portal, function).result()
 
+    def _each(
+        self,
+        instead: str,
+        items: Iterable[A],
+        results: Callable[[Any], AbstractAsyncContextManager[AsyncIterator[T]]],
+    ) -> SyncIterator[T]:
+        results(items)  # checks the arguments
+        source = _source_of(items)
+        return self._iterate(instead, lambda call: results(source(call)))
+
     def _iterate(
         self,
         instead: str,
@@ -428,3 +421,14 @@ class Session:
         refuse_in_event_loop(instead)
         self._portal.check()
         return SyncIterator(self._portal, open_items, owner=self)
+
+
+def _source_of(items: Iterable[A]) -> Callable[[Call[Any]], Iterable[A] | AsyncIterable[A]]:
+    """Return what gives items to the loop: a list as it is, which a Runner looks through first.
+
+    Any other iterable is read in the thread of the call, item by item.
+    """
+    if not isinstance(items, Sequence):
+        return lambda call: call.pull(items)
+    given = list(items)
+    return lambda _: given

@@ -1,4 +1,4 @@
-"""Backoff: how long to wait before another try. Pure."""
+"""The backoff before another attempt. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 
 def doubled(tries: int, first: float = 0.5, longest: float = 8.0) -> float:
-    """Return the seconds to wait after so many tries: `first`, then twice as long each time.
+    """Return the seconds to wait after so many attempts: `first`, then twice as long each time.
 
     The defaults are those of the official SDK.
     """
@@ -14,5 +14,5 @@ def doubled(tries: int, first: float = 0.5, longest: float = 8.0) -> float:
 
 
 def backoff(tries: int, first: float = 0.5, longest: float = 8.0) -> float:
-    """Return `doubled`, less up to a quarter by chance: many must not try at the same moment."""
+    """Return `doubled`, less up to a random quarter, so that many do not try at the same moment."""
     return doubled(tries, first, longest) * random.uniform(0.75, 1.0)

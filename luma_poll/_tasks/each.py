@@ -58,7 +58,7 @@ async def run_each(
         work: Must not raise.
         items: An iterable or async iterable. An exception that it raises comes after the results of
             the items before. An async generator is closed at the end.
-        limit: How many; None for no limit.
+        limit: The most at once; None for no limit.
     """
     send, receive = anyio.create_memory_object_stream[R](math.inf)
     slots = anyio.Semaphore(sys.maxsize if limit is None else limit)

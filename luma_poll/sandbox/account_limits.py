@@ -1,4 +1,4 @@
-"""An account at the API: two limits on submissions, both counted in units.
+"""The two limits of an account on its submissions, both counted in units.
 
 A submission weighs one unit or more. Polling counts towards neither limit (rate-limits guide).
 """
@@ -11,7 +11,7 @@ from typing import Any, Final, TypedDict
 
 from luma_poll.sandbox.clock import is_reached
 
-WINDOW = 60.0  # seconds; it slides
+WINDOW = 60.0  # seconds; a sliding window
 MAX_ACTIVE = 3600.0  # seconds: a generation counts as running for at most one hour
 
 
@@ -30,14 +30,14 @@ HEAVY_EDIT = 3
 
 
 def default_weight(request: Mapping[str, Any]) -> int:
-    """The units that a submission has been seen to weigh: 3 for an edit by `uni-1-max`, else 1."""
+    """Return the weight that was seen live: 3 units for an edit by `uni-1-max`, else 1."""
     heavy = request["model"] == "uni-1-max" and request["type"] == "image_edit"
     return HEAVY_EDIT if heavy else 1
 
 
 @dataclass(slots=True)
 class SubmissionRecord:
-    """A `POST /generations` with a valid key, and how the sandbox answered it.
+    """A `POST /generations` with a valid key, and the sandbox's answer.
 
     Attributes:
         at: When it came, in seconds since the sandbox was first used.
@@ -45,11 +45,11 @@ class SubmissionRecord:
         generation_id: The id of the generation; None if it was refused.
         ends: When that generation completes or fails, in seconds as for `at`; None if it was
             refused.
-        refused: `"rate"` or `"concurrency"` for the two limits, otherwise the status, for
-            example `"400"`; None if it was accepted.
-        polls: How often its generation was asked for.
-        downloads: How often one of its outputs was fetched, in part or whole.
-        params: The parameters of the body, `prompt` among them; empty if it was refused.
+        refused: `"rate"` or `"concurrency"` for the two limits, otherwise the status, such as
+            `"400"`; None if it was accepted.
+        polls: The number of polls of its generation.
+        downloads: The number of requests for its outputs, whole or in part.
+        params: The parameters of the body, including `prompt`; empty if it was refused.
     """
 
     at: float
@@ -63,7 +63,7 @@ class SubmissionRecord:
 
 
 class Account:
-    """The submissions that count towards the limits; moments are seconds of the sandbox's clock."""
+    """The submissions that count towards the limits; times are seconds on the sandbox's clock."""
 
     def __init__(self) -> None:
         self._window: deque[tuple[float, int]] = deque()
@@ -72,24 +72,24 @@ class Account:
         self._running_units = 0
 
     def units_in_window(self, now: float) -> int:
-        """The units submitted in the minute that ends at `now`."""
+        """Return the units submitted in the minute that ends at `now`."""
         while self._window and is_reached(self._window[0][0] + WINDOW, now):
             self._window_units -= self._window.popleft()[1]
         return self._window_units
 
     def units_running(self, now: float) -> int:
-        """The units of the generations that run at the moment `now`."""
+        """Return the units of the generations that run at `now`."""
         while self._running and is_reached(self._running[0][0], now):
             self._running_units -= heappop(self._running)[1]
         return self._running_units
 
     def count_running(self, now: float) -> int:
-        """The number of generations that run at the moment `now`."""
+        """Return the number of generations that run at `now`."""
         self.units_running(now)
         return len(self._running)
 
     def window_frees(self, now: float) -> float:
-        """The moment when the oldest submission leaves the window."""
+        """Return when the oldest submission leaves the window."""
         return (self._window[0][0] if self._window else now) + WINDOW
 
     def count_submission(self, now: float, units: int) -> None:

@@ -54,7 +54,7 @@ SCRIPTED_KEYS = {
 
 
 class _RefusedSubmission(HTTPException):
-    """A submission is refused: `kind` and `units` are for its record."""
+    """The refusal of a submission, with the `kind` and the `units` for its record."""
 
     def __init__(self, kind: str, units: int, answer: HTTPException) -> None:
         super().__init__(answer.status_code, answer.detail, answer.headers)
@@ -65,78 +65,78 @@ class _RefusedSubmission(HTTPException):
 class Sandbox:
     """A simulated Luma Agents API, for tests and demonstrations of programs that poll it.
 
-    Generations are queued, processed and completed in about the time that the real ones take.
-    Their outputs are small PNGs, those of videos MP4s of five seconds. Time is anyio's
-    clock, so it is virtual wherever the event loop's clock is virtual.
+    Generations are queued, processed and completed in about the time that real ones take. Their
+    outputs are small PNGs, or MP4s of five seconds for videos. Time is that of anyio's clock, so it
+    is virtual if the event loop's clock is.
 
-    Mount `app` in a client, without any socket:
+    Give `app` to a client, without a socket:
 
         sandbox = Sandbox(speed=10)
         transport = httpx.ASGITransport(app=sandbox.app)
         client = httpx.AsyncClient(transport=transport, base_url="http://sandbox/v1")
 
-    or let it listen, for any client at all:
+    Or serve it on a socket, for any client at all:
 
         async with sandbox.serve() as base_url: ...
 
-    Tokens in a prompt script its generation:
+    Tokens in a prompt control its generation:
 
     - `sandbox:duration=3`: it takes 3 seconds, divided by `speed`.
-    - `sandbox:fail=generation_failed`: it fails with that code, known or not. Without a scripted
-      duration `content_moderated` fails early.
+    - `sandbox:fail=generation_failed`: it fails with that code, known or not. Without a token for
+      the duration, `content_moderated` fails early.
     - `sandbox:outputs=2`: it has two outputs; with 0 it completes without any.
     - `sandbox:size=100000000`: each output has that many bytes, generated as they are sent.
-    - `sandbox:state=throttled`: it shows that state in place of `processing`.
+    - `sandbox:state=throttled`: it shows that state instead of `processing`.
 
-    Four keys are scripted too: `luma-api-invalid`, `luma-api-revoked` and `luma-api-expired` are
-    answered 401, and `luma-api-suspended` 403.
+    Four keys have fixed answers: `luma-api-invalid`, `luma-api-revoked` and `luma-api-expired` get
+    401, and `luma-api-suspended` gets 403.
 
-    A submission that the API's documentation rules out is refused as the API does it, with 400,
-    413 or 422. So is an unknown parameter, which the real API may ignore.
+    The sandbox refuses a submission that the API documents as invalid, with 400, 413 or 422 like
+    the API. It also refuses unknown parameters, which the real API may ignore.
 
     Every API key is an account of its own, with two limits, both counted in units: those
     submitted in a minute and those running at once. `Sandbox(**DEFAULT_ACCOUNT)` has the limits
-    of a new account. Beyond them a submission is answered 429, as has been seen live:
+    of a new account. A submission beyond them gets a 429, as it was seen live:
 
     - too many in the minute: `Rate limit exceeded`; `Retry-After` counts the seconds until the
       oldest submission leaves the window;
-    - too many at once: `Concurrent generation limit reached (10)`, or, where it weighs more than
+    - too many at once: `Concurrent generation limit reached (10)`, or, if it weighs more than
       one unit, `Concurrent generation capacity reached (limit=10 weight units; this request needs
       3). Wait for existing jobs to complete.`; `Retry-After` is always 60.
 
     Args:
-        speed: How many times as fast as real generations these are. `url_expires` and the
-            limits keep their own time.
-        seed: The same seed gives the same ids and durations; None: different ones each time.
-        auth_tokens: The accepted API keys, each a client of its own that sees only its own
-            generations. None accepts every key but the four scripted ones.
-        strict_keys: Refuse keys that do not begin with `luma-api-`, as the API does.
+        speed: How many times faster than real generations these are. `url_expires` and the
+            limits are not sped up.
+        seed: A number that makes ids and durations repeatable; None for different ones each time.
+        auth_tokens: The accepted API keys, each of which sees only its own generations. None
+            accepts every key but the four with fixed answers.
+        strict_keys: True to refuse keys that do not begin with `luma-api-`, as the API does.
         extra_parameters: Parameters of a submission to accept with any value, in addition to
-            those of the official SDK 0.5.0: for what the API has learned since.
+            those of the official SDK 0.5.0, such as newer ones of the API.
         url_expires: Seconds for which the URL of an output is valid, rounded up to whole ones.
             They count from the whole second in which it was signed, as in S3.
         faults: The share of answers to polls that is replaced by faults, from 0 to 1: error
-            statuses, bodies that are not a generation, and, where a socket is served, resets,
+            statuses, bodies that are not a generation and, if served on a socket, resets,
             truncation, garbage, a trickle of bytes and silence. A mapping gives the share of
-            each kind, such as `{"503": 0.2, "reset": 0.1}`. Submissions are left alone.
-        storage_faults: The same for downloads: refusals, a web page in place of the file, ranges
-            ignored, slow bodies and, where a socket is served, bodies cut in the middle.
+            each kind, such as `{"503": 0.2, "reset": 0.1}`. Submissions get no faults.
+        storage_faults: The same for downloads: refusals, a web page instead of the file, ignored
+            ranges, slow bodies and, if served on a socket, bodies cut in the middle.
         requests_per_minute: The units that an account may submit in 60 seconds. A submission
-            that is then refused for another reason counts too.
+            that is then refused for another reason counts, too.
         max_concurrent: The units that an account may have running. A generation counts until
             it completes or fails, and for at most an hour.
-        weigh: The units of a submission, given its parameters (`model` and `type` always among
-            them): a whole number from 1 up. By default 3 for an edit by `uni-1-max`, which is
-            the only weight above 1 that has been seen, and 1 for everything else.
+        weigh: A function that returns the units of a submission, a whole number from 1 up, given
+            its parameters, always including `model` and `type`. By default an edit by `uni-1-max`
+            has 3, the only weight above 1 that was seen, and everything else has 1.
 
     Attributes:
         app: The ASGI application.
-        calls: How many requests came in, refused ones included, by method and route:
+        calls: The number of requests, including refused ones, by method and route:
             `POST /generations`, `GET /generations/{id}` and `GET /storage/{id}/{index}`.
-        submissions: A `SubmissionRecord` of every submission with a valid key, in order.
-        refusals: How many of these were refused, by `SubmissionRecord.refused`.
-        faults_served: How many faults were served, by kind.
-        storage_faults_served: The same for downloads.
+        submissions: A `SubmissionRecord` for every submission with a valid key, in order.
+        refusals: The number of refused ones among these, by `SubmissionRecord.refused`.
+        faults_served: The number of faults served, by kind.
+        storage_faults_served: The number of faults served to downloads, by kind.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -204,7 +204,7 @@ class Sandbox:
             clock=self._clock,
             sign=self._sign_url,
             speed=speed,
-            random=Random(seed),  # of its own: uploads change nothing about generations
+            random=Random(seed),  # its own, so that uploads change nothing about generations
             calls=self.calls,
             signing_key=self._signing_key,
             url_expires=self._url_expires,
@@ -218,33 +218,35 @@ class Sandbox:
 
     @property
     def running(self) -> int:
-        """How many generations run now, of all accounts; needs the event loop to run."""
+        """The number of generations of all accounts that run now; needs a running event loop."""
         now = self._clock.now()
         return sum(account.count_running(now) for account in self._accounts.values())
 
     def wait(self, retry_state: RetryCallState) -> float:
-        """The default schedule, `speed` times as fast: `Poller(client, wait=sandbox.wait)`.
+        """Return the delay of the default schedule, divided by `speed`.
+
+            poller = Poller(client, wait=sandbox.wait)
 
         Returns:
-            Seconds until the next poll.
+            The seconds until the next poll.
         """
         return DEFAULT_WAIT(retry_state) / self._speed
 
     @property
     def speed(self) -> float:
-        """How many times as fast as real generations these are."""
+        """The factor by which these generations are faster than real ones."""
         return self._speed
 
     @asynccontextmanager
     async def serve(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-        """Listen on a real socket until the block ends; yields the base URL, `/v1` included.
+        """Listen on a real socket until the block ends; yield the base URL, including `/v1`.
 
-        It runs in the caller's event loop and leaves signals alone. Leaving the block closes all
+        It runs in the caller's event loop, and does not touch signals. Leaving the block closes all
         connections; requests under way get half a second to finish.
 
         Args:
             host: The address to listen on.
-            port: The port; 0 takes any free one.
+            port: The port; 0 for any free one.
 
         Raises:
             OSError: The address cannot be bound, for example because the port is in use.
@@ -284,13 +286,13 @@ class Sandbox:
             self.submissions.append(SubmissionRecord(now, refusal.units, refused=refusal.kind))
             raise
 
-        # The moment is before everything, so even a job of no duration is "queued" here.
+        # Taken first of all, so that even a job without a duration is "queued" here.
         content = self._describe(job, -math.inf, request)
         headers = self._rate_headers(account, now, reset=now + WINDOW)
         return _answer_json(201, content, headers)
 
     def _admit(self, client: str, account: Account, body: bytes, now: float) -> Job:
-        """Start a generation, or raise why not: in the order in which the API looks at it."""
+        """Start a generation, or raise the refusal, with checks in the API's order."""
         parsed = _parse(body, self._extra_parameters)
         units = 1 if isinstance(parsed, HTTPException) else self._weigh(parsed[0].parameters)
         if account.units_in_window(now) + units > self._requests_per_minute:
@@ -313,7 +315,7 @@ class Sandbox:
     def _reference_trouble(
         self, client: str, parameters: Mapping[str, Any], now: float
     ) -> HTTPException | None:
-        """Look at the generations and files that parameters refer to."""
+        """Return the error for a generation or a file that parameters refer to, or None."""
         kind = parameters["type"]
         for place, name, given in references(dict(parameters)):
             try:
@@ -371,7 +373,7 @@ class Sandbox:
         return answer
 
     def _authenticate(self, request: Request) -> str:
-        """The client that sent the request: each key is one."""
+        """Return the client that sent the request: each key is one."""
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         wrong = self._strict_keys and not key.startswith(KEY_PREFIX)
         if scheme != "Bearer" or not key.strip() or wrong:
@@ -389,7 +391,7 @@ class Sandbox:
         return HTTPException(429, "Rate limit exceeded", headers)
 
     def _concurrency_error(self, units: int) -> HTTPException:
-        # Both texts have been seen live; only the second one names weights.
+        # Both texts were seen live; only the second one names weights.
         limit = self._max_concurrent
         detail = f"Concurrent generation limit reached ({limit})"
         if units > 1:
@@ -408,7 +410,7 @@ class Sandbox:
         }
 
     def _make_job(self, client: str, submission: Submission, script: Script, now: float) -> Job:
-        # Both are always drawn, so a script does not change the jobs that follow.
+        # Both are always drawn, so that a script does not change the jobs after it.
         job_id = UUID(int=self._random.getrandbits(128), version=4)
         drawn = lifecycles.draw_duration(self._random, submission.model)
         return Job(
@@ -450,7 +452,8 @@ class Sandbox:
             expires=self._url_expires,
             nonce=next(self._nonces),
         )
-        # Not request.base_url: it lacks the path where another Starlette app has mounted this one.
+        # Not request.base_url: it lacks the path under which another Starlette app has mounted
+        # this one.
         mount = request.scope.get("root_path", "")
         return str(request.url.replace(path=f"{mount}{path}", query=query))
 
@@ -491,7 +494,7 @@ def _check_count(name: str, value: int) -> None:
 
 
 def _misbehave(request: Request) -> Misbehave | None:
-    """The way to break the connection of a request, if the sandbox serves its socket."""
+    """Return the way to break the connection of a request, if the sandbox serves its socket."""
     misbehave: Misbehave | None = request.scope.get("state", {}).get(MISBEHAVE)
     return misbehave
 
@@ -499,7 +502,7 @@ def _misbehave(request: Request) -> Misbehave | None:
 def _parse(
     body: bytes, extra_parameters: Collection[str]
 ) -> tuple[Submission, Script] | HTTPException:
-    """The submission and its script; or the error to answer, which is not raised yet."""
+    """Return the submission and its script, or the error to answer, which is raised later."""
     try:
         submission = parse_submission(body, extra_parameters)
         return submission, parse_script(submission.prompt)
@@ -526,5 +529,5 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
-    """The client left before its request was complete: not worth a traceback."""
+    """Answer a client that left before its request was complete, without a traceback."""
     return Response(status_code=400)

@@ -21,13 +21,13 @@ class BadTransport:
         self._fault: Fault | None = None
         self._begun = False
         self._trickling = bytearray()
-        self._left = 0  # bytes that are still sent before the connection ends
+        self._left = 0  # bytes that are sent before the connection ends
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def misbehave(self, fault: Fault) -> None:
-        """Do this to the next answer."""
+        """Apply a fault to the next answer."""
         self._fault = fault
 
     def write(self, data: bytes) -> None:
@@ -56,11 +56,11 @@ class BadTransport:
             case "trickle":
                 self._trickling += head
                 self._drip()
-            case _:  # hang: nothing at all, until the client gives up
+            case _:  # hang: send nothing until the client gives up
                 pass
 
     def _pass_on(self, data: bytes) -> None:
-        """Send as much as may still be sent, then end the connection."""
+        """Send as much as may be sent, then end the connection."""
         if not self._left or self._fault is None:
             return
         self._transport.write(data[: self._left])
@@ -74,7 +74,7 @@ class BadTransport:
             asyncio.get_running_loop().call_later(0.02, self._reset)
 
     def _reset(self) -> None:
-        """Close with RST in place of FIN."""
+        """Close with RST instead of FIN."""
         sock = self._transport.get_extra_info("socket")
         if not self._transport.is_closing():
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,4 +1,4 @@
-"""The sandbox's clock: anyio's, so it is virtual wherever the event loop's is."""
+"""The sandbox's clock: anyio's, so it is virtual if the event loop's is."""
 
 import time
 
@@ -7,8 +7,8 @@ from anyio.lowlevel import RunVar
 
 
 def is_reached(moment: float, now: float) -> bool:
-    """True from `moment` on (both in seconds), up to rounding errors."""
-    return now >= moment - 1e-6  # sums of floats differ in their last digits
+    """Return True from `moment` on (both in seconds), but for rounding errors."""
+    return now >= moment - 1e-6  # sums of floats may differ in their last digits
 
 
 class SandboxClock:
@@ -24,14 +24,14 @@ class SandboxClock:
         self._latest = 0.0
 
     def now(self) -> float:
-        """Seconds since the first use."""
+        """Return the seconds since the first use."""
         if self._origin.get(None) is None:
             self._origin.set(self._find_origin())
         self._latest = anyio.current_time() - self._origin.get()
         return self._latest
 
     def timestamp(self, moment: float) -> float:
-        """The Unix time of a moment on this clock."""
+        """Return the Unix time of a moment on this clock."""
         return (self._epoch or 0.0) + moment
 
     def _find_origin(self) -> float:

@@ -21,11 +21,11 @@ class Fault:
     """One way to spoil an answer.
 
     Attributes:
-        kind: Its name in `faults=`, and in the counters.
-        answer: The status, media type and body that are sent in place of the answer.
-        ending: How the connection ends early: with FIN or with RST.
-        after: How many bytes of the body are sent before that; None: not even the head.
-        needs_socket: It cannot be served without one.
+        kind: The name of the fault in `faults=`, and in the counters.
+        answer: The status, media type and body that are sent instead of the answer.
+        ending: The way in which the connection ends early: with FIN or with RST.
+        after: The bytes of the body that are sent before that; None to send not even the head.
+        needs_socket: True if it can only be served on a socket.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Fault:
     needs_socket: bool = False
 
     def response(self) -> Response | None:
-        """The answer that takes the place of the right one, if there is one."""
+        """Return the answer that replaces the right one, or None."""
         if self.answer is None:
             return None
         status, media_type, body = self.answer
@@ -44,7 +44,7 @@ class Fault:
 
 
 def by_kind(*faults: Fault) -> Mapping[str, Fault]:
-    """Faults under their names."""
+    """Return the faults by their names."""
     return {fault.kind: fault for fault in faults}
 
 
@@ -75,9 +75,9 @@ SOCKET_FAULTS: Final = by_kind(
 ALL_FAULTS: Final = {**HTTP_FAULTS, **SOCKET_FAULTS}
 
 Misbehave: TypeAlias = Callable[[Fault], None]
-"""Makes a connection do this fault to its next answer."""
+"""A function that applies a fault to a connection's next answer."""
 MISBEHAVE: Final = "luma_poll.sandbox.misbehave"
-"""The name of a `Misbehave` in the state of a request, where the sandbox has the socket."""
+"""The name of a `Misbehave` in the state of a request, if the sandbox has the socket."""
 
 
 class Faults:
@@ -86,7 +86,7 @@ class Faults:
     Args:
         faults: The share of answers to replace, divided equally among all kinds; or the share
             of each kind.
-        seed: The same seed draws the same faults.
+        seed: A number that makes the draws repeatable, or None.
         kinds: The faults to choose from, by name.
         name: The name of the argument in error messages.
 
@@ -113,7 +113,7 @@ class Faults:
         self.served: Counter[str] = Counter()
 
     async def spoil(self, answer: Response, misbehave: Misbehave | None) -> Response:
-        """The answer, or the fault that replaces it."""
+        """Return the answer, or the fault that replaces it."""
         fault = self.take(misbehave is not None)
         if fault is None:
             return answer
@@ -126,7 +126,7 @@ class Faults:
         return answer
 
     def take(self, has_socket: bool) -> Fault | None:
-        """The next fault, counted as served; None if there is none, or none that is possible."""
+        """Draw a fault and count it as served; return None without one, or if it needs a socket."""
         fault = self.draw()
         if fault is None or (fault.needs_socket and not has_socket):
             return None
@@ -134,7 +134,7 @@ class Faults:
         return fault
 
     def draw(self) -> Fault | None:
-        """The next fault, if there is to be one."""
+        """Draw a fault, or None."""
         point = self._random.random()
         for fault, share in self._shares:
             point -= share

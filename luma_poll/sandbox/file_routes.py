@@ -1,4 +1,4 @@
-"""The routes of `/files`, and of the storage that uploads go to."""
+"""The routes of `/files`, and of the storage to which uploads go."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class FileRoutes:
 
     Args:
         authenticate: Returns the client that sent a request, or raises.
-        clock: The sandbox's.
-        sign: Returns a URL for a method and a path, signed at a moment.
-        speed: How many times as fast as real ones files become ready.
-        random: For their ids.
+        clock: The sandbox's clock.
+        sign: Returns a URL for a method and a path, signed at a given time.
+        speed: How many times faster than real ones the files become ready.
+        random: The source of their ids.
         calls: Counts the requests.
-        signing_key: Of the URLs.
-        url_expires: Seconds for which one is valid.
-        faults: Of answers to polls.
-        storage_faults: Of uploads.
+        signing_key: The key that signs URLs.
+        url_expires: Seconds for which a URL is valid.
+        faults: The faults of answers to polls.
+        storage_faults: The faults of uploads.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class FileRoutes:
         """Return a file that a generation may use.
 
         Raises:
-            ValueError: There is none; the message says why.
+            ValueError: There is no such file, or it is not ready; the message says which.
         """
         file = self._files.get(file_id)
         if file is None or file.client != client:

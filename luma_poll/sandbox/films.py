@@ -1,6 +1,6 @@
-"""A small MP4 that follows from a name alone: five seconds of one colour, in real H.264.
+"""A small MP4 made from a name: five seconds of one colour, in real H.264.
 
-There is no encoder: the first block of 16x16 pixels is written as it is, all others are predicted
+There is no encoder. The first block of 16x16 pixels is written as it is, all others are predicted
 from their neighbours, and the frames after the first skip every block.
 """
 
@@ -17,13 +17,13 @@ def make_mp4(name: str) -> bytes:
     samples = [_length_prefixed(_first_frame(_colour_of(name)))]
     samples += [_length_prefixed(_still_frame(number)) for number in range(1, SECONDS)]
     kind = _box("ftyp", b"isom", _words(0x200), b"isomiso2avc1mp41")
-    # The samples begin behind the index, whose length does not depend on where that is.
+    # The samples begin after the index, whose length does not depend on where they begin.
     start = len(kind) + len(_index(samples, 0)) + 8
     return kind + _index(samples, start) + _box("mdat", *samples)
 
 
 def _colour_of(name: str) -> bytes:
-    """Return luma and the two chromas; none is so low that it could look like a start code."""
+    """Return luma and the two chromas, all too high to look like a start code."""
     return bytes(64 + value // 2 for value in sha256(name.encode()).digest()[:3])
 
 
@@ -69,8 +69,8 @@ def _first_frame(colour: bytes) -> bytes:
     header = _ue(0) + _ue(7) + _ue(0) + "0000" + _ue(0) + "00" + _ue(0) + _ue(1)
     plain = bytes([colour[0]]) * 256 + bytes([colour[1]]) * 64 + bytes([colour[2]]) * 64
     row = SIDE // 16
-    # Predicted: 16x16 as the mean of the neighbours, no QP change, and no coefficients. How "none"
-    # is written depends on the neighbours, and a block that is written as it is counts as full.
+    # Predicted: 16x16 as the mean of the neighbours, no QP change, no coefficients. The code for
+    # "none" depends on the neighbours, among which a block that is written as it is counts as full.
     predicted = [
         _ue(3) + _ue(0) + _ue(0) + ("000011" if place in (1, row) else "1")
         for place in range(1, BLOCKS)
@@ -100,7 +100,7 @@ def _length_prefixed(unit: bytes) -> bytes:
 
 
 def _index(samples: list[bytes], start: int) -> bytes:
-    """Return the box that says what the samples are, and where."""
+    """Return the box that describes the samples and their places."""
     matrix = _words(0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
     film = _words(0, 0, 0, 1000, SECONDS * 1000, 0x10000) + b"\1\0" + bytes(10) + matrix
     track = _words(7, 0, 0, 1, 0, SECONDS * 1000) + bytes(16) + matrix + _words(SIDE << 16) * 2

@@ -8,8 +8,8 @@ from typing import Any
 from luma_poll.sandbox.clock import is_reached
 from luma_poll.sandbox.scripts import Script
 
-# Medians in seconds. uni-1: "p50 about 30 s" (quickstart). uni-1-max and ray-3.2: no figure of
-# Luma's beyond "well under 2 minutes" for video; resellers show 69 s, and 52 to 60 s.
+# Medians in seconds. uni-1: "p50 about 30 s" (quickstart). For uni-1-max and ray-3.2, Luma only
+# says "well under 2 minutes" for video; resellers show 69 s, and 52 to 60 s.
 MEDIAN_DURATIONS = {"uni-1": 30.0, "uni-1-max": 69.0, "ray-3.2": 55.0}
 # Sigma of the log-normal: 95 % between half and twice the median, which for uni-1 are the
 # "15 to 60 s" of the FAQ.
@@ -32,11 +32,11 @@ class Job:
     """A simulated generation; its state is a function of time.
 
     Attributes:
-        id: A UUID.
+        id: The id, a UUID.
         client: The API key that submitted it.
-        model: For example `uni-1`.
-        type: For example `image`.
-        created: The moment of its submission, in seconds of the sandbox's clock.
+        model: The model, such as `uni-1`.
+        type: The type, such as `image`.
+        created: When it was submitted, in seconds on the sandbox's clock.
         duration: Seconds from submission to the end.
         script: The tokens in its prompt.
     """
@@ -51,12 +51,12 @@ class Job:
 
     @property
     def ends(self) -> float:
-        """The moment when it completes or fails, in seconds of the sandbox's clock."""
+        """The time when it completes or fails, in seconds on the sandbox's clock."""
         return self.created + self.duration
 
 
 def state_at(job: Job, now: float) -> str:
-    """The job's state at the moment `now`."""
+    """Return the state of the generation at `now`."""
     if is_reached(job.ends, now):
         return "failed" if job.script.fail else "completed"
     if is_reached(job.created + QUEUED_SHARE * job.duration, now):
@@ -65,7 +65,7 @@ def state_at(job: Job, now: float) -> str:
 
 
 def failure_at(job: Job, now: float) -> tuple[str, str] | tuple[None, None]:
-    """The job's failure code and failure reason at the moment `now`."""
+    """Return the failure code and failure reason of the generation at `now`."""
     code = job.script.fail
     if code is None or not is_reached(job.ends, now):
         return None, None
@@ -73,7 +73,7 @@ def failure_at(job: Job, now: float) -> tuple[str, str] | tuple[None, None]:
 
 
 def outputs_at(job: Job, now: float) -> list[dict[str, Any]]:
-    """The job's outputs at the moment `now`, without their URLs."""
+    """Return the outputs of the generation at `now`, without their URLs."""
     if job.script.fail or not is_reached(job.ends, now):
         return []
     if job.type == "layering":
@@ -95,12 +95,12 @@ def _layer(index: int, count: int) -> dict[str, Any]:
 
 
 def draw_duration(random: Random, model: str) -> float:
-    """A random duration in seconds, from the published timings of `model`."""
+    """Draw a random duration in seconds, from the published timings of `model`."""
     return random.lognormvariate(math.log(MEDIAN_DURATIONS[model]), DURATION_SPREAD)
 
 
 def choose_duration(script: Script, drawn: float) -> float:
-    """Seconds that a job takes: as scripted, otherwise as drawn."""
+    """Return the seconds that a generation takes: as scripted, else as drawn."""
     if script.duration is not None:
         return script.duration
     return drawn * MODERATED_SHARE if script.fail == "content_moderated" else drawn

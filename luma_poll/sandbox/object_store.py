@@ -28,16 +28,16 @@ STORAGE_FAULTS: Final = by_kind(
     Fault("cut-reset", ending="reset", needs_socket=True),
     Fault("cut-truncated", ending="close", needs_socket=True),
 )
-"""The last two end a body in its middle; `cut_in_the_middle` says where that is."""
+"""The faults of downloads. The last two end a body in its middle: see `cut_in_the_middle`."""
 
 
 class Blob:
-    """A file whose bytes follow from its name, with noise behind it up to its size.
+    """A file made from a name, followed by noise up to its size.
 
     Args:
-        name: Its name.
-        size: Bytes; None for no noise.
-        is_video: True for an MP4, false for a PNG.
+        name: The name.
+        size: The size in bytes; None for no noise.
+        is_video: True for an MP4, False for a PNG.
     """
 
     def __init__(self, name: str, size: int | None, *, is_video: bool = False) -> None:
@@ -51,7 +51,7 @@ class Blob:
         self.etag: str = f'"{sha256(f"{name} {self.size}".encode()).hexdigest()[:32]}"'
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes from `start` to before `stop`."""
+        """Return the bytes from `start` up to, but without, `stop`."""
         stop = min(stop, self.size)
         image = self._image[start:stop]
         start += len(image)
@@ -61,7 +61,7 @@ class Blob:
 
 
 def answer(blob: Blob, request: Request, fault: Fault | None) -> Response:
-    """The whole file, or the range that the request asks for."""
+    """Return the whole file, or the range that the request asks for."""
     kind = None if fault is None else fault.kind
     start, stop = 0, blob.size
     status = 200
@@ -82,7 +82,7 @@ def answer(blob: Blob, request: Request, fault: Fault | None) -> Response:
 def refused_url(
     request: Request, path: str, signing_key: bytes, timestamp: float
 ) -> Response | None:
-    """Return the storage's refusal of a request whose URL is not signed, or no longer valid."""
+    """Return the storage's refusal of a URL that is not signed or has expired, or None."""
     query = request.query_params.multi_items()
     if query and "Authorization" in request.headers:
         return xml_error(400, "InvalidArgument", "Only one auth mechanism allowed")
@@ -103,12 +103,12 @@ def xml_error(status: int, code: str, message: str) -> Response:
 
 
 def cut_in_the_middle(fault: Fault, answer: Response) -> Fault:
-    """The same fault, half-way through the body of this answer."""
+    """Return the same fault, halfway through the body of this answer."""
     return replace(fault, after=int(answer.headers.get("Content-Length", 0)) // 2)
 
 
 def _wanted_range(blob: Blob, headers: Mapping[str, str]) -> tuple[int, int] | None:
-    """First byte and end of a single range; None for the whole file."""
+    """Return the first byte and the end of a single range; None for the whole file."""
     found = re.fullmatch(r"bytes=([0-9]*)-([0-9]*)", headers.get("Range", ""))
     if found is None or headers.get("If-Range", blob.etag) != blob.etag:
         return None
@@ -121,7 +121,7 @@ def _wanted_range(blob: Blob, headers: Mapping[str, str]) -> tuple[int, int] | N
 
 
 def _position(digits: str) -> int | None:
-    # Python refuses to read thousands of digits, and twenty are beyond the end of any file.
+    # Python refuses to read thousands of digits; twenty are beyond the end of any file.
     return int(digits.lstrip("0")[:20] or 0) if digits else None
 
 

@@ -1,4 +1,4 @@
-"""Small PNGs that follow from a name alone."""
+"""Small PNGs made from a name."""
 
 import struct
 import zlib
@@ -9,7 +9,7 @@ CELL = 8  # pixels, both ways
 
 
 def make_png(name: str) -> bytes:
-    """A symmetric pattern of 64x64 pixels; the same name gives the same picture."""
+    """Return a symmetric pattern of 64x64 pixels; the same name gives the same picture."""
     digest = sha256(name.encode()).digest()
     ink, paper = digest[:3], bytes(255 - value // 4 for value in digest[3:6])
     rows = [_draw_row(bits, ink, paper) for bits in digest[6 : 6 + SIZE // CELL]]

@@ -1,4 +1,4 @@
-"""Presigned URLs in the manner of S3: a signature in the query, good for some seconds."""
+"""Presigned URLs like those of S3: a signature in the query, valid for some seconds."""
 
 import hmac
 from calendar import timegm
@@ -15,7 +15,7 @@ Query = Iterable[tuple[str, str]]
 def presign(
     key: bytes, path: str, *, method: str = "GET", timestamp: float, expires: int, nonce: int
 ) -> str:
-    """Return the query that lets anybody use `path` for `expires` seconds from `timestamp` on.
+    """Return the query that lets anyone use `path` for `expires` seconds from `timestamp` on.
 
     The fields are those of an S3 URL; the signature is simpler. `nonce` makes two URLs of the same
     second differ.
@@ -33,7 +33,7 @@ def presign(
 
 
 def is_genuine(key: bytes, method: str, path: str, query: Query) -> bool:
-    """True if `presign` made this query for this method and path."""
+    """Return True if `presign` made this query for this method and path."""
     fields = [(name, value) for name, value in query if name != "X-Amz-Signature"]
     given = [value for name, value in query if name == "X-Amz-Signature"]
     signature = _sign(key, method, path, fields)
@@ -41,7 +41,7 @@ def is_genuine(key: bytes, method: str, path: str, query: Query) -> bool:
 
 
 def expiry_time(query: Query) -> int:
-    """The Unix time when a genuine query expires."""
+    """Return the Unix time when a genuine query expires."""
     fields = dict(query)
     return timegm(strptime(fields["X-Amz-Date"], DATE_FORMAT)) + int(fields["X-Amz-Expires"])
 

@@ -1,8 +1,8 @@
-"""The body of `POST /generations`: which parameters are valid, and how the rest is refused.
+"""The body of `POST /generations`: the valid parameters, and the refusals of all others.
 
-Names and values are those of the official SDK, luma-agents 0.5.0; the rules for combining them are
-from its docstrings and from Luma's guides to errors and to videos. Where the API's own message is
-not known, it is made up in the same style.
+Names and values are those of the official SDK, luma-agents 0.5.0. The rules for combining them are
+from its docstrings, and from Luma's guides to errors and to videos. If the API's own message is not
+known, it is made up in the same style.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeAlias, cast
 
 Fields: TypeAlias = Mapping[str, Any]
 Check: TypeAlias = Callable[[str, Any], None]
-"""Takes a parameter's name and value; raises `RefusedError` if the value is not valid."""
+"""A function that takes a parameter's name and value; raises `RefusedError` for a bad value."""
 
 MAX_PROMPT_LENGTH = 6000
 MAX_LAYERING_PROMPT_LENGTH = 500
@@ -25,7 +25,7 @@ FRAMES_PER_SECOND = 24
 
 
 class RefusedError(Exception):
-    """The submission is refused, with this status and message."""
+    """The refusal of a submission, with its status and message."""
 
     def __init__(self, detail: str, status: int = 400) -> None:
         super().__init__(detail)
@@ -38,9 +38,9 @@ class Submission:
     """A valid body, as far as the sandbox uses it.
 
     Attributes:
-        prompt: Up to 6000 characters.
-        model: For example `uni-1`.
-        type: For example `image`.
+        prompt: The prompt, of up to 6000 characters.
+        model: The model, such as `uni-1`.
+        type: The type, such as `image`.
         parameters: All parameters as given, with `model` and `type` filled in.
     """
 
@@ -296,7 +296,7 @@ _video = record(
 
 
 def parameters_of(kind: str) -> dict[str, Check]:
-    """The parameters of a generation of this type, each with its own check."""
+    """Return the parameters of a generation of this type, each with its own check."""
     return {
         "aspect_ratio": nullable(one_of(*ASPECT_RATIOS[kind])),
         "image_ref": array(image),
@@ -336,7 +336,7 @@ EXCLUDES: Mapping[str, Collection[str]] = {
 
 
 def _conflicts(kind: str, given: Fields) -> Iterator[str]:
-    """The reasons to refuse parameters that are valid one by one but not together."""
+    """Yield the reasons to refuse parameters that are valid one by one but not together."""
     if kind in SOURCES and not given.get("source"):
         yield f"source is required for type '{kind}'"
     if kind not in SOURCES and given.get("source"):

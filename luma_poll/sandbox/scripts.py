@@ -1,4 +1,4 @@
-"""Scripts: tokens in a prompt, such as `sandbox:duration=3`, that decide how a generation ends."""
+"""Scripts: tokens in a prompt, such as `sandbox:duration=3`, that control its generation."""
 
 import math
 from collections.abc import Callable
@@ -13,14 +13,14 @@ TOKEN_PREFIX = "sandbox:"
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A generation as the tokens in its prompt ask for it.
+    """The tokens in a prompt.
 
     Attributes:
-        fail: The failure code it ends with; None: it completes.
-        duration: Seconds from submission to the end, before `speed`; None: drawn at random.
-        outputs: How many outputs it has; None: as many as its type has.
-        size: Bytes of each output; None: just the small PNG.
-        state: The state it shows between `queued` and the end.
+        fail: The failure code with which it ends; None to complete.
+        duration: Seconds from submission to the end, before `speed`; None for a random time.
+        outputs: The number of outputs; None for the usual one of its type.
+        size: The bytes of each output; None for those of the small PNG.
+        state: The state that it shows between `queued` and the end.
     """
 
     fail: str | None = None
@@ -34,7 +34,7 @@ def parse_script(prompt: str) -> Script:
     """Read the tokens in a prompt: words such as `sandbox:duration=3`.
 
     Raises:
-        ValueError: A token is unknown or malformed; the message says how to write it.
+        ValueError: A token is unknown or malformed; the message shows the right form.
     """
     words = (word.removeprefix(TOKEN_PREFIX) for word in prompt.split() if _is_token(word))
     return Script(**dict(_parse_token(word) for word in words))

@@ -17,9 +17,9 @@ GRACE = 0.5  # seconds that requests under way get when the server stops
 
 @asynccontextmanager
 async def serve_app(app: ASGIApp, host: str, port: int) -> AsyncIterator[str]:
-    """Serve `app` until the block ends; yields the origin, such as `http://127.0.0.1:8000`.
+    """Serve `app` until the block ends; yield the origin, such as `http://127.0.0.1:8000`.
 
-    Installs no signal handler and starts no task, so Ctrl-C remains the caller's.
+    It installs no signal handler and starts no task, so Ctrl-C remains the caller's.
 
     Raises:
         OSError: The address cannot be bound, for example because the port is in use.
@@ -51,7 +51,7 @@ def _require_asyncio() -> asyncio.AbstractEventLoop:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family)
-    # Connections inherit it. Without it, the head and the body of an answer arrive 40 ms apart.
+    # Inherited by connections. Without it, the head and the body of an answer arrive 40 ms apart.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

@@ -1,4 +1,4 @@
-"""Simulated files: created, uploaded to a presigned URL, taken in, and used by generations."""
+"""Simulated files: created, uploaded to a presigned URL, processed, and used by generations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from luma_poll.sandbox.clock import is_reached
 from luma_poll.sandbox.refusals import RefusedError
 
 MAX_SIZE = 5 * 1024**3  # bytes: what S3 takes in one PUT
-INGEST = 2.0  # seconds until a complete upload is ready, for want of a published figure
+INGEST = 2.0  # seconds until a complete upload is ready: a guess, as no figure is published
 FAIL_TOKEN = "sandbox:fail"
 PURPOSES = ("input", "reference")
 STATES = ("pending", "ready", "failed", "deleted")
@@ -27,15 +27,15 @@ class StoredFile:
     """A simulated file; its state is a function of time.
 
     Attributes:
-        id: A UUID.
+        id: The id, a UUID.
         client: The API key that created it.
-        created: The moment of its creation, in seconds of the sandbox's clock.
+        created: When it was created, in seconds on the sandbox's clock.
         fields: The parameters of its creation.
-        expires: The Unix time when it is deleted by itself, or None.
+        expires: The Unix time when it is deleted automatically, or None.
         ready_after: Seconds from its completion until it is ready.
-        head: Its first bytes; None until all have been received.
-        completed: The moment when the upload was said to be complete, or None.
-        deleted: The moment when it was deleted, or None.
+        head: Its first bytes; None until all bytes were received.
+        completed: When the client reported the upload as complete, or None.
+        deleted: When it was deleted, or None.
     """
 
     id: str
@@ -50,18 +50,18 @@ class StoredFile:
 
     @property
     def size(self) -> int:
-        """Bytes that it must have."""
+        """The bytes that it must have."""
         size: int = self.fields["size_bytes"]
         return size
 
     @property
     def media_type(self) -> str:
-        """The type that it must be of."""
+        """The media type that it must have."""
         media_type: str = self.fields["mime_type"]
         return media_type
 
     def state_at(self, now: float, timestamp: float) -> str:
-        """Return its state at the moment `now`, whose Unix time is `timestamp`."""
+        """Return the state at `now`, whose Unix time is `timestamp`."""
         if self.deleted is not None or self._has_expired(timestamp):
             return "deleted"
         if self.completed is None or not is_reached(self.completed + self.ready_after, now):
@@ -70,7 +70,7 @@ class StoredFile:
 
     @property
     def failure(self) -> str | None:
-        """The reason why it will fail when it is taken in, or None."""
+        """The reason why it fails when it is processed, or None."""
         if FAIL_TOKEN in (self.fields.get("filename") or ""):
             return MODERATED
         found = media_type_of(self.head or b"", self.media_type) or "unknown"
@@ -85,7 +85,7 @@ class StoredFile:
 
 
 def parse_file(body: bytes) -> tuple[dict[str, Any], float | None]:
-    """Read the body of `POST /files`; returns the fields, and the Unix time when it expires.
+    """Read the body of `POST /files`; return the fields, and the Unix time when it expires.
 
     Raises:
         RefusedError: The body is not valid.
@@ -131,10 +131,10 @@ def _expiry(value: object) -> float | None:
 
 
 def page_size(text: str | None) -> int:
-    """Return how many files a page has.
+    """Return the number of files on a page.
 
     Raises:
-        RefusedError: It is not a number from 1 to 100.
+        RefusedError: `text` is not a number from 1 to 100.
     """
     if text is None:
         return PAGE
@@ -143,8 +143,8 @@ def page_size(text: str | None) -> int:
     return int(text)
 
 
-def references(value: object, place: str = "") -> Iterable[tuple[str, str, str]]:
-    """Yield each id that parameters refer to: its place, its kind and itself."""
+def references(value: Any, place: str = "") -> Iterable[tuple[str, str, str]]:
+    """Yield each id that parameters refer to, as its place, its kind and the id."""
     if isinstance(value, list):
         for number, item in enumerate(value):
             yield from references(item, f"{place}[{number}]")
@@ -157,5 +157,5 @@ def references(value: object, place: str = "") -> Iterable[tuple[str, str, str]]
 
 
 def head_of(head: bytes, chunk: bytes) -> bytes:
-    """Return the first bytes of a file of which another chunk has come."""
+    """Return the first bytes of a file, after another chunk of it has come."""
     return head if len(head) >= HEAD_SIZE else (head + chunk)[:HEAD_SIZE]

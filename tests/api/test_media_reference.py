@@ -112,6 +112,7 @@ def test_what_is_too_large_is_to_be_uploaded(tmp_path: Path) -> None:
         assert found.digest == read_local("source", path).digest
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
 def test_a_pipe_is_read_once() -> None:
     """It has no size, and no second reading: `--source <(make-picture)`."""

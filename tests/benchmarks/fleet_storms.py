@@ -50,6 +50,7 @@ class World:
         self.hook = hook
         self.keys = 0
         self.attempts = 1
+        self.began = 0.0
         self.processes: Processes
         self.caller: Process
         self.workers: list[Process] = []
@@ -57,7 +58,7 @@ class World:
         self.notes: list[str] = []
 
     async def submit(self, count: int, prompt: str = "sandbox:duration=2", **others: Any) -> None:
-        self.keys = count
+        self.keys, self.began = count, time.monotonic()
         self.attempts = others.get("max_attempts", 1)
         await self.caller.call(
             "submit_many", count=count, prompt=prompt, prefix="k", callback=self.hook, **others
@@ -71,14 +72,13 @@ class World:
         lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
         return [pid for pid, line in lines.items() if line.startswith("postgres: postgres luma")]
 
-    def sql(self, *statements: str) -> None:
+    async def sql(self, *statements: str) -> None:
         name = self.database.partition("@/")[2].partition("?")[0]
+        psql = str(self.server._programs / "psql"), "-h", str(self.server._folder)
         for statement in statements:
-            subprocess.run(
-                [
-                    *(str(self.server._programs / "psql"), "-h", str(self.server._folder)),
-                    *("-U", "postgres", "-d", name, "-tAc", statement),
-                ],
+            await asyncio.to_thread(
+                subprocess.run,
+                [*psql, "-U", "postgres", "-d", name, "-tAc", statement],
                 check=False,
                 capture_output=True,
                 timeout=30,
@@ -86,13 +86,34 @@ class World:
                 env={**os.environ, "PGOPTIONS": "-c default_transaction_read_only=off"},
             )
 
+    async def accepted(self, number: int) -> None:
+        """Wait until so many submissions have been made."""
+        await until(lambda: len(self.api.submissions) >= number)
+
+    async def fail(self, fault: Callable[[Scope], Response | None], seconds: float) -> None:
+        """Let the API answer so for a while."""
+        self.api.fault = fault
+        await asyncio.sleep(seconds)
+        self.api.fault = no_fault
+
+    async def replace(self, number: int, **options: Any) -> None:
+        """Start a worker, and stop another one after it has joined."""
+        new = await self.processes.start(**options)
+        await asyncio.sleep(2)
+        await self.workers[number].stop()
+        self.workers[number] = new
+
+
+def no_fault(scope: Scope) -> None:
+    """Leave the answer to the sandbox."""
+
 
 class FaultyApi(Api):
     """A sandbox in front of which something answers now and then."""
 
     def __init__(self, sandbox: Sandbox, **options: Any) -> None:
         super().__init__(sandbox, **options)
-        self.fault: Callable[[Scope], Response | None] = lambda _: None
+        self.fault: Callable[[Scope], Response | None] = no_fault
         self.refused = 0
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -143,13 +164,13 @@ async def world(
             yield made
 
 
-async def report(name: str, made: World, began: float) -> None:
+async def report(title: str, made: World) -> None:
     while True:
         counts = await made.caller.call("counts")
         if counts["queued"] + counts["submitting"] + counts["running"] == 0:
             break
         await asyncio.sleep(0.5)
-    took = time.monotonic() - began
+    took = time.monotonic() - made.began
     ends = await made.caller.call("results", prefix="k", count=made.keys)
     entries = set(await made.caller.call("keys", state=None))
     unknown = set(await made.caller.call("keys", state="unknown"))
@@ -165,49 +186,62 @@ async def report(name: str, made: World, began: float) -> None:
         await until(lambda: len(made.called) >= made.keys)
     uncalled = made.keys - len(made.called)
     print(
-        f"| {name} | {made.keys} | {dict(tally(ends))} | {len(twice)} | {len(lost)} | "
+        f"| {title} | {made.keys} | {dict(tally(ends))} | {len(twice)} | {len(lost)} | "
         f"{len(nowhere)} | {uncalled} | {took:.0f} s | {'; '.join(made.notes)} |",
         flush=True,
     )
 
 
-async def some(made: World, number: int) -> None:
-    await until(lambda: len(made.api.submissions) >= number)
+STORMS: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
 
 
-async def failover() -> None:
+def storm(
+    title: str, **settings: Any
+) -> Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]:
+    """Make a storm of what happens to a world, which is reported on afterwards."""
+
+    def add(happens: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+        async def run() -> None:
+            async with world(**settings) as made:
+                await happens(made)
+                await report(title, made)
+
+        STORMS[happens.__name__] = run
+
+    return add
+
+
+@storm("8 workers killed")
+async def kills(made: World) -> None:
+    """A worker is killed every two seconds, and another one started."""
+    await made.submit(80)
+    for _ in range(8):
+        await asyncio.sleep(2)
+        await made.workers.pop(0).kill()
+        made.workers.append(await made.processes.start())
+
+
+@storm("read-only for 8 s")
+async def failover(made: World) -> None:
     """The server answers that it is read-only, for eight seconds."""
-    async with world() as made:
-        began = time.monotonic()
-        await made.submit(80)
-        await some(made, 20)
-        await asyncio.to_thread(
-            made.sql,
-            "ALTER SYSTEM SET default_transaction_read_only = on",
-            "SELECT pg_reload_conf()",
-        )
-        await asyncio.sleep(8)
-        await asyncio.to_thread(
-            made.sql,
-            "ALTER SYSTEM RESET default_transaction_read_only",
-            "SELECT pg_reload_conf()",
-        )
-        await report("read-only for 8 s", made, began)
+    await made.submit(80)
+    await made.accepted(20)
+    reload = "SELECT pg_reload_conf()"
+    await made.sql("ALTER SYSTEM SET default_transaction_read_only = on", reload)
+    await asyncio.sleep(8)
+    await made.sql("ALTER SYSTEM RESET default_transaction_read_only", reload)
 
 
-async def terminate() -> None:
+@storm("pg_terminate_backend every second, 15 s")
+async def terminate(made: World) -> None:
     """All connections are ended every second."""
-    async with world() as made:
-        began = time.monotonic()
-        await made.submit(80)
-        for _ in range(15):
-            await asyncio.sleep(1)
-            await asyncio.to_thread(
-                made.sql,
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE application_name = 'luma-poll'",
-            )
-        await report("pg_terminate_backend every second, 15 s", made, began)
+    await made.submit(80)
+    for _ in range(15):
+        await asyncio.sleep(1)
+        await made.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'luma-poll'"
+        )
 
 
 async def pooler() -> None:
@@ -232,127 +266,93 @@ async def pooler() -> None:
             await asyncio.sleep(1)
             pooled = f"postgresql://postgres@/{name}?host={folder}&port=6432"
             async with world(pooled) as made:
-                began = time.monotonic()
                 await made.submit(80)
-                await report("pgbouncer, transaction mode", made, began)
+                await report("pgbouncer, transaction mode", made)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 bouncer.terminate()
             await bouncer.wait()
 
 
-async def frozen() -> None:
+STORMS["pooler"] = pooler
+
+
+@storm("connections frozen for 35 s")
+async def frozen(made: World) -> None:
     """The connections of the moment freeze for 35 seconds."""
-    async with world() as made:
-        began = time.monotonic()
-        await made.submit(60)
-        await some(made, 15)
-        pids = await asyncio.to_thread(made.connections)
+    await made.submit(60)
+    await made.accepted(15)
+    pids = await asyncio.to_thread(made.connections)
+    for number, seconds in ((signal.SIGSTOP, 35), (signal.SIGCONT, 0)):
         for pid in pids:
             with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(35)
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGCONT)
-        made.notes.append(f"{len(pids)} connections")
-        await report("connections frozen for 35 s", made, began)
+                os.kill(pid, number)
+        await asyncio.sleep(seconds)
+    made.notes.append(f"{len(pids)} connections")
 
 
-async def outage() -> None:
+@storm("PostgreSQL stopped for 40 s")
+async def outage(made: World) -> None:
     """PostgreSQL is stopped for 40 seconds."""
-    async with world() as made:
-        began = time.monotonic()
-        await made.submit(80)
-        await some(made, 20)
-        await asyncio.to_thread(made.server.stop)
-        await asyncio.sleep(40)
-        await asyncio.to_thread(made.server.start)
-        await report("PostgreSQL stopped for 40 s", made, began)
+    await made.submit(80)
+    await made.accepted(20)
+    await asyncio.to_thread(made.server.stop)
+    await asyncio.sleep(40)
+    await asyncio.to_thread(made.server.start)
 
 
-async def stopped() -> None:
+@storm("SIGSTOP past the patience, max_attempts=2")
+async def stopped(made: World) -> None:
     """A worker is stopped past the patience, twice, with second attempts allowed."""
-    async with world() as made:
-        began = time.monotonic()
-        await made.submit(40, "sandbox:duration=3 sandbox:fail=generation_failed", max_attempts=2)
-        for worker in made.workers[:2]:
-            await asyncio.sleep(2)
-            worker.signal(signal.SIGSTOP)
-            await asyncio.sleep(8)
-            worker.signal(signal.SIGCONT)
-        await report("SIGSTOP past the patience, max_attempts=2", made, began)
+    await made.submit(40, "sandbox:duration=3 sandbox:fail=generation_failed", max_attempts=2)
+    for worker in made.workers[:2]:
+        await asyncio.sleep(2)
+        worker.signal(signal.SIGSTOP)
+        await asyncio.sleep(8)
+        worker.signal(signal.SIGCONT)
 
 
-async def kills() -> None:
-    """A worker is killed every two seconds, and another one started."""
-    async with world() as made:
-        began = time.monotonic()
-        await made.submit(80)
-        for _ in range(8):
-            await asyncio.sleep(2)
-            await made.workers.pop(0).kill()
-            made.workers.append(await made.processes.start())
-        await report("8 workers killed", made, began)
-
-
-async def gateway() -> None:
+@storm("502 for 20 s")
+async def gateway(made: World) -> None:
     """Everything is answered with a gateway's 502, for 20 seconds."""
-    async with world() as made:
-        began = time.monotonic()
-        await made.submit(150)
-        await some(made, 20)
-        made.api.fault = lambda _: Response("<h1>502 Bad Gateway</h1>", status_code=502)
-        await asyncio.sleep(20)
-        made.api.fault = lambda _: None
-        await report("502 for 20 s", made, began)
+    await made.submit(150)
+    await made.accepted(20)
+    await made.fail(lambda _: Response("<h1>502 Bad Gateway</h1>", status_code=502), 20)
 
 
-async def posts() -> None:
+@storm("502 for 20 s, on submissions alone")
+async def posts(made: World) -> None:
     """Submissions alone are answered with a gateway's 502, for 20 seconds."""
-    async with world() as made:
-        began = time.monotonic()
-        await made.submit(150)
-        await some(made, 20)
-
-        def fault(scope: Scope) -> Response | None:
-            return Response("Bad Gateway", status_code=502) if scope["method"] == "POST" else None
-
-        made.api.fault = fault
-        await asyncio.sleep(20)
-        made.api.fault = lambda _: None
-        await report("502 for 20 s, on submissions alone", made, began)
+    await made.submit(150)
+    await made.accepted(20)
+    bad = Response("Bad Gateway", status_code=502)
+    await made.fail(lambda scope: bad if scope["method"] == "POST" else None, 20)
 
 
-async def rotation() -> None:
+@storm("401 for 25 s")
+async def rotation(made: World) -> None:
     """The key is refused for 25 seconds, while generations run."""
-    async with world() as made:
-        began = time.monotonic()
-        await made.submit(150, "sandbox:duration=10")
-        await some(made, 50)
-        made.api.fault = lambda _: JSONResponse({"detail": "Invalid API key"}, status_code=401)
-        await asyncio.sleep(25)
-        made.api.fault = lambda _: None
-        await report("401 for 25 s", made, began)
+    await made.submit(150, "sandbox:duration=10")
+    await made.accepted(50)
+    await made.fail(lambda _: JSONResponse({"detail": "Invalid API key"}, status_code=401), 25)
 
 
-async def revoked() -> None:
+@storm("a fourth worker with a revoked key")
+async def revoked(made: World) -> None:
     """One of the workers has a key that is revoked."""
-    async with world() as made:
 
-        def fault(scope: Scope) -> Response | None:
-            if dict(scope["headers"]).get(b"authorization") == b"Bearer luma-api-revoked":
-                return JSONResponse({"detail": "API key has been revoked"}, status_code=401)
-            return None
+    def fault(scope: Scope) -> Response | None:
+        if dict(scope["headers"]).get(b"authorization") == b"Bearer luma-api-revoked":
+            return JSONResponse({"detail": "API key has been revoked"}, status_code=401)
+        return None
 
-        made.api.fault = fault
-        await made.processes.start(key="luma-api-revoked")
-        began = time.monotonic()
-        await made.submit(80)
-        await report("a fourth worker with a revoked key", made, began)
+    made.api.fault = fault
+    await made.processes.start(key="luma-api-revoked")
+    await made.submit(80)
 
 
-async def full() -> None:
+@storm("4 at once, 60 of 3 s", sandbox=Sandbox(speed=1, max_concurrent=4))
+async def full(made: World) -> None:
     """An account of four at once, 60 generations of three seconds; beside one Runner."""
     api = FaultyApi(Sandbox(speed=1, max_concurrent=4))
     async with api.serve() as base_url, LumaClient("luma-api-one", base_url=base_url) as client:
@@ -360,46 +360,34 @@ async def full() -> None:
         runner = Runner(client, Poller(client, wait=wait_fixed(0.5)))
         await runner.run_all([f"sandbox:duration=3 {n}" for n in range(60)])
         alone = time.monotonic() - began
-    async with world(sandbox=Sandbox(speed=1, max_concurrent=4)) as made:
-        began = time.monotonic()
-        await made.submit(60, "sandbox:duration=3")
-        made.notes.append(f"one Runner {alone:.0f} s with {api.refused} refusals")
-        await until(lambda: len(made.api.accepted) >= 60)
-        made.notes.append(f"{made.api.refused} refusals")
-        await report("4 at once, 60 of 3 s", made, began)
+    await made.submit(60, "sandbox:duration=3")
+    made.notes.append(f"one Runner {alone:.0f} s with {api.refused} refusals")
+    await until(lambda: len(made.api.accepted) >= 60)
+    made.notes.append(f"{made.api.refused} refusals")
 
 
-async def minute() -> None:
+@storm("30 a minute, a death, a deploy", fleet={"submissions_per_minute": 30})
+async def minute(made: World) -> None:
     """30 a minute, with a death and a deploy."""
-    async with world(fleet={"submissions_per_minute": 30}) as made:
-        began = time.monotonic()
-        await made.submit(75, "sandbox:duration=1")
-        await some(made, 20)
-        await made.workers[0].kill()
-        made.workers[0] = await made.processes.start()
-        await some(made, 30)
-        for number in range(3):
-            new = await made.processes.start()
-            await made.workers[number].stop()
-            made.workers[number] = new
-        await some(made, 75)
-        times = made.api.submissions
-        most = max(sum(first <= at < first + 60 for at in times) for first in times)
-        made.notes.append(f"at most {most} in any 60 s")
-        await report("30 a minute, a death, a deploy", made, began)
+    await made.submit(75, "sandbox:duration=1")
+    await made.accepted(20)
+    await made.workers[0].kill()
+    made.workers[0] = await made.processes.start()
+    await made.accepted(30)
+    for number in range(3):
+        await made.replace(number)
+    await made.accepted(75)
+    times = made.api.submissions
+    most = max(sum(first <= at < first + 60 for at in times) for first in times)
+    made.notes.append(f"at most {most} in any 60 s")
 
 
-async def upgrade() -> None:
+@storm("a rolling upgrade, two versions at once")
+async def upgrade(made: World) -> None:
     """Workers of another version replace the old ones, one by one."""
-    async with world() as made:
-        began = time.monotonic()
-        await made.submit(80)
-        for number in range(3):
-            new = await made.processes.start(version="9.9.9")
-            await asyncio.sleep(2)
-            await made.workers[number].stop()
-            made.workers[number] = new
-        await report("a rolling upgrade, two versions at once", made, began)
+    await made.submit(80)
+    for number in range(3):
+        await made.replace(number, version="9.9.9")
 
 
 DONE: list[int] = []
@@ -411,54 +399,28 @@ async def theirs(number: int) -> int:
     return number
 
 
-async def neighbours() -> None:
+@storm("another fleet and another app beside it")
+async def neighbours(made: World) -> None:
     """Another fleet and the user's own queue in the same database."""
-    async with world() as made:
-        DBOS(config=fleet_config(made.database, name="theirs"))
-        DBOS.launch()
-        await DBOS.register_queue_async("their-queue")
-        other = await made.processes.start(fleet={"queue": "shop", "patience": 6.0})
-        began = time.monotonic()
-        await made.submit(40)
-        for number in range(12):
-            await DBOS.enqueue_workflow_async("their-queue", theirs, number)
-        for number in range(20):
-            await other.call("submit", prompt=f"another fox {number}", key=f"k-{number}")
-        await other.call("results", prefix="k", count=20)
-        with anyio.move_on_after(30):
-            await until(lambda: len(DONE) >= 12)
-        counts = await other.call("counts")
-        made.notes.append(
-            f"{len(DONE)} of 12 workflows by their app, {counts['completed']} of 20 of the"
-            " other fleet"
-        )
-        made.api.accepted = {
-            prompt: ids for prompt, ids in made.api.accepted.items() if "another" not in prompt
-        }
-        await report("another fleet and another app beside it", made, began)
-
-
-Storm = Callable[[], Coroutine[Any, Any, None]]
-STORMS: dict[str, Storm] = {
-    each.__name__: each
-    for each in (
-        kills,
-        failover,
-        terminate,
-        pooler,
-        frozen,
-        outage,
-        stopped,
-        gateway,
-        posts,
-        rotation,
-        revoked,
-        full,
-        minute,
-        upgrade,
-        neighbours,
+    DBOS(config=fleet_config(made.database, name="theirs"))
+    DBOS.launch()
+    await DBOS.register_queue_async("their-queue")
+    other = await made.processes.start(fleet={"queue": "shop", "patience": 6.0})
+    await made.submit(40)
+    for number in range(12):
+        await DBOS.enqueue_workflow_async("their-queue", theirs, number)
+    for number in range(20):
+        await other.call("submit", prompt=f"another fox {number}", key=f"k-{number}")
+    await other.call("results", prefix="k", count=20)
+    with anyio.move_on_after(30):
+        await until(lambda: len(DONE) >= 12)
+    counts = await other.call("counts")
+    made.notes.append(
+        f"{len(DONE)} of 12 workflows by their app, {counts['completed']} of 20 of the other fleet"
     )
-}
+    made.api.accepted = {
+        prompt: ids for prompt, ids in made.api.accepted.items() if "another" not in prompt
+    }
 
 
 async def bounded(storm: Callable[[], Awaitable[None]]) -> None:

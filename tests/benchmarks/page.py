@@ -57,7 +57,7 @@ BENCHMARKS = {
         "-m tests.benchmarks.makespan --account 10/30 --solution gather semaphore endless runner",
         {
             "batch": "{weights}",
-            "": "{name}",
+            "solution": "{name}",
             "took": "{makespan:,.0f} s",
             "/ ideal": "{ratio:.2f}",
             "prompts lost": "{lost:.0f}",
@@ -73,7 +73,7 @@ BENCHMARKS = {
         "tests/benchmarks/many_waits.py --waits 100 1000",
         {
             "waits": "{waits:,}",
-            "": "{peer}",
+            "client": "{peer}",
             "took": "{seconds:.1f} s",
             "/ ideal": "{to_ideal:.2f}",
             "processor": "{cpu:.1f} s",

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -127,6 +126,8 @@ def on_a_terminal(*arguments: str, answer: bytes = b"", **environment: str) -> t
         answer: Typed ahead.
         environment: Variables besides those of this process.
     """
+    import pty  # POSIX
+
     ours, theirs = pty.openpty()
     os.write(ours, answer)
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "300", "LINES": "24", **environment}

@@ -178,9 +178,9 @@ def test_help_documents_the_exit_codes(cli: Cli) -> None:
     told = cli("--help")
     words = " ".join(told.out.split())
     assert told.code == 0
-    for promise in ("0 all completed", "1 a generation failed", "2 usage", "3 timed out"):
+    for promise in ("0 all completed", "1 a generation failed", "2 a bad argument", "3 timed out"):
         assert promise in words
-    assert "4 trouble with the API" in words
+    assert "4 an error of the API" in words
     assert "130 interrupted" in words
 
 

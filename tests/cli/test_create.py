@@ -138,12 +138,12 @@ def test_a_parameter_reaches_the_api(cli: Cli) -> None:
         (["fox", "--param", "=manga"], "--param takes KEY=VALUE, not '=manga'"),
         (["fox", "--param", "image_ref[0]=x"], "--param takes KEY=VALUE, not 'image_ref[0]=x'"),
         (["fox", "--param", "source={url:x}"], "--param source: '{url:x}' is not JSON: "),
-        (["fox", "--param", "prompt=owl"], "--param prompt: the prompt is an argument"),
+        (["fox", "--param", "prompt=owl"], "--param prompt: give the prompt as an argument"),
         (["fox", "--param", "a=1", "--param", "a=2"], "--param a is given twice"),
         (["fox", "--param", "a.b=1", "--param", "a.b=2"], "--param a.b is given twice"),
-        (["fox", "--param", "a=1", "--param", "a.b=2"], "--param a.b: a is given as a whole, too"),
+        (["fox", "--param", "a=1", "--param", "a.b=2"], "--param a.b: a is also given as a whole"),
         (["fox", "--model", "uni-1", "--param", "model=x"], "--param model is given twice"),
-        (["fox", "--timeout", "5"], "--timeout goes with --wait or --download"),
+        (["fox", "--timeout", "5"], "--timeout needs --wait or --download"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -272,10 +272,11 @@ def test_ctrl_c_waits_for_the_answer(
         "refused": ["RateLimitError: HTTP 429: full"],
     }
     said, *rest = err.splitlines()
-    assert said == "Waiting for the answer, which has the id; Ctrl-C again gives up."
+    assert said == "Waiting for the answer, which has the id. Ctrl-C again gives up."
     assert rest == ends[answer]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("command", [["create", "a fox"], ["run", "a red fox"]])
 def test_an_output_is_tried_before_anything_is_submitted(command: list[str]) -> None:
     """One that is closed, on a full disk, or whose reader has gone: the id would be lost."""

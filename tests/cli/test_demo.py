@@ -1,7 +1,6 @@
 """`luma-poll demo`: generations end to end, without a key."""
 
 import os
-import pty
 import re
 import sys
 import time
@@ -77,8 +76,11 @@ def test_the_demo_leaves_no_gap(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> No
     assert "\n\n\n" not in cli("demo").out
 
 
+@pytest.mark.posix
 def test_the_demo_on_a_terminal() -> None:
     """A live table is drawn and drawn again, then the results; here at twice the speed."""
+    import pty  # POSIX
+
     ours, theirs = pty.openpty()
     began = time.monotonic()
     code = (

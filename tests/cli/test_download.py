@@ -71,7 +71,7 @@ def test_one_that_still_runs_is_to_be_waited_for(cli: Cli, tmp_path: Path) -> No
     code, out, err = cli("download", running, ended(), place)
     assert (code, out.count("\n")) == (2, 1)
     assert err.splitlines() == [
-        f"Error: generation {running} is 'queued', and has no files yet",
+        f"Error: generation {running} is 'queued' and has no files yet",
         "To wait for those still running:",
         f"  luma-poll wait {running} --download {shlex.quote(place)}",
     ]
@@ -123,6 +123,7 @@ def test_what_could_not_be_downloaded_is_fetched_by_the_printed_command(
     assert kept.read_text().count("\n") == 2
 
 
+@pytest.mark.posix
 def test_an_interrupted_download_continues(cli: Cli, tmp_path: Path) -> None:
     """SIGINT in the middle of a large file, and the same command again."""
     generation_id = ended(LARGE)
@@ -149,6 +150,7 @@ def test_an_interrupted_download_continues(cli: Cli, tmp_path: Path) -> None:
     path.unlink()
 
 
+@pytest.mark.posix
 def test_a_terminal_has_bars(tmp_path: Path) -> None:
     """With bytes and rate, below the table, for as long as the downloads take."""
     wanted = [submit(f"{LARGE} sandbox:duration=0.1") for _ in range(2)]

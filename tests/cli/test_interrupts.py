@@ -99,6 +99,7 @@ def test_ctrl_c_at_the_very_beginning_ends_quietly(
     assert cli("get", ID) == (130, "", "")
 
 
+@pytest.mark.posix
 def test_ctrl_c_in_a_process() -> None:
     """130, the URL that had been printed, and two lines about resuming."""
     done, slow = submit(), submit("sandbox:duration=60")
@@ -195,6 +196,7 @@ STARTS = {
 SCRIPT = "import sys\nfrom luma_poll.__main__ import main\nsys.exit(main())\n"
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("start", STARTS)
 def test_ctrl_c_during_the_imports_ends_quietly(tmp_path: Path, start: str) -> None:
     """While the command imports what it needs, before there is anything to interrupt."""

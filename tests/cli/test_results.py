@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.cli.support import COMMAND, Cli, failing, ids_of, started, submit
 
 
@@ -42,6 +44,7 @@ def test_lines_that_are_no_results_are_left_alone(cli: Cli, tmp_path: Path) -> N
     assert ids_of(added.decode()) == [good]
 
 
+@pytest.mark.posix
 def test_an_interrupted_run_loses_nothing_and_the_next_repeats_nothing(tmp_path: Path) -> None:
     """Sixty ids, SIGINT in the middle, the same command again: each has one result."""
     ids, kept = tmp_path / "ids.txt", tmp_path / "results.jsonl"
@@ -74,6 +77,7 @@ def test_results_of_two_processes_do_not_mix(tmp_path: Path) -> None:
     assert sorted(lines) == ["a" * 100_000] * 200 + ["b" * 100_000] * 200
 
 
+@pytest.mark.posix
 def test_results_go_to_a_pipe_with_a_name(tmp_path: Path) -> None:
     """It is not opened for reading first, which would wait for a writer, endlessly."""
     pipe = tmp_path / "pipe"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import shlex
 import signal
@@ -24,7 +23,7 @@ from luma_poll import (
 from luma_poll._cli.hints import as_option, read_ranges
 from luma_poll._cli.process import KEPT
 from luma_poll._cli.results import Result
-from luma_poll._cli.table import RunTable
+from luma_poll._cli.table import RunTable, name_of
 from luma_poll._client.generations import Generations
 from luma_poll.events import (
     Run,
@@ -139,7 +138,7 @@ def test_two_requests_with_one_file_are_refused(cli: Cli, keys: tuple[str, str])
     rows = [json.dumps({"prompt": FOX, "key": key}) for key in keys]
     code, out, err = cli("run", prompts(*rows, name="p.jsonl"), "--download", "out")
     assert (code, out) == (2, "")
-    assert "two requests have the same file" in err
+    assert "two requests would write the same file" in err
     assert not Path("out").exists()
 
 
@@ -192,7 +191,7 @@ def test_standard_input_says_its_format(cli: Cli) -> None:
     """A table must not be submitted as prompts."""
     code, out, err = cli("run", "-", stdin=b"prompt,key\na fox,1\n")
     assert (code, out) == (2, "")
-    assert err.startswith("Error: say what is on standard input: --format text")
+    assert err.startswith("Error: give the format of standard input: --format text")
 
 
 def test_a_table_becomes_named_files(cli: Cli) -> None:
@@ -218,7 +217,7 @@ def test_a_dry_run_says_what_would_be_submitted(cli: Cli) -> None:
         "2 generations, models uni-1 (1), default (1)",
         "types default (1), image_edit (1)",
         "file photo.png: 100 bytes, in 1 request",
-        "in the journal already: 1 (1 completed)",
+        "already in the journal: 1 (1 completed)",
         "key fox",
         "key owl",
     ]
@@ -232,7 +231,7 @@ def test_other_parameters_are_other_requests(cli: Cli) -> None:
     assert cli(*command).err == ""
     assert cli(*command).err == ""
     told = cli(*command, "--model", "uni-1")
-    assert told.err.startswith("warning: none of these is in the journal runs.db, which has others")
+    assert told.err.startswith("warning: the journal runs.db has entries, but none for these")
     assert told.err.count("warning") == 1
 
 
@@ -387,6 +386,7 @@ def interrupted(*arguments: str, after: str) -> tuple[int, str, str]:
 SLOW = "slow sandbox:duration=60"
 
 
+@pytest.mark.posix
 def test_ctrl_c_says_what_runs_and_what_was_not_submitted(cli: Cli) -> None:
     """With a command for each, to copy; the second one submits exactly the rest."""
     source = prompts("# a comment", FOX, SLOW, OWL, "#", HARE)
@@ -405,6 +405,7 @@ def test_ctrl_c_says_what_runs_and_what_was_not_submitted(cli: Cli) -> None:
     assert FOX in out
 
 
+@pytest.mark.posix
 def test_ctrl_c_with_a_journal_needs_no_more_than_the_same_command() -> None:
     """It continues; nothing is submitted twice."""
     source = prompts(FOX, SLOW, OWL)
@@ -419,6 +420,7 @@ def test_ctrl_c_with_a_journal_needs_no_more_than_the_same_command() -> None:
         assert sorted(entry.state for entry in journal.entries()) == ["completed", "running"]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT"])
 def test_other_signals_are_as_ctrl_c(name: str) -> None:
     """A closed terminal and a dropped ssh say SIGHUP, and may say it twice."""
@@ -439,9 +441,12 @@ def test_other_signals_are_as_ctrl_c(name: str) -> None:
     assert "luma-poll wait " in err
 
 
+@pytest.mark.posix
 def test_a_terminal_that_has_gone_is_told_by_a_file(tmp_path: Path) -> None:
     """The ids of what runs, and is billed, are in it."""
     source = prompts(SLOW)
+    import pty  # POSIX
+
     ours, theirs = pty.openpty()
     with started(
         *COMMAND, "run", source, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
@@ -455,6 +460,7 @@ def test_a_terminal_that_has_gone_is_told_by_a_file(tmp_path: Path) -> None:
     assert re.search(r"  luma-poll wait [0-9a-f-]{36}", Path(KEPT).read_text())
 
 
+@pytest.mark.posix
 def test_nohup_keeps_it_alive() -> None:
     """A signal that was ignored from the start stays ignored."""
     shell = f"trap '' HUP; exec {shlex.join([*COMMAND, 'run', prompts(FOX, OWL)])}"
@@ -523,6 +529,7 @@ def test_what_is_neither_a_file_nor_a_prompt_is_told_both_ways(cli: Cli) -> None
     assert "luma-poll create prompt.txt" in err
 
 
+@pytest.mark.posix
 def test_many_are_asked_about_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once; --yes answers."""
     source = prompts(*[FOX] * 21)
@@ -573,7 +580,7 @@ def test_a_row_follows_its_run() -> None:
     assert re.search(r"fox +. processing +\d\.\d s +1 +1$", lines(table)[1])
     assert re.search(r"order-17 +. waiting +0 +0$", lines(table)[2])
     assert lines(table)[-1] == "0 done, 1 running, 2 waiting; 1 submission, 1 refusal"
-    table.download(request)
+    table.set_state(name_of(request), "downloading")
     assert "downloading" in lines(table)[1]
     table.finish(Result(ID, snapshot(), request=request))
     assert re.search(r"fox +completed +\d\.\d s +1 +1$", lines(table)[1])
@@ -592,6 +599,7 @@ def test_what_an_earlier_process_submitted_runs() -> None:
     assert lines(table)[-1] == "0 done, 1 running, 0 waiting; 0 submissions, 0 refusals"
 
 
+@pytest.mark.posix
 def test_ctrl_c_of_a_resumed_run_counts_what_runs() -> None:
     """What an earlier process submitted is not "not submitted"."""
     source = prompts(FOX, SLOW, SLOW, OWL)
@@ -608,6 +616,7 @@ def test_a_prompt_cannot_command_the_terminal() -> None:
     assert "\\u001b[2Jfox [red]" in lines(table, width=100)[1]
 
 
+@pytest.mark.posix
 def test_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table, the totals and the results, as a person sees them."""
     code, screen = on_a_terminal("run", prompts(FOX, OWL), "--max-running", "1")

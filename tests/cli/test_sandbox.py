@@ -83,6 +83,7 @@ def test_the_sandbox_prints_an_address_to_connect_to(
     assert f" LUMA_BASE_URL=http://{reachable}:" in out.splitlines()[0]
 
 
+@pytest.mark.posix
 def test_the_sandbox_ends_with_sigterm() -> None:
     """Even if it was started with Ctrl-C ignored, as in the background of a script."""
     command = ("sh", "-c", f"trap '' INT; exec {shlex.join(COMMAND)} sandbox --port 0")

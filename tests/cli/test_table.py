@@ -97,6 +97,7 @@ def test_a_table_without_rows_leaves_nothing() -> None:
 MODERATED = ContentModeratedError(snapshot("failed"))
 
 
+@pytest.mark.posix
 def test_many_on_a_terminal_have_a_bar_that_never_scrolls() -> None:
     """Neither its own lines nor the URLs, which come above it, break a line or leave a trace."""
     wanted = [submit(f"sandbox:duration={number / 60}") for number in range(60)]

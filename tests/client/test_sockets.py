@@ -7,10 +7,12 @@ import gzip
 import json
 import socket
 import ssl
+import sys
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,48 @@ async def test_a_host_that_cannot_be_talked_to_is_polled_through(trouble: str) -
     assert type(given_up.value.__cause__) is APIConnectionError
     assert len(events) > 1
     assert {type(event.error) for event in events} == {APIConnectionError}
+
+
+@pytest.mark.asyncio
+@pytest.mark.filterwarnings("ignore:the API key will be sent")
+async def test_a_name_that_does_not_resolve_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait goes on, and has the outputs as soon as the name is known again."""
+    resolve, tries = socket.getaddrinfo, count(1)
+
+    def resolver(host: Any, *args: Any, **options: Any) -> Any:
+        if host not in ("api.test", b"api.test"):
+            return resolve(host, *args, **options)
+        if next(tries) < 4:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return resolve("127.0.0.1", *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    async with serve(completed) as server, client_of(f"http://api.test:{server.port}/v1") as client:
+        assert await Poller(client, wait=SOON).wait(ID, timeout=25)
+    assert next(tries) == 5
+
+
+@pytest.mark.asyncio
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 has to be made elsewhere")
+@pytest.mark.filterwarnings("ignore:the API key will be sent")
+async def test_an_address_that_swallows_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As IPv6 does behind many routers: the next address is tried beside it, after a moment."""
+    async with serve(completed) as server:
+        with ExitStack() as sockets:
+            hole = sockets.enter_context(socket.socket())
+            hole.bind(("127.0.0.2", server.port))
+            hole.listen(0)
+            for _ in range(4):  # its queue is full: what comes now is dropped
+                filling = sockets.enter_context(socket.socket())
+                filling.setblocking(False)
+                filling.connect_ex(("127.0.0.2", server.port))
+            addresses = [
+                (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, server.port))
+                for address in ("127.0.0.2", "127.0.0.1")
+            ]
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: addresses)
+            async with client_of(f"http://api.test:{server.port}/v1", timeout=5) as client:
+                assert await client.generations.get(ID)
 
 
 @pytest.mark.asyncio

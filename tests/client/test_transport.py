@@ -1,7 +1,7 @@
 """Connections that died without a word, in virtual time: the network as a list."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from luma_poll import APIConnectionError, APITimeoutError, LumaClient, Poller
+from luma_poll._client.connections import PATIENCE
 from luma_poll._client.transport import SHORTEST_PATIENCE
 from tests.fakes import ID, OUTPUT
 
@@ -26,6 +27,7 @@ class Network:
         self.connections: list[Connection] = []
         self.requests: list[str] = []
         self.script = connections
+        self.trickles = False
 
     def connect(self, **options: Any) -> httpx.AsyncBaseTransport:
         self.connections.append(Connection(self, len(self.connections)))
@@ -35,6 +37,16 @@ class Network:
     def open(self) -> list[int]:
         """The connections that were used and are not closed."""
         return [each.number for each in self.connections if each.uses and not each.is_closed]
+
+
+class Trickle(httpx.AsyncByteStream):
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for byte in self.body:
+            await anyio.sleep(1)
+            yield bytes([byte])
 
 
 class Connection(httpx.AsyncBaseTransport):
@@ -50,7 +62,10 @@ class Connection(httpx.AsyncBaseTransport):
         await anyio.sleep(abs(seconds))
         if seconds < 0:
             raise httpx.ConnectError("no route to host")
-        return httpx.Response(200, stream=httpx.ByteStream(json.dumps(DONE).encode()))
+        body = json.dumps(DONE).encode()
+        if self.network.trickles and self.uses == 1:
+            return httpx.Response(200, stream=Trickle(body))
+        return httpx.Response(200, stream=httpx.ByteStream(body))
 
     async def aclose(self) -> None:
         await anyio.lowlevel.checkpoint()  # where a cancellation would strike
@@ -132,18 +147,49 @@ async def test_where_a_new_connection_fails_too_the_error_is_told(connect: Conne
     assert not network.open
 
 
-@pytest.mark.parametrize("takes", [4.0, 25.0])
+@pytest.mark.parametrize(
+    ("takes", "first", "gets"), [(4.0, SHORTEST_PATIENCE + 4, 3), (15.0, PATIENCE + 15, 4)]
+)
 async def test_a_service_that_has_become_slow_is_not_asked_twice(
-    connect: Connect, takes: float
+    connect: Connect, takes: float, first: float, gets: int
 ) -> None:
     """What its answers take is learned: only the first slow one costs a second request."""
     network, client = connect(lambda uses: ANSWER if not uses else takes, lambda uses: takes)
     await client.generations.get(ID)
-    assert await seconds(client.generations.get(ID)) == SHORTEST_PATIENCE + takes
+    assert await seconds(client.generations.get(ID)) == first
     for _ in range(6):
         assert await seconds(client.generations.get(ID)) == takes
-    assert network.requests == ["GET"] * 9
-    assert network.open == [2]
+    assert network.requests == ["GET"] * (gets + 6)
+    assert len(network.open) == 1
+
+
+@pytest.mark.parametrize("byte_by_byte", [False, True])
+async def test_a_get_that_is_held_on_its_way_is_sent_once_more(
+    connect: Connect, byte_by_byte: bool
+) -> None:
+    """By a proxy, for a minute, or with a byte a second: it costs a wait ten seconds."""
+    network, client = connect(lambda uses: 60.0, alive)
+    if byte_by_byte:
+        network.script = (alive,)
+        network.trickles = True  # httpcore makes a new connection where a body was left
+    assert await seconds(Poller(client).wait(ID, timeout=25)) == PATIENCE + ANSWER
+    assert len(network.open) == 1
+
+
+async def test_where_nothing_is_answered_not_all_is_sent_twice(connect: Connect) -> None:
+    """The patience grows where it was of no use, and comes back with the answers."""
+    network, client = connect(lambda uses: 1e6)
+    for gets in (2, 4, 5, 6):
+        with pytest.raises(APITimeoutError):
+            await client.generations.get(ID)
+        assert len(network.requests) == gets
+    network.script = (alive,)
+    for _ in range(20):
+        await client.generations.get(ID)
+    network.script = (lambda uses: 1e6 if uses else ANSWER, lambda uses: 1e6)
+    with pytest.raises(APITimeoutError):
+        await client.generations.get(ID)
+    assert len(network.requests) == 6 + 20 + 3, "on the used one, on a new one, and once more"
 
 
 async def test_a_submission_is_never_sent_twice(connect: Connect) -> None:

@@ -302,7 +302,7 @@ async def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def write(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", write)
+    monkeypatch.setattr("luma_poll._downloads.files._write_at", write)
     async with opened(Storage(serve())) as client:
         with pytest.raises(DownloadError, match="No space left") as caught:
             await client.download(generation(), tmp_path)

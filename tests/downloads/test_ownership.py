@@ -88,6 +88,7 @@ async def test_a_copy_without_attributes_is_known_by_its_bytes(
     assert path.read_bytes() == PNG
 
 
+@pytest.mark.posix
 @pytest.mark.anyio
 @pytest.mark.parametrize("times", [3, 10_000])
 async def test_a_rename_that_is_held_up(

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luma_poll import DownloadError
+from luma_poll._downloads import files
 from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.object_store import Blob
 from tests.downloads.support import GET, PNG, Storage, generation, names, opened, serve
@@ -36,18 +37,18 @@ def test_whatever_the_disk_writes(outcomes: list[str]) -> None:
 
     No byte is ever written twice, and there is never a gap.
     """
-    pwrite = os.pwrite
+    write_at = files._write_at
 
     def write(descriptor: int, data: memoryview, place: int) -> int:
         outcome = outcomes.pop(0) if outcomes else "whole"
         half = data[: max(1, len(data) // 2)]
         if outcome == "short":
-            return pwrite(descriptor, half, place)
+            return write_at(descriptor, half, place)
         if outcome == "full after half":
-            pwrite(descriptor, half, place)
+            write_at(descriptor, half, place)
         if outcome.startswith("full"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return pwrite(descriptor, data, place)
+        return write_at(descriptor, data, place)
 
     async def run(directory: Path) -> None:
         async with opened(Storage(serve())) as client:
@@ -62,7 +63,7 @@ def test_whatever_the_disk_writes(outcomes: list[str]) -> None:
 
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr("luma_poll._downloads.files.BUFFER", 2500)
-        patch.setattr(os, "pwrite", write)
+        patch.setattr(files, "_write_at", write)
         anyio.run(run, Path(directory))
 
 
@@ -71,13 +72,13 @@ async def test_a_loop_that_ends_in_the_middle_of_a_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelled by asyncio again and again: the write ends first, and no other runs beside it."""
-    pwrite, at_work, go_on = os.pwrite, threading.Semaphore(0), threading.Event()
+    write_at, at_work, go_on = files._write_at, threading.Semaphore(0), threading.Event()
     under_way: list[int] = []
 
     def write(descriptor: int, data: memoryview, place: int) -> int:
         under_way.append(descriptor)
         assert under_way == [descriptor]
-        written = pwrite(descriptor, data[:1500], place)
+        written = write_at(descriptor, data[:1500], place)
         at_work.release()
         assert go_on.wait(20)
         os.fstat(descriptor)  # nobody has closed it
@@ -85,7 +86,7 @@ async def test_a_loop_that_ends_in_the_middle_of_a_write(
         return written
 
     monkeypatch.setattr("luma_poll._downloads.files.BUFFER", 2500)
-    monkeypatch.setattr(os, "pwrite", write)
+    monkeypatch.setattr(files, "_write_at", write)
     async with opened(Storage(serve())) as client:
         task = asyncio.create_task(client.download(generation(), tmp_path))
         await asyncio.to_thread(at_work.acquire)
@@ -157,6 +158,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.posix
 def test_two_interrupts_in_a_row(tmp_path: Path) -> None:
     """The second one closes the loop in the middle of everything; no byte is wrong."""
     size = 30_000_000
@@ -275,7 +277,7 @@ async def test_a_system_without_locks_and_positioned_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Like Windows: files are complete, and nothing else is left."""
-    monkeypatch.delattr(os, "pwrite")
+    monkeypatch.delattr(os, "pwrite", raising=False)
     monkeypatch.setattr("luma_poll._downloads.files.fcntl", None)
     monkeypatch.setattr("luma_poll._downloads.files.BUFFER", 2500)
     storage = Storage(serve(cut=3000), serve(cut=3000, ETag='"two"'), serve(ETag='"two"'))

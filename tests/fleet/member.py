@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import threading
@@ -121,6 +120,8 @@ class Member:
     async def usage(self) -> dict[str, float]:
         status = await asyncio.to_thread(Path("/proc/self/status").read_text)
         memory = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        import resource  # POSIX
+
         spent = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "threads": threading.active_count(),

@@ -6,7 +6,6 @@ import glob
 import json
 import multiprocessing
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -27,7 +26,7 @@ from tests.fleet import member
 
 PATIENT = {"patience": 10.0}
 """For tests in which nobody dies: a busy machine delays beats."""
-FORKS = multiprocessing.get_context("forkserver")
+FORKS: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
 FORKS.set_forkserver_preload(["tests.fleet.member"])
 
 
@@ -178,6 +177,8 @@ class Processes:
 
 def postgres_programs() -> Path | None:
     """The folder of PostgreSQL's programs, of the newest version that is installed."""
+    if os.name != "posix":
+        return None
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
     program = found[-1] if found else shutil.which("initdb")
     return None if program is None else Path(program).parent
@@ -194,6 +195,8 @@ class Postgres:
         self._folder = Path(tempfile.mkdtemp(prefix="luma-pg-"))
         self._as = []
         if os.geteuid() == 0:
+            import pwd
+
             user = pwd.getpwnam("postgres")
             os.chown(self._folder, user.pw_uid, user.pw_gid)
             self._as = ["runuser", "-u", "postgres", "--"]

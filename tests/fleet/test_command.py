@@ -33,6 +33,7 @@ async def ask(*arguments: str, **variables: str) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
+@pytest.mark.posix
 async def test_a_worker_works_until_sigterm(tmp_path: Path, free_tcp_port: int) -> None:
     """What others submit is submitted and waited for; an operator sees it; the exit code is 0."""
     database = f"sqlite:///{tmp_path}/fleet.db"

@@ -78,6 +78,7 @@ async def test_a_deploy_leaves_nothing_unknown(database: str) -> None:
     assert api.twice == {}
 
 
+@pytest.mark.posix
 @ON_POSTGRESQL  # a process that is stopped in the middle of a write holds up all of SQLite
 async def test_a_worker_that_was_only_slow_does_no_harm(database: str) -> None:
     """Its answer arrives late, and heals what was unknown; nothing is posted twice."""

@@ -80,6 +80,7 @@ def states(journal: Journal) -> dict[str, str]:
 # --- the file ------------------------------------------------------------------------------------
 
 
+@pytest.mark.posix
 def test_a_new_journal_is_empty_and_nobody_elses_business(path: Path) -> None:
     """Prompts are private: only its owner may read it."""
     with Journal(path) as journal:

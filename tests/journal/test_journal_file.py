@@ -69,7 +69,7 @@ def test_a_journal_that_is_moved_while_it_is_open_is_whole(
     ]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows does not delete a file that is open")
+@pytest.mark.posix
 def test_nothing_is_sent_for_a_journal_that_was_deleted(path: Path) -> None:
     """Its entries would be gone with the process."""
     with Journal(path) as journal:
@@ -96,7 +96,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.posix
 def test_the_one_file_of_a_killed_process_is_the_journal(path: Path, tmp_path: Path) -> None:
     """Without any other that it left."""
     subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=30)
@@ -250,6 +250,7 @@ def test_a_row_that_we_did_not_write_is_damage(path: Path, change: str) -> None:
         journal.entries()
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("mode", ["DELETE", "WAL"])
 def test_the_database_of_another_program_is_not_touched(path: Path, mode: str) -> None:
     """Not a byte of it, nor of its permissions, nor of the files beside it."""
@@ -279,7 +280,7 @@ def test_a_lost_file_is_not_begun_again_beside_what_it_left(path: Path) -> None:
 # --- its owner, and its holder -------------------------------------------------------------------
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs the permissions of POSIX")
+@pytest.mark.posix
 def test_a_journal_that_others_could_read_is_hidden(path: Path, tmp_path: Path) -> None:
     """By whatever name it is opened."""
     Journal(path).close()
@@ -293,7 +294,7 @@ def test_a_journal_that_others_could_read_is_hidden(path: Path, tmp_path: Path) 
         assert states(journal) == {"k": "running"}
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
+@pytest.mark.posix
 def test_a_link_to_no_file_makes_the_file(path: Path, tmp_path: Path) -> None:
     """Where it leads to, and readable by its owner alone."""
     link = tmp_path / "link.db"
@@ -312,6 +313,7 @@ def refusal(path: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stderr
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a lock belongs to the process")
 def test_a_copy_by_its_holder_does_not_unlock_it(path: Path, tmp_path: Path) -> None:
     """POSIX drops the locks of a process when it closes the file by any descriptor."""
@@ -324,6 +326,7 @@ def test_a_copy_by_its_holder_does_not_unlock_it(path: Path, tmp_path: Path) -> 
         submit(journal, "k")
 
 
+@pytest.mark.posix
 def test_every_name_of_the_file_is_held(path: Path, tmp_path: Path) -> None:
     """A symbolic link, a hard link, a relative path."""
     with Journal(path):
@@ -376,7 +379,7 @@ def test_the_wait_is_a_number_of_seconds(path: Path, bad: object) -> None:
     assert not path.exists()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs the locks of POSIX")
+@pytest.mark.posix
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_refused_as_such(
     path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -392,7 +395,7 @@ def test_a_file_system_without_locks_is_refused_as_such(
         Journal(path)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs the locks of POSIX")
+@pytest.mark.posix
 def test_the_locks_of_posix_are_enough_elsewhere(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,6 +440,7 @@ WAYS = {
 }
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_fork_does_not_touch_the_file(path: Path, way: str) -> None:
@@ -467,6 +471,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_that_outlives_its_parent_does_not_hold_the_journal(path: Path) -> None:
     """The next process may have it at once."""

@@ -261,6 +261,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_does_not_share_it(path: Path) -> None:
     """Two would each believe to hold it alone, and submit everything twice."""

@@ -121,6 +121,7 @@ def states(directory: Path) -> list[str]:
         return [entry.state for entry in journal.entries()]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 async def test_a_signal_is_a_clean_end(tmp_path: Path, name: str) -> None:
     """Exit code 0, although its input stays open."""
@@ -276,7 +277,7 @@ async def test_http_on_the_loopback_address(tmp_path: Path) -> None:
         async with process:
             assert process.stderr is not None
             said = (await process.stderr.receive()).decode()
-            url = said.removeprefix("listening at ").partition(";")[0]
+            url = said.removeprefix("Listening at ").partition(" until")[0]
             assert url.startswith("http://127.0.0.1:")
             async with Client(url) as first, Client(url) as second, httpx.AsyncClient() as http:
                 told = report(await first.call_tool("generate", fox))

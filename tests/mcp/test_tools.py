@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import anyio
@@ -12,7 +13,7 @@ import httpx
 import pytest
 from tenacity import wait_fixed
 
-from luma_poll import ConfigurationError, JournalEntry, LumaClient, Poller
+from luma_poll import ConfigurationError, Journal, JournalEntry, LumaClient, Poller
 from luma_poll.sandbox import Sandbox
 
 pytest.importorskip("mcp", reason="the extra mcp is not installed")
@@ -211,6 +212,38 @@ async def test_a_failure_is_an_error_with_advice(tmp_path: Path) -> None:
     assert '(key "fox"' in refusal(result)
     assert "Generation not found" in refusal(unknown)
     assert "luma-api-secret" not in result.model_dump_json() + unknown.model_dump_json()
+
+
+async def test_a_failure_that_may_pass_is_submitted_again_by_another_key(tmp_path: Path) -> None:
+    """The same call gives the same failure, and says so; only a new key pays again."""
+    sandbox = Sandbox()
+    prompt = "a fox sandbox:duration=0 sandbox:fail=generation_failed"
+    async with connected(sandbox, tmp_path) as call:
+        first = refusal(await call("generate", prompt=prompt))
+        second = refusal(await call("generate", prompt=prompt))
+        assert sandbox.calls["POST /generations"] == 1
+        assert "needs another key" in first
+        assert "needs another key" in second
+        refusal(await call("generate", prompt=prompt, key="again"))
+    assert sandbox.calls["POST /generations"] == 2
+
+
+async def test_a_call_that_returns_during_its_submission_says_so(tmp_path: Path) -> None:
+    """It may be billed by then: nobody is told that it was not submitted."""
+    sandbox = Sandbox()
+    has_answered = anyio.Event()
+
+    class Slow(Wire):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if request.method == "POST":
+                await has_answered.wait()
+            return await super().handle_async_request(request)
+
+    async with connected(sandbox, tmp_path, wire=Slow(app=sandbox.app), patience=0.3) as call:
+        told = report(await call("generate", prompt=SLOW))
+        has_answered.set()
+    assert told["state"] == "being submitted"
+    assert told["next"].startswith("being submitted: call wait_for")
 
 
 async def test_an_unknown_submission_is_not_waited_for(tmp_path: Path) -> None:
@@ -461,6 +494,7 @@ async def test_options_are_no_way_around(tmp_path: Path, options: dict[str, Any]
     assert sandbox.calls["POST /generations"] == 0
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     "text",
     [
@@ -574,3 +608,41 @@ async def test_the_key_of_a_call_without_one(
     """What has not ended, or ended a moment ago, is the same request."""
     now = datetime(2026, 1, 1, tzinfo=UTC)
     assert choose_key("d", entries, under_way, now) == key
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_whatever_a_client_does_each_request_is_paid_once(tmp_path: Path, seed: int) -> None:
+    """Calls at once, given up at any moment, through outages, over a restart; none is unknown."""
+    chance = Random(seed)
+    sandbox = Sandbox(seed=seed, max_concurrent=2)
+    wire = Wire(app=sandbox.app)
+
+    async def outages() -> None:
+        for _ in range(3):
+            await anyio.sleep(chance.random() / 4)
+            wire.is_cut = not wire.is_cut
+        wire.is_cut = False
+
+    async def act(call: Callable[..., Any]) -> None:
+        await anyio.sleep(chance.random() / 2)
+        key = chance.choice(["one", "two", None])
+        with anyio.move_on_after(chance.choice([0.02, 0.1, 1])):
+            if chance.random() < 0.8:
+                await call("generate", prompt=chance.choice([FAST, "an owl"]), key=key)
+            else:
+                await call("wait_for", key_or_id=key or "three")
+
+    for _ in range(2):
+        async with (
+            connected(sandbox, tmp_path, wire=wire, patience=0.3) as call,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(outages)
+            for _ in range(15):
+                tasks.start_soon(act, call)
+    accepted = [each.generation_id for each in sandbox.submissions if each.refused is None]
+    with Journal(tmp_path / "luma.db") as journal:
+        recorded = [each.generation_id for each in journal.entries()]
+    assert accepted
+    assert sorted(map(str, accepted)) == sorted(map(str, recorded))
+    assert len(accepted) <= 4  # two prompts without a key, and two keys

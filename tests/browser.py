@@ -1,13 +1,41 @@
-"""Axe-core on the page in a browser: it finds what not everybody can read or use."""
+"""A browser for tests, and what axe-core finds on its pages."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+import pytest
 from selenium import webdriver
 
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--disable-dev-shm-usage", "--window-size=1200,1000", "--hide-scrollbars"),
+)
+in_a_browser = pytest.mark.skipif(
+    not (BROWSER and DRIVER),
+    reason="no browser: install chromium and chromedriver (Debian: chromium-driver)",
+)
 AXE = (files("selenium_axe_python") / "axe-core" / "axe.min.js").read_text()
+
+
+@contextmanager
+def open_browser(profile: Path | str) -> Iterator[webdriver.Chrome]:
+    """A fresh Chromium, with a profile of its own."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
+    try:
+        yield driver
+    finally:
+        driver.quit()
 
 
 def violations(browser: webdriver.Chrome) -> list[str]:
