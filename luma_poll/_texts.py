@@ -39,7 +39,7 @@ def reason_of(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
-def cleaned(value: Any, longest: int | None = None, depth: int = MAX_DEPTH) -> Any:
+def cleaned(value: object, longest: int | None = None, depth: int = MAX_DEPTH) -> Any:
     """Make all texts in a JSON value encodable, and cut those that are longer than `longest`."""
     if isinstance(value, str):
         return encodable(value[:longest])

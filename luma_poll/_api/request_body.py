@@ -64,7 +64,7 @@ def read_params(given: Mapping[str, object]) -> Params:
     return params
 
 
-async def read_params_async(given: Mapping[str, Any]) -> Params:
+async def read_params_async(given: Mapping[str, object]) -> Params:
     """Check the parameters of a submission, in a thread if there are files to look at."""
     return await in_thread(takes_time_to_read(given), read_params, given)
 
@@ -154,7 +154,7 @@ def _digest_of(data: object) -> Params | None:
     return {"sha256": sha256(content).hexdigest(), "bytes": len(content)} if content else None
 
 
-def recalled(value: Any, recorded: Any) -> Any:
+def recalled(value: object, recorded: object) -> Any:
     """Return parameters with files that are gone replaced by what was recorded of them.
 
     Args:
@@ -189,7 +189,7 @@ async def uploaded(
         LumaError: An upload failed.
     """
 
-    async def convert(found: LocalMedia) -> Any:
+    async def convert(found: LocalMedia) -> object:
         if found.size <= larger_than:
             return found
         if upload is None:
@@ -206,7 +206,7 @@ async def encoded(params: Mapping[str, object]) -> Params:
         ConfigurationError: A file cannot be read, or has changed since it was checked.
     """
 
-    async def convert(found: LocalMedia) -> Any:
+    async def convert(found: LocalMedia) -> object:
         return await in_thread(found.size > PIECE, LocalMedia.as_data, found)
 
     return await _converted(params, convert)

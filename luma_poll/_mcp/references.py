@@ -11,10 +11,11 @@ from uuid import UUID
 
 from mcp.server.mcpserver.exceptions import ToolError
 
+from luma_poll._api.parameters import Params
 from luma_poll._api.request_body import MEDIA_PLACES
 
 
-def with_references(params: Mapping[str, Any], inputs: Path | None) -> dict[str, Any]:
+def with_references(params: Mapping[str, object], inputs: Path | None) -> Params:
     """Return the parameters with a media reference for each image or video, however deep.
 
     Args:
