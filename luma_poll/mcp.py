@@ -192,7 +192,7 @@ class _Tools:
     ) -> None:
         self._client = client
         self._journal = journal
-        self._download = download
+        self._download = download.absolute()  # its reader may be in another directory
         self._inputs = inputs
         self._patience = patience
         self._max_submissions = max_submissions

@@ -748,7 +748,7 @@ class Child:
     def end(self, code: int = 0) -> str:
         """Wait for its end; returns what it printed."""
         try:
-            out, err = self.process.communicate(timeout=20)
+            out, err = self.process.communicate(timeout=50)
         finally:
             self.process.kill()
         assert (self.process.returncode, err if code == 0 else "") == (code, "")
@@ -832,7 +832,7 @@ except KeyboardInterrupt:
         child.interrupt()
     api.may_accept.set()
     first, second = children
-    _, traceback = first.process.communicate(timeout=20)
+    _, traceback = first.process.communicate(timeout=50)
     assert f"submitted, and perhaps running: {ID}. Wait for them by id" in traceback
     assert second.end() == f"{{'{ID}': 'another'}}\n"
 

@@ -98,7 +98,7 @@ def test_celery_in_forked_workers(sandbox: Sandbox, tmp_path: Path) -> None:
             time.sleep(0.01)
     finally:
         os.killpg(worker.pid, signal.SIGKILL)  # a warm shutdown takes Celery five seconds
-        told, _ = worker.communicate(timeout=20)
+        told, _ = worker.communicate(timeout=50)
     assert expected <= sandbox.calls, told
     assert "Traceback" not in told
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
@@ -17,12 +17,11 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from luma_poll._cli.results import Put, Result
-from luma_poll._cli.terminal import err, escape, is_terminal
+from luma_poll._cli.results import Result
+from luma_poll._cli.terminal import escape, is_terminal
 from luma_poll._client.client import LumaClient
 from luma_poll._downloads.output import DownloadProgress
 from luma_poll._downloads.saving import Overwrite
-from luma_poll._tasks.each import run_each
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import Generation
 
@@ -80,35 +79,6 @@ def download_bars(console: Console) -> Iterator[DownloadBars]:
     bars = DownloadBars(console)
     with bars.progress if is_terminal(console) else nullcontext():
         yield bars
-
-
-async def fetch_all(
-    client: LumaClient,
-    ids: Sequence[str],
-    directory: str,
-    put: Put,
-    *,
-    overwrite: Overwrite = False,
-    name: str | None = None,
-) -> list[Result]:
-    """Download the files of generations that have ended, and `put` each result as it ends.
-
-    Returns:
-        The results, in the order they end.
-    """
-    done: list[Result] = []
-    with download_bars(err) as bars:
-
-        async def fetch_one(generation_id: str) -> Result:
-            return await fetch(
-                client, generation_id, directory, bars, overwrite=overwrite, name=name
-            )
-
-        async with run_each(fetch_one, ids, limit=None) as results:
-            async for result in results:
-                put(result)
-                done.append(result)
-    return done
 
 
 async def fetch(

@@ -15,6 +15,7 @@ import typer
 from luma_poll._api.parameters import GenerationType, Model
 from luma_poll._arguments import shown
 from luma_poll._client.client import LumaClient
+from luma_poll._downloads.files import check_directory
 from luma_poll._downloads.names import identity_of, naming_of
 from luma_poll.errors import ConfigurationError
 
@@ -156,13 +157,12 @@ def check_place(
                 "own key, or use --name '{key}-{id}'"
             )
         seen[file] = label
-    path = str(naming_of(place, name, "key").folder)
+    folder = naming_of(place, name, "key").folder
     try:
-        os.makedirs(path, exist_ok=True)
+        check_directory(folder)
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be a directory: {error.strerror}") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"{path} cannot be written to: Permission denied")
+        why = error.strerror
+        raise ConfigurationError(f"no files can be written to {folder}: {why}") from None
 
 
 def reference(value: str) -> object:

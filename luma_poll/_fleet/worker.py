@@ -34,7 +34,6 @@ from luma_poll._running.submitter import SupportsCreate
 from luma_poll._tasks.backoff import backoff
 from luma_poll._version import __version__
 from luma_poll.errors import (
-    APIStatusError,
     AuthenticationError,
     InsufficientBalanceError,
     LumaError,
@@ -359,7 +358,7 @@ class Worker:
                 generation = error.generation or Generation(id=wait.generation_id, state="failed")
                 return generation.model_copy(update=failed)
             except LumaError as error:
-                if not isinstance(error, APIStatusError) or not _is_of_the_worker(error):
+                if not isinstance(error, _OF_THE_WORKER):
                     return error
                 # A 401, 402 or 403 is about the key or the balance, which may be mended in time.
                 self._sender.note_refusal(error)
@@ -457,7 +456,8 @@ class Worker:
             except Exception as error:
                 logger.info("no callbacks: %s", error, extra=fields(error=error))
                 continue
-            signs = any(each.get("signs_callbacks") for each in self._others_notes())
+            notes = {} if self._alive is None else self._alive.notes
+            signs = any(each.get("signs_callbacks") for each in notes.values())
             if waiting and not signs:
                 logger.warning(
                     "%d callbacks wait for a worker with callback_secrets, and there is none",
@@ -465,10 +465,3 @@ class Worker:
                     extra=fields(),
                 )
                 await anyio.sleep(NO_SECRETS)
-
-    def _others_notes(self) -> list[dict[str, Any]]:
-        return [] if self._alive is None else list(self._alive.notes.values())
-
-
-def _is_of_the_worker(error: APIStatusError) -> bool:
-    return isinstance(error, _OF_THE_WORKER)

@@ -15,6 +15,7 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from itertools import count
+from operator import attrgetter
 from typing import Any, Unpack
 
 import anyio
@@ -313,7 +314,9 @@ class Runner:
             fetching = Fetching(self._client, batch, download, name)
             await fetching.check(requests)
             run = fetching.run
-        results = await run_in_order(run, batch.take(requests), limit=None, ids=_ids)
+        results = await run_in_order(
+            run, batch.take(requests), limit=None, ids=attrgetter("submitted")
+        )
         # The requests that the journal knew were taken first: back to the order given.
         places = sorted(range(len(batch.order)), key=batch.order.__getitem__)
         return [results[place] for place in places] if places else results
@@ -479,10 +482,6 @@ class Runner:
             f"Runner(running={self._account.running}, in_flight={self._account.in_flight}, "
             f"waiting={len(self._submitter.queue)})"
         )
-
-
-def _ids(result: RunResult) -> tuple[str, ...]:
-    return result.submitted
 
 
 @asynccontextmanager

@@ -385,7 +385,7 @@ def compare(distributions: dict[str, Durations]) -> dict[str, Outcome]:
             found.setdefault(name, []).append(simulate(lambda seed, wait=wait: wait, durations))  # type: ignore[misc]
         for jobs in WATCHED:
             outcome = simulate(after_watching(jobs, durations), durations)
-            found.setdefault(f"AdaptiveWait, {jobs} jobs", []).append(outcome)
+            found.setdefault(f"AdaptiveWait, after {jobs}", []).append(outcome)
     return {
         name: Outcome(*map(fmean, zip(*outcomes, strict=True))) for name, outcomes in found.items()
     }
@@ -418,18 +418,18 @@ def frontier(distributions: dict[str, Durations]) -> list[tuple[float, float]]:
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 470, 64, 56, 34, 24
 POLLS, LATE = (1.5, 2000.0), (0.03, 60.0)
 STYLE = """
-  text { font: 13px system-ui, sans-serif; fill: #333 }
-  .grid { stroke: #ddd } .axis { fill: #777 }
+  text { font: 13px system-ui, sans-serif; fill: #333 } .page { fill: #fff }
+  .grid { stroke: #ddd } .axis { fill: #666 }
   .frontier { fill: none; stroke: #2a78d6; stroke-width: 2.5 } .best { fill: #2a78d6 }
   .peer { fill: #999 } .ours { fill: #e0662f } .ours-text { font-weight: 600; fill: #c2501c }
   @media (prefers-color-scheme: dark) {
-    text { fill: #ddd } .grid { stroke: #3a3a3a } .axis { fill: #999 }
+    text { fill: #ddd } .page { fill: #17181c } .grid { stroke: #3a3a3a } .axis { fill: #999 }
     .ours-text { fill: #ff9a66 } .best { fill: #6aa9f0 } .frontier { stroke: #6aa9f0 }
   }
 """
 LABELS = dict.fromkeys(PEERS, (9, 4, "start")) | {
-    "AdaptiveWait, 200 jobs": (-8, 16, "end"),
-    "AdaptiveWait, 0 jobs": (9, -12, "start"),
+    "AdaptiveWait, after 200": (-8, 16, "end"),
+    "AdaptiveWait, after 0": (9, -12, "start"),
     "DEFAULT_WAIT": (9, 20, "start"),
 }
 """Where a label stands from its point; some points are too close to have one."""
@@ -456,6 +456,7 @@ def draw(found: dict[str, Outcome], best: list[tuple[float, float]]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
         "<title>Mean delay against mean number of polls, for each schedule</title>",
         f"<style>{STYLE}</style>",
+        f'<rect class="page" width="{WIDTH}" height="{HEIGHT}" rx="8"/>',
         label((WIDTH + LEFT) / 2, HEIGHT - 12, "polls per generation", to="middle"),
         label(LEFT - 48, TOP - 14, "seconds from the end to the poll that sees it"),
     ]

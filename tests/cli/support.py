@@ -134,6 +134,6 @@ def on_a_terminal(*arguments: str, answer: bytes = b"", **environment: str) -> t
     with started(*COMMAND, *arguments, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as it:
         os.close(theirs)
         written = b"".join(iter(lambda: read_screen(ours), b"")).decode()
-        code = it.wait(20)
+        code = it.wait(50)
     os.close(ours)
     return code, written

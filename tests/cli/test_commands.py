@@ -239,7 +239,7 @@ def test_a_help_is_readable_on_a_narrow_terminal() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=20,
+        timeout=50,
     )
     found = dict(commands(typer.main.get_command(app)))["run"]
     assert [option for option in found if option not in told.stdout] == []
@@ -287,7 +287,7 @@ def test_a_shell_completes_words(words: str, offers: set[str]) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=20,
+        timeout=50,
     )
     assert (set(told.stdout.split()), told.stderr) == (offers, "")
 
@@ -312,7 +312,7 @@ def test_without_half_of_the_extra_it_says_so_too() -> None:
         "from luma_poll.__main__ import main; main()"
     )
     told = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=20
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50
     )
     assert (told.returncode, told.stdout) == (2, "")
     assert told.stderr.startswith("The command line needs starlette, ")
@@ -333,6 +333,6 @@ def test_closed_stdin_is_2(cli: Cli) -> None:
 def test_python_m() -> None:
     """In a real process, too."""
     told = subprocess.run(
-        [*COMMAND, "--version"], capture_output=True, text=True, check=True, timeout=20
+        [*COMMAND, "--version"], capture_output=True, text=True, check=True, timeout=50
     )
     assert (told.stdout, told.stderr) == (f"luma-poll {__version__}\n", "")

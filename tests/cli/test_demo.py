@@ -91,7 +91,7 @@ def test_the_demo_on_a_terminal() -> None:
     with started(*command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         screen = b"".join(iter(lambda: read_screen(ours), b"")).decode()
-        assert process.wait(10) == 0
+        assert process.wait(50) == 0
     os.close(ours)
     assert time.monotonic() - began < 30
     assert screen.count("waited") > 10

@@ -132,7 +132,7 @@ def test_an_interrupted_download_continues(cli: Cli, tmp_path: Path) -> None:
         while not any(part.stat().st_size > 1e6 for part in tmp_path.glob(".*.part")):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(50) == 130
         assert process.stderr
         assert process.stderr.read().endswith(
             "To fetch what is missing:\n  "

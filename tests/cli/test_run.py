@@ -379,7 +379,7 @@ def interrupted(*arguments: str, after: str) -> tuple[int, str, str]:
         assert after in line
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=50)
         return process.returncode, line + out, err
 
 
@@ -436,7 +436,7 @@ def test_other_signals_are_as_ctrl_c(name: str) -> None:
         time.sleep(0.2)
         for _ in range(1 if name == "SIGTERM" else 2):
             process.send_signal(getattr(signal, name))
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=50)
     assert process.returncode == 130
     assert "luma-poll wait " in err
 
@@ -456,7 +456,7 @@ def test_a_terminal_that_has_gone_is_told_by_a_file(tmp_path: Path) -> None:
             assert process.poll() is None
         os.close(ours)
         process.send_signal(signal.SIGHUP)
-        assert process.wait(20) in (4, 130)  # whether it draws or ends first
+        assert process.wait(50) in (4, 130)  # whether it draws or ends first
     assert re.search(r"  luma-poll wait [0-9a-f-]{36}", Path(KEPT).read_text())
 
 
@@ -468,7 +468,7 @@ def test_nohup_keeps_it_alive() -> None:
         assert process.stdout is not None
         assert process.stdout.readline()
         process.send_signal(signal.SIGHUP)
-        assert process.wait(20) == 0
+        assert process.wait(50) == 0
 
 
 def test_a_reader_that_goes_away_is_told_what_runs() -> None:
@@ -485,7 +485,7 @@ def test_a_reader_that_goes_away_is_told_what_runs() -> None:
         process.stdout.close()
         assert process.stderr is not None
         err = process.stderr.read()
-        assert process.wait(20) == 141
+        assert process.wait(50) == 141
     assert re.search(r"  luma-poll wait [0-9a-f-]{36}", err)
 
 

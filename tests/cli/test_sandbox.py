@@ -94,5 +94,5 @@ def test_the_sandbox_ends_with_sigterm() -> None:
         process.stdout.readline()
         assert httpx.get(f"{url}/generations/{ID}").status_code == 401
         process.terminate()
-        assert process.wait(10) == 130
+        assert process.wait(50) == 130
         assert process.stderr.read().count("\n") == 1

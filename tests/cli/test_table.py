@@ -2,6 +2,8 @@
 
 import io
 import re
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -47,17 +49,21 @@ def test_the_table_shows_a_timeout(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     assert " timed out " in written(screen).splitlines()[-1]
 
 
-def test_a_row_follows_the_polls() -> None:
+def test_a_row_follows_the_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """State, trouble and polls are those of the last poll; an end stops the clock."""
+    now = count(100.0, 0.0)
+    monkeypatch.setattr("luma_poll._cli.table.time", SimpleNamespace(monotonic=lambda: next(now)))
     table = LiveTable(("generation",), None)
     table.add(ID, "fox")
     assert re.search(r"fox +. asking +0\.0 s +0$", lines(table)[1])
+    now = count(102.0, 0.0)
     table.on_poll(event("processing", attempt=2))
-    assert re.search(r"fox +. processing +0\.0 s +2$", lines(table)[1])
+    assert re.search(r"fox +. processing +2\.0 s +2$", lines(table)[1])
     table.on_poll(event(error=ServerError("HTTP 503", status_code=503), attempt=3))
-    assert re.search(r"fox +. processing ServerError +0\.0 s +3$", lines(table)[1])
+    assert re.search(r"fox +. processing ServerError +2\.0 s +3$", lines(table)[1])
     table.end(ID, "completed")
-    assert re.search(r"fox +completed +0\.0 s +3$", lines(table)[1])
+    now = count(200.0, 0.0)
+    assert re.search(r"fox +completed +2\.0 s +3$", lines(table)[1])
 
 
 def test_a_narrow_table_shortens_and_never_wraps() -> None:

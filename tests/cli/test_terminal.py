@@ -78,7 +78,7 @@ def test_a_full_disk_and_others_still_running(cli: Cli, monkeypatch: pytest.Monk
 def test_a_closed_stdout_is_trouble(closed: str) -> None:
     """The result could not be printed, so the exit code does not say that all went well."""
     command = f"{shlex.join(COMMAND)} get {submit()} {closed}"
-    assert subprocess.run(["sh", "-c", command], check=False, timeout=20).returncode == 4
+    assert subprocess.run(["sh", "-c", command], check=False, timeout=50).returncode == 4
 
 
 @pytest.mark.posix
@@ -98,7 +98,7 @@ def test_a_reader_that_has_gone_is_noticed_at_once(count: int) -> None:
     with started(*COMMAND, "wait", *ids, stdout=write, stderr=subprocess.PIPE) as process:
         os.close(write)
         assert process.stderr
-        assert (process.wait(10), process.stderr.read()) == (141, "")
+        assert (process.wait(50), process.stderr.read()) == (141, "")
 
 
 EVIL = "\x1b]52;c;aGk=\x07\x9b2J\x7f\t\r\n\u2028\u202eforged"
@@ -253,7 +253,7 @@ def test_a_reader_that_has_gone_is_141(arguments: list[str]) -> None:
         os.close(write)
         assert process.stderr
         said = process.stderr.read()
-        assert (process.wait(20), said.partition("The sandbox listens at ")[0]) == (141, "")
+        assert (process.wait(50), said.partition("The sandbox listens at ")[0]) == (141, "")
 
 
 def test_a_terminal_without_names_is_one_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

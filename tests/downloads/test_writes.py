@@ -178,7 +178,7 @@ def test_two_interrupts_in_a_row(tmp_path: Path) -> None:
                 process.send_signal(signal.SIGINT)
                 time.sleep(0.03)
                 process.send_signal(signal.SIGINT)
-                assert process.wait(20) != 0
+                assert process.wait(50) != 0
             (part,) = tmp_path.iterdir()
             there = part.read_bytes()
             assert there == blob.read(0, len(there))

@@ -207,7 +207,7 @@ async def test_what_cannot_be_submitted_is_refused(world: World) -> None:
     for arguments in wrong:
         with pytest.raises(ConfigurationError):
             await submit(**arguments)
-    with pytest.raises(ConfigurationError, match="nothing was submitted"):
+    with pytest.raises(ConfigurationError, match="no submission has the key"):
         await world.fleet.handle("k").result()
 
 

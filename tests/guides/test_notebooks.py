@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from anyio.from_thread import start_blocking_portal
 from luma_poll.sandbox import Sandbox
 from tests.guides.notebook import NOTEBOOK, as_notebook
 
-pytest.importorskip("nbclient")
-pytest.importorskip("ipykernel")
+pytestmark = pytest.mark.skipif(
+    not (find_spec("nbclient") and find_spec("ipykernel")), reason="there is no kernel"
+)
 
 EXECUTE = """
 import sys
@@ -124,6 +126,7 @@ def test_a_snapshot_shows_no_signed_url(sandbox: Sandbox, tmp_path: Path) -> Non
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no signal for a kernel")
 def test_an_interrupted_cell_loses_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
     """The generation runs on; the same cell continues with it, and pays nothing."""
     notebook = as_notebook()

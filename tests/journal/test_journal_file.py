@@ -99,7 +99,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.mark.posix
 def test_the_one_file_of_a_killed_process_is_the_journal(path: Path, tmp_path: Path) -> None:
     """Without any other that it left."""
-    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=30)
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=50)
     other = tmp_path / "elsewhere" / "runs.db"
     other.parent.mkdir()
     shutil.move(path, other)
@@ -310,7 +310,7 @@ TAKE = "import sys; from luma_poll import Journal; Journal(sys.argv[1])"
 def refusal(path: Path) -> str:
     """What another process is told that opens it."""
     command = [sys.executable, "-c", TAKE, str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stderr
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=50).stderr
 
 
 @pytest.mark.posix
@@ -475,7 +475,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_that_outlives_its_parent_does_not_hold_the_journal(path: Path) -> None:
     """The next process may have it at once."""
-    subprocess.run([sys.executable, "-c", LIVES_ON, str(path)], check=False, timeout=30)
+    subprocess.run([sys.executable, "-c", LIVES_ON, str(path)], check=False, timeout=50)
     Journal(path).close()
 
 

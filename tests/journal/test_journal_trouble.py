@@ -265,7 +265,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_does_not_share_it(path: Path) -> None:
     """Two would each believe to hold it alone, and submit everything twice."""
-    child = subprocess.run([sys.executable, "-c", FORKED, str(path)], check=False, timeout=30)
+    child = subprocess.run([sys.executable, "-c", FORKED, str(path)], check=False, timeout=50)
     assert child.returncode == 7
 
 

@@ -176,7 +176,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     async def call(self: Recorder, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
-    async def run_sync(function: Callable[..., Any], *args: Any) -> Any:
+    async def run_sync(function: Callable[..., Any], *args: Any, limiter: object) -> Any:
         return function(*args)
 
     monkeypatch.setattr(Recorder, "_call", call)
@@ -360,11 +360,11 @@ def test_a_batch_of_which_the_journal_has_nothing_is_warned_of(
     """The same command with another model pays for everything again: once it is said."""
     api = api_of()
     resume(api, path, run, OLD)
-    assert "none of this batch" not in caplog.text, "it was empty"
+    assert "none for a request of this batch" not in caplog.text, "it was empty"
     resume(api, path, run, given([*OLD, "new"]))
-    assert "none of this batch" not in caplog.text, "it has the most of them"
+    assert "none for a request of this batch" not in caplog.text, "it has the most of them"
     resume(api, path, run, given([{"prompt": "x", "key": "named"}]))
-    assert "none of this batch" not in caplog.text, "a name of its own is no accident"
+    assert "none for a request of this batch" not in caplog.text, "a name of its own is no accident"
     resume(api, path, run, given([{"prompt": prompt, "model": "uni-1"} for prompt in OLD]))
     assert caplog.text.count("none for a request of this batch: all of it is submitted") == 1
 

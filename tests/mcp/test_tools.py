@@ -102,6 +102,14 @@ async def test_a_prompt_becomes_a_file_with_a_preview(tmp_path: Path) -> None:
     assert "http" not in result.model_dump_json()
 
 
+async def test_the_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that opens them may be in another directory than the server."""
+    monkeypatch.chdir(tmp_path)
+    async with connected(Sandbox(), tmp_path, download="out") as call:
+        told = report(await call("generate", prompt=FAST, key="fox"))
+    assert told["files"] == [str(tmp_path / "out/fox.png")]
+
+
 async def test_a_call_that_is_repeated_is_paid_once(tmp_path: Path) -> None:
     """A client that gives up after a minute and calls again finds the generation that runs."""
     sandbox = Sandbox()
