@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -60,15 +61,12 @@ def read_reference(text: str, inputs: Path | None) -> Path | dict[str, str]:
         pass
     if inputs is None:
         raise ToolError("files are not allowed as inputs here: give a public https URL or an id")
-    try:
+    with suppress(OSError, ValueError, RuntimeError):  # too long, with a NUL, a loop of links
         root = inputs.resolve()
         path = (root / text).resolve()  # follows symbolic links, so that none leads outside
-        is_inside = path.is_relative_to(root) and path.is_file()
-    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, a loop of links
-        is_inside = False
-    if not is_inside:
-        raise ToolError(f"there is no file of that name below {inputs}")
-    return path
+        if path.is_relative_to(root) and path.is_file():
+            return path
+    raise ToolError(f"there is no file of that name below {inputs}")
 
 
 def _check_public(url: str) -> None:
