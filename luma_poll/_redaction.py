@@ -40,7 +40,7 @@ def excerpt(text: str, length: int, secrets: Iterable[str] = ()) -> str:
     return redact(text, secrets)[:length]
 
 
-def redact_value(value: Any, secrets: Iterable[str] = (), depth: int = MAX_DEPTH) -> Any:
+def redact_value(value: object, secrets: Iterable[str] = (), depth: int = MAX_DEPTH) -> Any:
     """`redact` every string in `value`, including those in mappings, lists and tuples."""
     if isinstance(value, str):
         return redact(value, secrets)
@@ -49,7 +49,7 @@ def redact_value(value: Any, secrets: Iterable[str] = (), depth: int = MAX_DEPTH
     if not depth:
         return "..."
 
-    def clean(item: Any) -> Any:
+    def clean(item: object) -> Any:
         return redact_value(item, secrets, depth - 1)
 
     if isinstance(value, Mapping):

@@ -39,7 +39,7 @@ def reason_of(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
-def cleaned(value: Any, longest: int | None = None, depth: int = MAX_DEPTH) -> Any:
+def cleaned(value: object, longest: int | None = None, depth: int = MAX_DEPTH) -> Any:
     """Make all texts in a JSON value encodable, and cut those that are longer than `longest`."""
     if isinstance(value, str):
         return encodable(value[:longest])
@@ -48,7 +48,7 @@ def cleaned(value: Any, longest: int | None = None, depth: int = MAX_DEPTH) -> A
     if not depth:
         return None
 
-    def clean(item: Any) -> Any:
+    def clean(item: object) -> Any:
         return cleaned(item, longest, depth - 1)
 
     if isinstance(value, dict):
@@ -56,7 +56,7 @@ def cleaned(value: Any, longest: int | None = None, depth: int = MAX_DEPTH) -> A
     return [clean(item) for item in value]
 
 
-def brief(value: Any) -> Any:
+def brief(value: object) -> Any:
     """Return a request for a repr, with its bytes and data left out."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _Shown(f"<{len(value):,} bytes>")
@@ -91,5 +91,5 @@ def with_brief_request(shown: Any) -> str:
     return f"{type(shown).__name__}({', '.join(parts)})"
 
 
-def _same(value: Any) -> Any:
+def _same(value: object) -> Any:
     return value

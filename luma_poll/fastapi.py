@@ -287,7 +287,7 @@ def add_error_handlers(app: Starlette) -> None:
         _document_problems(app)
 
 
-async def _answer(connection: Any, error: Exception) -> Any:
+async def _answer(connection: object, error: Exception) -> Any:
     errors = list(_flatten(error))
     if not all(isinstance(each, LumaError | ClientDisconnect) for each in errors):
         raise error

@@ -35,6 +35,7 @@ from mcp.server.stdio import stdio_server
 from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
+from luma_poll._api.parameters import Params
 from luma_poll._arguments import check_count, check_positive
 from luma_poll._client.client import LumaClient
 from luma_poll._journal.entry import JournalEntry
@@ -246,7 +247,7 @@ class _Tools:
         params = dict(options or {})
         if not params.keys().isdisjoint(("prompt", "key")):
             raise ToolError("prompt and key are not options: give them as arguments of their own")
-        given: dict[str, Any] = {"model": model, "type": type, "aspect_ratio": aspect_ratio}
+        given: Params = {"model": model, "type": type, "aspect_ratio": aspect_ratio}
         given |= {"source": source, "image_ref": image_ref}
         params |= {name: value for name, value in given.items() if value is not None}
         self._check_allowed(params)
@@ -328,7 +329,7 @@ class _Tools:
             submissions_left=self._submissions_left(entries),
         )
 
-    def _check_allowed(self, params: dict[str, Any]) -> None:
+    def _check_allowed(self, params: Params) -> None:
         for name, allowed in (("model", self._models), ("type", self._types)):
             if not allowed:
                 continue
@@ -357,7 +358,7 @@ class _Tools:
         request.is_new = True
         self._paid.add(request.key)
 
-    async def _run(self, request: _Request, given: Mapping[str, Any]) -> None:
+    async def _run(self, request: _Request, given: Mapping[str, object]) -> None:
         async with self._settling(request, self._under_way):
             (result,) = await self._runner.run_all([given], download=self._download)
             request.submissions = len(result.submitted)
@@ -471,7 +472,7 @@ def _content(path: Path) -> str:
         raise ToolError(f"{path.name} cannot be read: {error.strerror}") from None
 
 
-def _digest(params: Mapping[str, Any]) -> str:
+def _digest(params: Mapping[str, object]) -> str:
     """Return a digest of a call, in which files count by their bytes and not by their names."""
     return hashlib.sha256(json.dumps(params, sort_keys=True, default=_content).encode()).hexdigest()
 

@@ -39,28 +39,28 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 TERMINAL_STATES = frozenset({"completed", "failed"})
 
 
-def _text(value: Any, longest: int = LONGEST_NAME) -> Any:
+def _text(value: object, longest: int = LONGEST_NAME) -> Any:
     return encodable(str(value)[:longest])
 
 
-def _name(value: Any) -> Any:
+def _name(value: object) -> Any:
     """Return a word for programs, without line ends, which would break a log or an SSE stream."""
     return _CONTROL.sub(" ", _text(value)) if isinstance(value, str) else value
 
 
-def _name_or_none(value: Any) -> str | None:
+def _name_or_none(value: object) -> str | None:
     return None if value is None else _name(str(value))
 
 
-def _text_or_none(value: Any) -> str | None:
+def _text_or_none(value: object) -> str | None:
     return None if value is None else _text(value, LONGEST_TEXT)
 
 
-def _redacted_text(value: Any) -> str | None:
+def _redacted_text(value: object) -> str | None:
     return None if value is None else excerpt(encodable(str(value)), LONGEST_TEXT)
 
 
-def _encodable(value: Any) -> Any:
+def _encodable(value: object) -> Any:
     return encodable(value) if isinstance(value, str) else value
 
 
@@ -71,7 +71,7 @@ def _none_if_invalid(value: Any, parse: Any) -> Any:
         return None
 
 
-def _usable_outputs(value: Any, info: ValidationInfo) -> list[Any]:
+def _usable_outputs(value: object, info: ValidationInfo) -> list[Any]:
     """Return the entries that have a URL; null, [] and a missing field all mean "no outputs".
 
     If a completed generation has outputs but none is readable, the whole answer is unreadable: it
@@ -86,12 +86,12 @@ def _usable_outputs(value: Any, info: ValidationInfo) -> list[Any]:
     return usable
 
 
-def _is_unreadable(output: Any) -> bool:
+def _is_unreadable(output: object) -> bool:
     url = field_of(output, "url")
     return not isinstance(url, str) or not url
 
 
-def field_of(entry: Any, name: str) -> Any:
+def field_of(entry: object, name: str) -> Any:
     """Return a field of a mapping or an object; None if it is missing."""
     return entry.get(name) if isinstance(entry, Mapping) else getattr(entry, name, None)
 
@@ -241,7 +241,7 @@ class Generation(_Snapshot):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _keep_unreadable_output(cls, value: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+    def _keep_unreadable_output(cls, value: object, build: ModelWrapValidatorHandler[Self]) -> Self:
         generation = build(value)
         outputs = field_of(value, "output")
         if generation.output and len(generation.output) < len(outputs):

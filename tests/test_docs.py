@@ -290,6 +290,18 @@ def test_the_picture_has_the_figures_of_the_benchmarks() -> None:
     )
 
 
+def test_two_tables_of_the_schedules_agree() -> None:
+    """What both say of the distributions that were held out is the same."""
+    text = (ROOT / "docs/adaptive-wait.md").read_text()
+    (row,) = re.findall(r"^\| held out \(\d+\), average \| (.*) \|$", text, re.MULTILINE)
+    watched = ("after 0", "after 10", "after 50", "after 200", "DEFAULT_WAIT")
+    learned = dict(zip(watched, row.split(" | "), strict=True))
+    pattern = r"^\| (?:AdaptiveWait, )?(after \d+|DEFAULT_WAIT) \|.* \| ([\d.]+) \|$"
+    beside = dict(re.findall(pattern, text, re.MULTILINE))
+    assert beside.keys() == {"after 10", "after 50", "DEFAULT_WAIT"}
+    assert beside.items() <= learned.items()
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
 def test_the_first_pages_measure_nothing(page: str) -> None:
     """What they say of speed and size is a figure of the benchmarks, or none."""

@@ -11,7 +11,7 @@ from luma_poll._api.parameters import CreateParams
 
 
 def unknown_names(
-    params: Mapping[str, Any], extra: Collection[str] = ()
+    params: Mapping[str, object], extra: Collection[str] = ()
 ) -> Iterator[tuple[str, str | None]]:
     """Yield each unknown name with the nearest known one, or None.
 
@@ -23,7 +23,7 @@ def unknown_names(
 
 
 def _unknown(
-    place: str, value: Any, kind: type, extra: Collection[str] = ()
+    place: str, value: object, kind: type, extra: Collection[str] = ()
 ) -> Iterator[tuple[str, str | None]]:
     if isinstance(value, (list, tuple)):
         for number, item in enumerate(value):

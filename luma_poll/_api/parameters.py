@@ -230,6 +230,10 @@ class CreateParams(TypedDict, total=False):
     user_id: str | None
 
 
+Params: TypeAlias = dict[str, Any]
+"""The parameters of one submission, by their names: those of `create`, and newer ones."""
+
+
 def explicit(function: F) -> F:
     """Show the parameters of `create` in the signature of a function that takes `**params`.
 

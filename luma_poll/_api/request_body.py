@@ -27,6 +27,7 @@ from luma_poll._api.media_reference import (
     takes_time,
     too_large,
 )
+from luma_poll._api.parameters import Params
 from luma_poll._arguments import check_prompt, shown
 from luma_poll.errors import ConfigurationError
 
@@ -41,7 +42,7 @@ MEDIA_PLACES = re.compile(
 LISTS_OF_MEDIA = ("image_ref", "video.keyframes", "video.edit.keyframes")
 
 
-def read_params(given: Mapping[str, Any]) -> dict[str, Any]:
+def read_params(given: Mapping[str, object]) -> Params:
     """Check the parameters of a submission, and copy them, so that they cannot change later.
 
     This blocks only to read the first few bytes of each file.
@@ -52,7 +53,7 @@ def read_params(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigurationError: One of them is unusable; the message names it.
     """
-    params: dict[str, Any] = {}
+    params: Params = {}
     for name, value in given.items():
         if not isinstance(name, str):
             raise ConfigurationError(f"a parameter's name is a string, not {shown(name)}")
@@ -63,12 +64,12 @@ def read_params(given: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-async def read_params_async(given: Mapping[str, Any]) -> dict[str, Any]:
+async def read_params_async(given: Mapping[str, object]) -> Params:
     """Check the parameters of a submission, in a thread if there are files to look at."""
     return await in_thread(takes_time_to_read(given), read_params, given)
 
 
-def _checked(place: str, value: Any, depth: int) -> Any:
+def _checked(place: str, value: object, depth: int) -> Any:
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, str):
@@ -104,7 +105,7 @@ def _checked_text(place: str, value: str) -> str:
     return value
 
 
-def _checked_mapping(place: str, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+def _checked_mapping(place: str, value: Mapping[Any, object], depth: int) -> Params:
     for name in value:
         if not isinstance(name, str):
             raise ConfigurationError(f"{place}: a name in it is a string, not {shown(name)}")
@@ -114,7 +115,7 @@ def _checked_mapping(place: str, value: Mapping[Any, Any], depth: int) -> dict[s
     return checked
 
 
-def local_media(value: Any) -> list[LocalMedia]:
+def local_media(value: object) -> list[LocalMedia]:
     """Return the local images and videos, in the order of the parameters."""
     if isinstance(value, LocalMedia):
         return [value]
@@ -124,7 +125,7 @@ def local_media(value: Any) -> list[LocalMedia]:
     return [found for item in items for found in local_media(item)]
 
 
-def described(params: Mapping[str, Any]) -> dict[str, Any]:
+def described(params: Mapping[str, object]) -> Params:
     """Return checked parameters as short JSON, with a digest in place of each image and video.
 
     It reads every file that has not been read before. The same bytes have the same digest, whether
@@ -133,7 +134,7 @@ def described(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _described(value) for name, value in params.items()}
 
 
-def _described(value: Any) -> Any:
+def _described(value: object) -> Any:
     if isinstance(value, LocalMedia):
         return {"sha256": value.digest, "media_type": value.media_type, "bytes": value.size}
     if isinstance(value, list):
@@ -145,7 +146,7 @@ def _described(value: Any) -> Any:
     return {**(digest or {}), **{name: _described(item) for name, item in rest.items()}}
 
 
-def _digest_of(data: object) -> dict[str, Any] | None:
+def _digest_of(data: object) -> Params | None:
     try:
         content = b64decode(data, validate=True) if isinstance(data, str) else b""
     except ValueError:  # not Base64: left as it is, for the API to refuse
@@ -153,7 +154,7 @@ def _digest_of(data: object) -> dict[str, Any] | None:
     return {"sha256": sha256(content).hexdigest(), "bytes": len(content)} if content else None
 
 
-def recalled(value: Any, recorded: Any) -> Any:
+def recalled(value: object, recorded: object) -> Any:
     """Return parameters with files that are gone replaced by what was recorded of them.
 
     Args:
@@ -174,8 +175,8 @@ def recalled(value: Any, recorded: Any) -> Any:
 
 
 async def uploaded(
-    params: Mapping[str, Any], upload: Upload | None, *, larger_than: int = MAX_DATA
-) -> dict[str, Any]:
+    params: Mapping[str, object], upload: Upload | None, *, larger_than: int = MAX_DATA
+) -> Params:
     """Upload what is larger than a request may carry.
 
     Args:
@@ -188,7 +189,7 @@ async def uploaded(
         LumaError: An upload failed.
     """
 
-    async def convert(found: LocalMedia) -> Any:
+    async def convert(found: LocalMedia) -> object:
         if found.size <= larger_than:
             return found
         if upload is None:
@@ -198,28 +199,28 @@ async def uploaded(
     return await _converted(params, convert)
 
 
-async def encoded(params: Mapping[str, Any]) -> dict[str, Any]:
+async def encoded(params: Mapping[str, object]) -> Params:
     """Read the remaining local files into the parameters, in the form that the API accepts.
 
     Raises:
         ConfigurationError: A file cannot be read, or has changed since it was checked.
     """
 
-    async def convert(found: LocalMedia) -> Any:
+    async def convert(found: LocalMedia) -> object:
         return await in_thread(found.size > PIECE, LocalMedia.as_data, found)
 
     return await _converted(params, convert)
 
 
 async def _converted(
-    params: Mapping[str, Any], convert: Callable[[LocalMedia], Awaitable[Any]]
-) -> dict[str, Any]:
+    params: Mapping[str, object], convert: Callable[[LocalMedia], Awaitable[object]]
+) -> Params:
     """Return a copy with all local media converted, each once, however often it occurs."""
     done = {id(found): await convert(found) for found in local_media(params)}
     return {name: _replaced(value, done) for name, value in params.items()} if done else {**params}
 
 
-def _replaced(value: Any, done: Mapping[int, Any]) -> Any:
+def _replaced(value: object, done: Mapping[int, object]) -> Any:
     if isinstance(value, LocalMedia):
         return done[id(value)]
     if isinstance(value, list):
@@ -229,17 +230,17 @@ def _replaced(value: Any, done: Mapping[int, Any]) -> Any:
     return value
 
 
-def takes_time_to_read(value: Any) -> bool:
+def takes_time_to_read(value: object) -> bool:
     """Return True if it contains something that takes time to look at."""
     return _holds(value, takes_time, MAX_DEPTH)
 
 
-def holds_media(value: Any) -> bool:
+def holds_media(value: object) -> bool:
     """Return True if it contains a local image or video."""
     return _holds(value, is_local, MAX_DEPTH)
 
 
-def _holds(value: Any, test: Callable[[object], bool], depth: int) -> bool:
+def _holds(value: object, test: Callable[[object], bool], depth: int) -> bool:
     if isinstance(value, (str, int, float, type(None))) or not depth:
         return False
     if isinstance(value, Mapping):

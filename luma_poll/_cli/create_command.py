@@ -79,7 +79,7 @@ def create(
     waits = wait or show or download is not None
     submission, batch = Submission(), Batch()
 
-    async def submit_and_wait(params: Mapping[str, Any]) -> None:
+    async def submit_and_wait(params: Mapping[str, object]) -> None:
         async with open_client() as client:
             with writing(as_json=as_json, alone=True) as put:
                 generation = await submission.submit(client, params)

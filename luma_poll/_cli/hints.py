@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 import typer
 
@@ -13,7 +12,7 @@ FEW = 10
 """The most ids that fit into a command to copy, and the most results without a summary."""
 
 
-def options_given(ctx: typer.Context, *only: str, **changed: Any) -> list[str]:
+def options_given(ctx: typer.Context, *only: str, **changed: object) -> list[str]:
     """Return the options that the command was called with, as words of a command line.
 
     Args:

@@ -84,7 +84,7 @@ class _Stdin(io.BytesIO):
 
 
 def read_prompts(
-    sources: Sequence[str], common: Mapping[str, Any], form: RequestFormat | None
+    sources: Sequence[str], common: Mapping[str, object], form: RequestFormat | None
 ) -> Prompts:
     """Return the requests in a file, or the arguments if they contain a blank, as prompts do.
 

@@ -101,7 +101,7 @@ class Result:
         return "failed" if isinstance(self.error, GenerationError) else type(self.error).__name__
 
 
-def label_of(request: Mapping[str, Any]) -> str:
+def label_of(request: Mapping[str, object]) -> str:
     """Return the name of a request for people: its key, or its prompt."""
     return str(request.get("key") or request.get("prompt", ""))
 

@@ -174,7 +174,7 @@ class _UnreadableError(Exception):
     """The error for an answer whose content cannot be used."""
 
 
-async def _read(response: Any, generation_id: str | None) -> bytes:
+async def _read(response: object, generation_id: str | None) -> bytes:
     try:
         return await _content(response)
     except (zlib.error, _UnreadableError) as error:

@@ -166,7 +166,7 @@ class Files:
         request = partial(self._session.answer, "DELETE", path)
         await retried(request, _is_retryable, self._max_retries)
 
-    async def _send(self, upload: _Upload, fields: Mapping[str, Any]) -> None:
+    async def _send(self, upload: _Upload, fields: Mapping[str, object]) -> None:
         """Send all bytes to the storage, again from the first one after each failure."""
         body = json.dumps(fields).encode()
         for attempt in range(1, self._max_retries + 2):
@@ -249,7 +249,7 @@ class _Upload:
     progress: Callable[[UploadProgress], object] | None
     file_id: str = ""
 
-    def begin(self, created: Mapping[str, Any]) -> None:
+    def begin(self, created: Mapping[str, object]) -> None:
         """Take the id; a second attempt gets another one."""
         file_id = created.get("id")
         if not isinstance(file_id, str) or not file_id:

@@ -72,7 +72,7 @@ async def put(http: Any, base_url: str, url: str, headers: dict[str, str], piece
     parts = urlsplit(url)
     if parts.scheme != "https" and not may_be_plain(parts.hostname or "", base_url):
         raise InterruptedTry("the URL to upload to is not https")
-    request = request_of(http, "PUT", url, headers)
+    request: Any = request_of(http, "PUT", url, headers)
     kind = next(each for each in type(request.stream).__mro__ if each.__name__ == "AsyncByteStream")
     stream: Any = type("_Stream", (_Delegate, kind), {"pieces": pieces})()
     request.stream = stream

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from luma_poll._api.parameters import Params
 from luma_poll._api.request_body import described, local_media
 from luma_poll._redaction import redact_value
 from luma_poll.errors import ConfigurationError
@@ -27,7 +28,7 @@ _PART = re.compile(r"""([^=&]+)=([^&"'<>(),;]*)""")
 _SIGNED = re.compile(r"(?i)(://[^\s?]*)\?[^\s]*\b(?:x-amz-|signature=|sig=|token=)[^\s]*")
 
 
-def fingerprint(params: Mapping[str, Any]) -> str:
+def fingerprint(params: Mapping[str, object]) -> str:
     """Return a digest of a request's parameters, whatever their order or their URLs' signatures.
 
     Raises:
@@ -36,13 +37,13 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     return _digest(described(params), lambda text: _QUERY.sub(_without_signature, text))
 
 
-def older_fingerprint(params: Mapping[str, Any]) -> str:
+def older_fingerprint(params: Mapping[str, object]) -> str:
     """Return the digest by the first version's rules, which drop the query of a signed URL."""
     params = described(params) if local_media(params) else params
     return _digest(params, lambda text: _SIGNED.sub(r"\1", text))
 
 
-def _digest(params: Mapping[str, Any], unsigned: Callable[[str], str]) -> str:
+def _digest(params: Mapping[str, object], unsigned: Callable[[str], str]) -> str:
     try:
         plain = _plain(params, unsigned)
         text = json.dumps(plain, sort_keys=True, allow_nan=False, separators=(",", ":"))
@@ -51,7 +52,7 @@ def _digest(params: Mapping[str, Any], unsigned: Callable[[str], str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _plain(value: Any, unsigned: Callable[[str], str]) -> Any:
+def _plain(value: object, unsigned: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return unsigned(value)
     if isinstance(value, Mapping):
@@ -78,13 +79,13 @@ def _without_signature(found: re.Match[str]) -> str:
     return f"{address}?{rest}" if rest else address
 
 
-def readable(params: Mapping[str, Any]) -> dict[str, Any]:
+def readable(params: Mapping[str, object]) -> Params:
     """Return the parameters for people to read: without secrets and media, long strings cut."""
-    found: dict[str, Any] = redact_value(_cut(described(params)))
+    found: Params = redact_value(_cut(described(params)))
     return found
 
 
-def _cut(value: Any) -> Any:
+def _cut(value: object) -> Any:
     if isinstance(value, dict):
         return {
             str(name): _described(item) if name == "data" and isinstance(item, str) else _cut(item)

@@ -238,7 +238,7 @@ class Recorder:
                 except (JournalError, ConfigurationError) as error:
                     self._say(error, "the outcome of submissions cannot be recorded yet")
 
-    async def _keep(self, name: str, record: Record | None, *args: Any) -> None:
+    async def _keep(self, name: str, record: Record | None, *args: object) -> None:
         """Write, even if cancelled; what cannot be written now is written later."""
         if self._store is None or record is None:
             return
@@ -269,7 +269,7 @@ class Recorder:
             self._say_at = now + SAY_AGAIN
             logger.error("%s: %s", what, error, extra=fields(error=error))
 
-    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+    async def _call(self, function: Callable[..., T], *args: object) -> T:
         # One thread at a time, so that changes are written in order. And not one of anyio's own
         # threads: an app that has used up those cannot hold up the record of a submission.
         if self._limiter is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from uuid import UUID
 
 from mcp.server.mcpserver.exceptions import ToolError
 
+from luma_poll._api.parameters import Params
 from luma_poll._api.request_body import MEDIA_PLACES
 
 
-def with_references(params: Mapping[str, Any], inputs: Path | None) -> dict[str, Any]:
+def with_references(params: Mapping[str, object], inputs: Path | None) -> Params:
     """Return the parameters with a media reference for each image or video, however deep.
 
     Args:
@@ -28,7 +28,7 @@ def with_references(params: Mapping[str, Any], inputs: Path | None) -> dict[str,
     return {name: _resolved(name, value, inputs) for name, value in params.items()}
 
 
-def _resolved(place: str, value: Any, inputs: Path | None) -> Any:
+def _resolved(place: str, value: object, inputs: Path | None) -> Any:
     if isinstance(value, dict):
         return {name: _resolved(f"{place}.{name}", item, inputs) for name, item in value.items()}
     if isinstance(value, list):
@@ -61,11 +61,13 @@ def read_reference(text: str, inputs: Path | None) -> Path | dict[str, str]:
         pass
     if inputs is None:
         raise ToolError("files are not allowed as inputs here: give a public https URL or an id")
-    with suppress(OSError, ValueError, RuntimeError):  # too long, with a NUL, a loop of links
+    try:
         root = inputs.resolve()
         path = (root / text).resolve()  # follows symbolic links, so that none leads outside
         if path.is_relative_to(root) and path.is_file():
             return path
+    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, a loop of links
+        pass
     raise ToolError(f"there is no file of that name below {inputs}")
 
 

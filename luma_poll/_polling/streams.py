@@ -305,7 +305,7 @@ class Streams:
 
     def __init__(
         self,
-        get: Callable[[str], Awaitable[Any]],
+        get: Callable[[str], Awaitable[object]],
         schedule: Schedule,
         max_in_flight: int | None,
         max_rate: float | None,

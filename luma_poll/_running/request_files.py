@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal, TypeAlias, cast, get_args, overload
 
 from luma_poll._api.known_parameters import unknown_names
+from luma_poll._api.parameters import Params
 from luma_poll._api.request_body import LISTS_OF_MEDIA, MEDIA_PLACES
 from luma_poll._arguments import shown
 from luma_poll._journal.fingerprint import fingerprint
@@ -60,7 +61,7 @@ def requests_from(
     path: str | os.PathLike[str] | IO[bytes],
     *,
     format: RequestFormat | None = None,  # noqa: A002 (the word that people look for)
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, object] | None = None,
     extra_parameters: Collection[str] = (),
 ) -> RequestFile:
     """Read the requests in a file, for `run_all` and `as_completed`.
@@ -94,7 +95,7 @@ def requests_from(
     return RequestFile(path, format, defaults or {}, extra_parameters)
 
 
-class RequestFile(Sequence[dict[str, Any]]):
+class RequestFile(Sequence[Params]):
     """The requests in a file that has been checked, as `requests_from` returns them.
 
     Attributes:
@@ -106,7 +107,7 @@ class RequestFile(Sequence[dict[str, Any]]):
         self,
         path: str | os.PathLike[str] | IO[bytes],
         form: RequestFormat | None,
-        defaults: Mapping[str, Any],
+        defaults: Mapping[str, object],
         extra_parameters: Collection[str],
     ) -> None:
         self.name: str
@@ -127,17 +128,17 @@ class RequestFile(Sequence[dict[str, Any]]):
         self._defaults = {name: value for name, value in defaults.items() if value is not None}
         self._extra = extra_parameters
         self.lines: list[int] = []
-        self._requests: list[dict[str, Any]] = []
+        self._requests: list[Params] = []
         self._read(content)
 
     def __len__(self) -> int:
         return len(self._requests)
 
     @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int) -> Params: ...
     @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+    def __getitem__(self, index: slice) -> list[Params]: ...
+    def __getitem__(self, index: int | slice) -> Params | list[Params]:
         return self._requests[index]
 
     def __repr__(self) -> str:
@@ -185,7 +186,7 @@ class RequestFile(Sequence[dict[str, Any]]):
             problems=told,
         )
 
-    def _checked(self, given: Any, line: int, lines_of_keys: dict[str, int]) -> dict[str, Any]:
+    def _checked(self, given: object, line: int, lines_of_keys: dict[str, int]) -> Params:
         if isinstance(given, ConfigurationError):
             raise given
         request = self._request(given)
@@ -197,15 +198,15 @@ class RequestFile(Sequence[dict[str, Any]]):
             raise ConfigurationError(f"the key {key!r} is also on line {first}")
         return request
 
-    def _request(self, given: Any) -> dict[str, Any]:
+    def _request(self, given: object) -> Params:
         if isinstance(given, str):
             given = {"prompt": given}
         if not isinstance(given, dict):
             raise ConfigurationError("a request is a prompt or an object of parameters")
-        request: dict[str, Any] = self._with_paths("", {**self._defaults, **given})
+        request: Params = self._with_paths("", {**self._defaults, **given})
         return request
 
-    def _with_paths(self, place: str, value: Any) -> Any:
+    def _with_paths(self, place: str, value: object) -> Any:
         """Return parameters in which each text in place of a reference is a URL or a path."""
         if isinstance(value, dict):
             dot = f"{place}." if place else ""
@@ -299,7 +300,7 @@ class Overview:
     media: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def overview(requests: Iterable[Any]) -> Overview:
+def overview(requests: Iterable[object]) -> Overview:
     """Look at requests without submitting any; this reads the files that they refer to.
 
     Raises:
@@ -389,7 +390,7 @@ def _parse(text: str) -> Any:
     raise problem
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_repetition(pairs: list[tuple[str, object]]) -> Params:
     for name, times in Counter(name for name, _ in pairs).items():
         if times > 1:
             raise ConfigurationError(f"{name!r} is given {times} times")
@@ -409,11 +410,11 @@ def _lines_of_items(content: str, count: int) -> Iterator[int]:
         _, place = decoder.raw_decode(content, place)
 
 
-def _request_of(names: list[str], row: list[str]) -> dict[str, Any]:
+def _request_of(names: list[str], row: list[str]) -> Params:
     """Return the request in a row of a table."""
     if len(row) > len(names):
         raise ConfigurationError(f"it has {len(row)} cells, the header has {len(names)}")
-    request: dict[str, Any] = {}
+    request: Params = {}
     for name, cell in zip(names, row, strict=False):
         if not cell.strip():
             continue
@@ -439,7 +440,7 @@ def _value(name: str, cell: str) -> Any:
     return text
 
 
-def _put(request: dict[str, Any], name: str, value: Any) -> None:
+def _put(request: Params, name: str, value: object) -> None:
     """Put the value of a cell into the place that the dots in its column's name give."""
     *path, last = name.split(".")
     for step in path:
@@ -451,7 +452,7 @@ def _put(request: dict[str, Any], name: str, value: Any) -> None:
     request[last] = value
 
 
-def _as_lists(value: Any) -> Any:
+def _as_lists(value: object) -> Any:
     """Return nested columns, with those whose names are numbers made into lists."""
     if not isinstance(value, dict):
         return value

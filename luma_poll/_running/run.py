@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from luma_poll._journal.recorder import Record
 from luma_poll._journal.steps import WaitFor
@@ -84,7 +83,7 @@ class Run:
             self._has_had_turn = True
             self.batch.take_next()
 
-    def tell(self, step: type[RunEvent], *details: Any) -> None:
+    def tell(self, step: type[RunEvent], *details: object) -> None:
         """Send the observers an event.
 
         Args:

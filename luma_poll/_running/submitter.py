@@ -86,7 +86,7 @@ class Submitter:
         outstanding: Outstanding,
         recorder: Recorder,
         numbers: count[int],
-        look: Callable[[], Coroutine[Any, Any, None]],
+        look: Callable[[], Coroutine[object, object, None]],
     ) -> None:
         self._client = client
         self._account = account

@@ -52,7 +52,7 @@ class Call(Generic[T]):
 
     # --- in the loop
 
-    async def pull(self, items: Iterable[Any]) -> AsyncGenerator[Any]:
+    async def pull(self, items: Iterable[object]) -> AsyncGenerator[Any]:
         """Yield the items, each taken by the thread when it is asked for."""
         iterator = await self._send(_Errand(lambda: iter(items)))
         while (item := await self._send(_Errand(lambda: next(iterator, _END)))) is not _END:

@@ -47,7 +47,7 @@ class _Results(AsyncIterator[R]):
 
 @asynccontextmanager
 async def run_each(
-    work: Callable[[T], Awaitable[R]], items: Any, limit: int | None
+    work: Callable[[T], Awaitable[R]], items: object, limit: int | None
 ) -> AsyncGenerator[AsyncIterator[R]]:
     """Run `work(item)` for each item; yield the results in the order they end.
 
@@ -102,7 +102,7 @@ MAX_IDS = 50
 
 async def run_in_order(
     work: Callable[[T], Awaitable[R]],
-    items: Any,
+    items: object,
     limit: int | None,
     ids: Callable[[R], Sequence[str]],
 ) -> list[R]:
@@ -139,7 +139,7 @@ def _keep_results(error: Exception, results: list[R], ids: Callable[[R], Sequenc
     )
 
 
-async def _numbered(items: Any) -> AsyncGenerator[tuple[int, Any]]:
+async def _numbered(items: object) -> AsyncGenerator[tuple[int, Any]]:
     number = 0
     async with aclosing(iterate(items)) as iterator:
         async for item in iterator:

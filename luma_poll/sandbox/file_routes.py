@@ -232,7 +232,7 @@ class FileRoutes:
         }
 
 
-def _checked(check: Callable[..., Any], *arguments: Any) -> Any:
+def _checked(check: Callable[..., object], *arguments: object) -> Any:
     try:
         return check(*arguments)
     except RefusedError as refusal:
@@ -248,5 +248,5 @@ def _date(timestamp: float) -> str:
     return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _json(status: int, content: Mapping[str, Any]) -> Response:
+def _json(status: int, content: Mapping[str, object]) -> Response:
     return Response(json.dumps(content), status, None, "application/json")

@@ -143,7 +143,7 @@ def page_size(text: str | None) -> int:
     return int(text)
 
 
-def references(value: Any, place: str = "") -> Iterable[tuple[str, str, str]]:
+def references(value: object, place: str = "") -> Iterable[tuple[str, str, str]]:
     """Yield each id that parameters refer to, as its place, its kind and the id."""
     if isinstance(value, list):
         for number, item in enumerate(value):
