@@ -261,7 +261,7 @@ class Progress:
             return False
         self.answers += 1
         if isinstance(answer, Generation):
-            self.latest, self.trouble, self._refusals = answer, None, 0
+            self.latest, self.trouble = answer, None
             self.result = self._end_of(answer)
             self._note_age(answer, now, asked)
         elif answer.retryable or self._is_doubtful(answer, now):
@@ -330,12 +330,9 @@ class Progress:
         if that was cut short, so that those who were due by then go first. A quiet only delays it:
         the one that has been overdue for longer goes first when the quiet ends.
         """
-        at = max(self.due, self._not_before)
-        if max(at, quiet.until) >= deadlines.end:
-            at = math.inf
         # If the schedule's next poll comes only after a deadline, one more is sent just before it.
         last = deadlines.last_poll_at(self.last_poll, self._not_before, now)
-        at = min(at, last)
+        at = min(max(self.due, self._not_before), last)
         if self.unanswered is not None:
             at = max(at, self.unanswered)
         return at if max(at, quiet.until) < deadlines.end else math.inf

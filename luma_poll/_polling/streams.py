@@ -471,10 +471,7 @@ class Streams:
         if stream.progress.result is not None:
             self._forget(stream)
             stream.call_back(stream.turns)  # it has ended: the answer of any request is known
-        else:
-            # The schedule starts over from this answer, so what queues is no longer due. A request
-            # under way continues: its answer is newer than the snapshot.
-            stream.call_back(stream.turns.keys() - stream.asking)
+        # Else its wait shows it to its caller now, and `leave` calls back what is no longer due.
 
     def _keep_quiet(self, answer: Generation | APIError, now: float) -> float:
         """Apply a `Retry-After` to all waits; those with an earlier deadline decide again at once.

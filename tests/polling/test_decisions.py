@@ -57,6 +57,7 @@ PROCESSING = snapshot("processing")
     ("answers", "now", "expected"),
     [
         ([], 0, Poll(0)),  # the first poll is immediate
+        ([(98.4, PROCESSING)], 98.5, Sleep(99)),  # too early to be the last one
         ([], 50, Poll(0)),  # and stays due since then
         ([(0, PROCESSING)], 0, Sleep(10)),
         ([(0, PROCESSING)], 10, Poll(10)),
@@ -194,3 +195,26 @@ def test_the_hint_of_the_latest_answer_counts() -> None:
     progress.record(PROCESSING, 6)
     progress.due = 15
     assert what_next(progress, 6) == Sleep(15)
+
+
+def test_a_hint_past_a_deadline_makes_no_last_poll_for_it() -> None:
+    """The others are polled when the schedule says so."""
+    progress = Progress(ID, started=0.0)
+    progress.begin_poll(5)
+    progress.record(note_answer(snapshot("queued"), retry_after=30), 5)
+    progress.due = 60
+    assert what_next(progress, 6, others=(Deadline(0, 10),)) == Sleep(60)
+
+
+def test_a_stop_past_the_deadline_right_after_the_last_poll_is_no_stop() -> None:
+    """That poll is as good as one more."""
+    deadline = Deadline(0, 100)
+    assert deadline.after_a_stop(now=150, last_poll=99.2) is deadline
+    assert deadline.after_a_stop(now=150, last_poll=90).at > 150
+
+
+def test_a_snapshot_that_is_handed_in_tells_that_it_still_runs() -> None:
+    """The end is later than that, for all that learns how long generations take."""
+    progress = Progress(ID, started=0.0)
+    progress.hand_in(snapshot("queued"), 3)
+    assert progress.unfinished_at == 3

@@ -117,6 +117,100 @@ async def test_however_many_leave_together_the_next_ones_are_twice_as_many(
         assert client.most_under_way == at_once
 
 
+async def test_the_first_answer_of_several_requests_is_that_of_all_waits() -> None:
+    """Those that asked by themselves are called back: what they ask is known."""
+    client = FakeClient((1, "completed"), (50, "completed"), latency=1)
+    poller = Poller(client, timeout=60)
+    began = anyio.current_time()
+    ended: list[float] = []
+
+    async def leave_after(seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            await poller.wait(ID, timeout=90)
+
+    async def stay() -> None:
+        assert await poller.wait(ID)
+        ended.append(anyio.current_time() - began)
+
+    async with anyio.create_task_group() as tasks:
+        for seconds in (0.5, 0.9):
+            tasks.start_soon(leave_after, seconds)
+            await anyio.sleep(0.01)  # the first one asks first
+        for _ in range(3):
+            tasks.start_soon(stay)
+    assert client.most_under_way == 3
+    assert ended == pytest.approx([2.91] * 3)
+
+
+async def poll_beside_leavers(client: FakeClient, *leaves_at: float, newcomer: float) -> None:
+    """Three wait; others come half a second before they leave, in the middle of their requests."""
+    poller = Poller(client, timeout=60, wait=wait_fixed(10))
+
+    async def leave(at: float) -> None:
+        await anyio.sleep(max(0, at - 0.5))
+        with anyio.move_on_after(0.5):
+            await poller.wait(ID, timeout=90)
+
+    async def come_later() -> None:
+        await anyio.sleep(newcomer)
+        await poller.wait(ID)
+
+    async with anyio.create_task_group() as tasks:
+        for at in leaves_at:
+            tasks.start_soon(leave, at)
+        await anyio.sleep(0.01)
+        for _ in range(3):
+            tasks.start_soon(poller.wait, ID)
+        tasks.start_soon(come_later)
+
+
+async def test_an_answer_begins_the_count_of_cut_requests_again() -> None:
+    """Two that are cut short with an answer between them make nobody ask by itself."""
+    client = FakeClient("processing", "completed", latency=1)
+    await poll_beside_leavers(client, 0.5, 12, newcomer=5)
+    assert client.most_under_way == 1
+    assert len(client.calls) == 4
+
+
+async def test_a_newcomer_does_not_count_what_was_cut_short_before_it_came() -> None:
+    """It relies on the one that asks, as ever."""
+    client = FakeClient("completed", latency=1)
+    poller = Poller(client, timeout=60)
+
+    async def leave_after(seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            await poller.wait(ID, timeout=90)
+
+    async with anyio.create_task_group() as tasks:
+        for seconds in (0.5, 0.9):
+            tasks.start_soon(leave_after, seconds)
+            await anyio.sleep(0.01)
+        tasks.start_soon(poller.wait, ID)
+        await anyio.sleep(1)
+        tasks.start_soon(poller.wait, ID)
+    assert client.most_under_way == 1
+    assert len(client.calls) == 3
+
+
+async def test_after_a_deadline_the_latest_one_asks() -> None:
+    """A deadline is no departure: the one that stays longest asks, not the one that came first."""
+    client = FakeClient("completed", latency=20)
+    poller = Poller(client)
+    began = anyio.current_time()
+
+    async def give_up(timeout: float) -> None:
+        with pytest.raises(PollTimeoutError):
+            await poller.wait(ID, timeout=timeout)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(give_up, 10)
+        await anyio.sleep(1)
+        tasks.start_soon(give_up, 15)
+        await anyio.sleep(1)
+        assert await poller.wait(ID, timeout=300)
+    assert anyio.current_time() - began == pytest.approx(30)
+
+
 async def test_no_request_outlives_its_waits() -> None:
     """When the last one has gone, nothing is under way."""
     client = FakeClient("completed", latency=100)
@@ -189,6 +283,33 @@ async def test_an_answer_on_its_way_counts_for_all_that_share_it(others: tuple[f
     assert ended == pytest.approx([5.0] * (len(others) + 2))
 
 
+async def test_the_spared_waits_end_when_the_request_is_cut_short() -> None:
+    """There is no answer on its way any more: all that the quiet outlasts are told at once."""
+    poller = Poller(ById(slow_beside_busy), max_rate=None)
+    began = anyio.current_time()
+    ended: list[float] = []
+
+    async def leave() -> None:
+        with anyio.move_on_after(3):
+            await poller.wait("slow", timeout=300)
+
+    async def wait(timeout: float) -> None:
+        with pytest.raises(PollTimeoutError, match="quiet"):
+            await poller.wait("slow", timeout=timeout)
+        ended.append(anyio.current_time() - began)
+
+    async with anyio.create_task_group() as tasks:
+        for each in (leave, partial(poller.wait, "slow", timeout=200)):
+            tasks.start_soon(each)
+            await anyio.sleep(0.01)
+        for timeout in (15, 20, 25):
+            tasks.start_soon(wait, timeout)
+        tasks.start_soon(poller.wait, "other")
+        await anyio.sleep(6)
+        tasks.cancel_scope.cancel()
+    assert ended == pytest.approx([3.0] * 3)
+
+
 async def test_the_spared_waits_end_when_the_answer_is_no_end() -> None:
     """They are told so at once, rather than at their deadlines."""
 
@@ -242,9 +363,13 @@ async def test_a_gateway_that_keeps_refusing_is_believed(interval: float, polls:
 
 async def test_another_answer_in_between_begins_the_count_again() -> None:
     """A fault, a snapshot, or the API's own words: it is not a row."""
-    broken = ServerError("HTTP 502", status_code=502)
     row = [foreign(), foreign()]
-    client = FakeClient(*row, broken, *row, "queued", *row, broken, *row, "completed")
+    for in_api_words in (True, False):
+        broken = ServerError("HTTP 502", status_code=502, in_api_words=in_api_words)
+        client = FakeClient(*row, broken, *row, "queued", *row, broken, *row, "completed")
+        assert await Poller(client, wait=wait_fixed(20)).wait(ID)
+    missing = NotFoundError("HTTP 404", status_code=404)
+    client = FakeClient("processing", *row, missing, *row, "completed")
     assert await Poller(client, wait=wait_fixed(20)).wait(ID)
 
 
@@ -316,9 +441,42 @@ async def test_a_snapshot_that_is_handed_in_takes_a_queued_poll_back() -> None:
         await anyio.sleep(0.1)
         tasks.start_soon(poller.wait, ID)
         await anyio.sleep(0.1)
-        tasks.start_soon(poller.wait, snapshot("queued"))
+        tasks.start_soon(partial(poller.wait, snapshot("queued"), timeout=60))
         await anyio.sleep(10)
         assert [called for _, called in client.calls] == ["first"]
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("latency", [0, 100])
+async def test_an_end_that_is_handed_in_ends_all_waits(latency: float) -> None:
+    """Those that sleep, and the one whose request is under way."""
+    poller = Poller(FakeClient("processing", latency=latency), wait=wait_fixed(50))
+    began = anyio.current_time()
+    ended: list[float] = []
+
+    async def wait() -> None:
+        assert await poller.wait(ID)
+        ended.append(anyio.current_time() - began)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(wait)
+        await anyio.sleep(1)
+        assert await poller.wait(snapshot("completed"), timeout=60)
+    assert ended == pytest.approx([1.0] * 3)
+
+
+async def test_old_snapshots_that_are_handed_in_put_no_poll_off() -> None:
+    """More is known already: however many come with what they were told at the submission."""
+    client = FakeClient(at=lambda now: "processing")
+    poller = Poller(client, wait=wait_fixed(20))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(poller.wait, ID)
+        for _ in range(20):
+            await anyio.sleep(5)
+            tasks.start_soon(partial(poller.wait, snapshot("queued"), timeout=200))
+        await anyio.sleep(1)
+        assert client.times == [0, 20, 40, 60, 80, 100]
         tasks.cancel_scope.cancel()
 
 
