@@ -242,7 +242,7 @@ def test_a_bar_has_its_label_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["wait", "-h"], ["--version"], ["demo"], ["sandbox"]],
+    [["--help"], ["wait", "-h"], ["--version"], ["demo"], ["sandbox", "--port", "0"]],
     ids=" ".join,
 )
 def test_a_reader_that_has_gone_is_141(arguments: list[str]) -> None:
