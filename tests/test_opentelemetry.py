@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from tenacity import wait_fixed
 
 from luma_poll import (
+    APIConnectionError,
     APITimeoutError,
     AuthenticationError,
     ConfigurationError,
@@ -483,18 +484,19 @@ async def test_the_attempts_of_a_run(telemetry: Telemetry) -> None:
     account = FakeAccount()
     busy = RateLimitError("HTTP 429", status_code=429, retry_after=5)
     failed = {"state": "failed", "failure_code": "generation_failed"}
-    account.answers = [busy, failed]
+    account.answers = [busy, APIConnectionError("refused", request_sent=False), failed]
     await running(account, telemetry, max_attempts=2).run("a fox")
     *waits, run = telemetry.spans
     events = [dict(event.attributes or {}) for event in run.events]
     assert [(event["luma_poll.attempt"], event["luma_poll.outcome"]) for event in events] == [
         (1, "refused"),
+        (1, "unreachable"),
         (1, "accepted"),
         (2, "accepted"),
     ]
     assert events[0]["error.type"] == "RateLimitError"
     ids = [(span.attributes or {})["gen_ai.response.id"] for span in waits]
-    assert [event.get("gen_ai.response.id") for event in events] == [None, *ids]
+    assert [event.get("gen_ai.response.id") for event in events] == [None, None, *ids]
     assert {_id(span.parent) for span in waits} == {_id(run.context)}
     outcomes = [(span.attributes or {})["luma_poll.outcome"] for span in waits]
     assert outcomes == ["failed", "completed"]
