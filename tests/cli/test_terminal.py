@@ -37,7 +37,7 @@ from tests.fakes import ID
     ("trouble", "code", "says"),
     [
         (BrokenPipeError(32, "Broken pipe"), 141, ""),
-        (OSError(28, "No space left"), 4, "Error: [Errno 28] No space left\n"),
+        (OSError(28, "Full"), 4, "Error: [Errno 28] Full: 'standard output'\n"),
     ],
 )
 def test_an_output_that_cannot_be_written_ends_it(

@@ -168,10 +168,10 @@ async def poll_beside_leavers(client: FakeClient, *leaves_at: float, newcomer: f
 
 async def test_an_answer_begins_the_count_of_cut_requests_again() -> None:
     """Two that are cut short with an answer between them make nobody ask by itself."""
-    client = FakeClient("processing", "completed", latency=1)
-    await poll_beside_leavers(client, 0.5, 12, newcomer=5)
+    client = FakeClient("processing", "processing", "completed", latency=1)
+    await poll_beside_leavers(client, 11.4, 22.8, newcomer=5)
     assert client.most_under_way == 1
-    assert len(client.calls) == 4
+    assert len(client.calls) == 5
 
 
 async def test_a_request_that_is_called_back_counts_as_no_cut() -> None:
