@@ -13,7 +13,7 @@ from httpx import AsyncClient
 from luma_poll.sandbox import Sandbox
 from tests.fleet.processes import Api, Processes
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
 
 
 async def start(*arguments: str, **variables: str) -> asyncio.subprocess.Process:
