@@ -112,11 +112,11 @@ class ConfigurationError(LumaError, ValueError):
         problems: The problems of a file of requests, each with its line; else empty.
     """
 
-    problem = UNAVAILABLE
+    problem: ClassVar[ProblemKind] = UNAVAILABLE
 
     def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.problems = tuple(redact(problem) for problem in problems)
+        self.problems: tuple[str, ...] = tuple(redact(problem) for problem in problems)
 
 
 class APIError(LumaError):
@@ -131,7 +131,7 @@ class APIError(LumaError):
             can find it; None for any other request.
     """
 
-    problem = ProblemKind(
+    problem: ClassVar[ProblemKind] = ProblemKind(
         502, "upstream_error", "The generation service is having trouble", "Try again later."
     )
     retryable: bool = False
@@ -230,7 +230,7 @@ class BadRequestError(APIStatusError):
     """400: the API rejected the parameters."""
 
     status_code = 400
-    problem = ProblemKind(
+    problem: ClassVar[ProblemKind] = ProblemKind(
         400, "bad_request", "The parameters were rejected", "Change the parameters."
     )
 
@@ -239,7 +239,7 @@ class AuthenticationError(APIStatusError):
     """401: the key is missing, wrong, revoked or expired."""
 
     status_code = 401
-    problem = UNAVAILABLE
+    problem: ClassVar[ProblemKind] = UNAVAILABLE
     hint = "Check the API key (LUMA_AGENTS_API_KEY). A generation already submitted continues."
 
 
@@ -247,7 +247,7 @@ class InsufficientBalanceError(APIStatusError):
     """402: the account has no funds left."""
 
     status_code = 402
-    problem = UNAVAILABLE
+    problem: ClassVar[ProblemKind] = UNAVAILABLE
     hint = "Add funds to the account, then try again."
 
 
@@ -255,14 +255,16 @@ class PermissionDeniedError(APIStatusError):
     """403: the account is not allowed to do this, for example because it is suspended."""
 
     status_code = 403
-    problem = UNAVAILABLE
+    problem: ClassVar[ProblemKind] = UNAVAILABLE
 
 
 class NotFoundError(APIStatusError):
     """404: no such generation, or it belongs to another account."""
 
     status_code = 404
-    problem = ProblemKind(404, "not_found", "There is no such generation", "Check the id.")
+    problem: ClassVar[ProblemKind] = ProblemKind(
+        404, "not_found", "There is no such generation", "Check the id."
+    )
     hint = "Check the id, and that the API key belongs to the account that submitted it."
 
 
@@ -270,7 +272,7 @@ class PayloadTooLargeError(APIStatusError):
     """413: an image or video in the request is too large."""
 
     status_code = 413
-    problem = ProblemKind(
+    problem: ClassVar[ProblemKind] = ProblemKind(
         413, "payload_too_large", "The request is too large", "Use smaller images or videos."
     )
 
@@ -279,7 +281,7 @@ class UnprocessableEntityError(APIStatusError):
     """422: an input of the request could not be fetched or read."""
 
     status_code = 422
-    problem = ProblemKind(
+    problem: ClassVar[ProblemKind] = ProblemKind(
         422, "unprocessable_input", "An input cannot be read", "Check the inputs of the request."
     )
 
@@ -288,7 +290,7 @@ class RateLimitError(APIStatusError):
     """429: too many requests, or too many generations at once."""
 
     status_code = 429
-    problem = ProblemKind(
+    problem: ClassVar[ProblemKind] = ProblemKind(
         503, "rate_limited", "The generation service is busy", "Try again a little later."
     )
 
@@ -321,15 +323,17 @@ class GenerationError(LumaError):
         hint: The advice at the end of the message; may be empty.
     """
 
-    problem = ProblemKind(502, "unknown_failure", "The generation failed", "The reason is unknown.")
+    problem: ClassVar[ProblemKind] = ProblemKind(
+        502, "unknown_failure", "The generation failed", "The reason is unknown."
+    )
     failure_code: str | None = None
     retryable: bool = False
     hint: str = ""
 
     def __init__(self, generation: Generation | str) -> None:
         """Make the error of a failed generation, or one that has a message alone."""
-        self.generation = None if isinstance(generation, str) else generation
-        self.generation_id = ""
+        self.generation: Generation | None = None if isinstance(generation, str) else generation
+        self.generation_id: str = ""
         self.failure_reason: str | None = None
         if isinstance(generation, str):
             super().__init__(generation)
@@ -349,16 +353,18 @@ class GenerationError(LumaError):
 class ContentModeratedError(GenerationError):
     """`content_moderated`: the prompt, an input or the output was flagged."""
 
-    failure_code = "content_moderated"
-    problem = ProblemKind(422, "content_moderated", "The content was rejected by moderation")
+    failure_code: str | None = "content_moderated"
+    problem: ClassVar[ProblemKind] = ProblemKind(
+        422, "content_moderated", "The content was rejected by moderation"
+    )
     hint = "The same request will be rejected again: change the prompt or the references."
 
 
 class GenerationFailedError(GenerationError):
     """`generation_failed`: an internal error of the model."""
 
-    failure_code = "generation_failed"
-    problem = ProblemKind(502, "generation_failed", "The generation failed")
+    failure_code: str | None = "generation_failed"
+    problem: ClassVar[ProblemKind] = ProblemKind(502, "generation_failed", "The generation failed")
     retryable = True
     hint = "Submit it again."
 
@@ -366,8 +372,8 @@ class GenerationFailedError(GenerationError):
 class BudgetExhaustedError(GenerationError):
     """`budget_exhausted`: the account ran out of funds while the generation was running."""
 
-    failure_code = "budget_exhausted"
-    problem = UNAVAILABLE
+    failure_code: str | None = "budget_exhausted"
+    problem: ClassVar[ProblemKind] = UNAVAILABLE
     hint = "Add funds to the account, then submit it again."
 
 
@@ -378,8 +384,10 @@ class OutputNotFoundError(GenerationError):
     other that completed, and luma-poll never submits it again.
     """
 
-    failure_code = "output_not_found"
-    problem = ProblemKind(502, "output_not_found", "The result of the generation was lost")
+    failure_code: str | None = "output_not_found"
+    problem: ClassVar[ProblemKind] = ProblemKind(
+        502, "output_not_found", "The result of the generation was lost"
+    )
 
     def __init__(self, generation: Generation | str) -> None:
         """Make the error of a generation, or one that has a message alone."""
@@ -389,7 +397,7 @@ class OutputNotFoundError(GenerationError):
             self.retryable = True
             self.hint = "Submit it again."
         else:
-            self.hint = _in_place_of_outputs(generation) + (
+            self.hint: str = _in_place_of_outputs(generation) + (
                 "It is billed: look at the account before you submit it again."
             )
         super().__init__(generation)
@@ -411,40 +419,44 @@ def _in_place_of_outputs(generation: Generation) -> str:
 class ImageTooLargeError(GenerationError):
     """`image_too_large`: an input is over the limit."""
 
-    failure_code = "image_too_large"
-    problem = ProblemKind(413, "image_too_large", "An input is too large")
+    failure_code: str | None = "image_too_large"
+    problem: ClassVar[ProblemKind] = ProblemKind(413, "image_too_large", "An input is too large")
     hint = "Resize or compress the input."
 
 
 class UnsupportedFormatError(GenerationError):
     """`unsupported_format`: the format of an input is not accepted."""
 
-    failure_code = "unsupported_format"
-    problem = ProblemKind(415, "unsupported_format", "The format of an input is not supported")
+    failure_code: str | None = "unsupported_format"
+    problem: ClassVar[ProblemKind] = ProblemKind(
+        415, "unsupported_format", "The format of an input is not supported"
+    )
     hint = "Convert the input to a supported format."
 
 
 class CorruptInputError(GenerationError):
     """`corrupt_input`: an input could not be decoded."""
 
-    failure_code = "corrupt_input"
-    problem = ProblemKind(422, "corrupt_input", "An input is corrupt")
+    failure_code: str | None = "corrupt_input"
+    problem: ClassVar[ProblemKind] = ProblemKind(422, "corrupt_input", "An input is corrupt")
     hint = "Encode the input again, or replace it."
 
 
 class InvalidRequestError(GenerationError):
     """`invalid_request`: the request was rejected after it had been accepted."""
 
-    failure_code = "invalid_request"
-    problem = ProblemKind(422, "invalid_request", "The request is not valid")
+    failure_code: str | None = "invalid_request"
+    problem: ClassVar[ProblemKind] = ProblemKind(422, "invalid_request", "The request is not valid")
     hint = "Fix the parameters."
 
 
 class GenerationRateLimitedError(GenerationError):
     """`rate_limited`: throttled upstream; HTTP 429 is `RateLimitError`."""
 
-    failure_code = "rate_limited"
-    problem = ProblemKind(503, "generation_rate_limited", "The generation service is busy")
+    failure_code: str | None = "rate_limited"
+    problem: ClassVar[ProblemKind] = ProblemKind(
+        503, "generation_rate_limited", "The generation service is busy"
+    )
     retryable = True
     hint = "Submit it again later."
 
@@ -474,7 +486,7 @@ class DownloadError(LumaError):
         retryable: True if the same call may succeed later; it continues where this one ended.
     """
 
-    problem = ProblemKind(
+    problem: ClassVar[ProblemKind] = ProblemKind(
         502, "download_failed", "The result could not be fetched", "Try again later."
     )
 
@@ -503,7 +515,7 @@ class UploadError(LumaError):
         retryable: True if the same call may succeed later.
     """
 
-    problem = ProblemKind(
+    problem: ClassVar[ProblemKind] = ProblemKind(
         502, "upload_failed", "An input could not be uploaded", "Try again later."
     )
 
@@ -519,7 +531,7 @@ class UploadError(LumaError):
 class SubmissionLimitError(LumaError):
     """A `Runner` has reached its `max_submissions`; nothing was sent for this request."""
 
-    problem = UNAVAILABLE
+    problem: ClassVar[ProblemKind] = UNAVAILABLE
 
 
 class JournalError(LumaError):
@@ -528,7 +540,7 @@ class JournalError(LumaError):
     If it interrupts a submission, nothing has been sent.
     """
 
-    problem = UNAVAILABLE
+    problem: ClassVar[ProblemKind] = UNAVAILABLE
 
 
 class SubmissionUnknownError(LumaError):
@@ -544,7 +556,7 @@ class SubmissionUnknownError(LumaError):
             None.
     """
 
-    problem = ProblemKind(
+    problem: ClassVar[ProblemKind] = ProblemKind(
         502,
         "submission_unknown",
         "The submission got no answer",
@@ -578,7 +590,7 @@ class PollTimeoutError(LumaError, TimeoutError):
         attempts: The requests sent for the generation during this wait.
     """
 
-    problem = ProblemKind(
+    problem: ClassVar[ProblemKind] = ProblemKind(
         504,
         "timed_out",
         "The generation has not ended yet",

@@ -27,7 +27,7 @@ from luma_poll.errors import (
     UploadError,
 )
 
-__all__ = ["PERHAPS_SUBMITTED", "Problem", "retry_after", "to_problem"]
+__all__ = ["PERHAPS_SUBMITTED", "Problem", "ProblemKind", "retry_after", "to_problem"]
 
 
 class Problem(BaseModel):

@@ -15,6 +15,6 @@ def test_the_backoff_doubles_up_to_a_limit(tries: int, seconds: float) -> None:
 
 
 def test_an_outage_of_a_day_is_no_overflow() -> None:
-    """2.0 ** 1100 is one; what tries every 30 s until it is done comes that far in nine hours."""
+    """2.0 ** 1100 is one; what tries every 30 s until it is done comes that far in eight hours."""
     assert doubled(10_000, 0.2, 5.0) == 5.0
     assert doubled(3, 1.0, 30.0) == 4.0

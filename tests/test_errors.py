@@ -60,7 +60,7 @@ from luma_poll._fleet.ends import to_json as failure_to_json
 from luma_poll._logging import fields
 from luma_poll._redaction import redact
 from luma_poll.errors import FAILURE_ERRORS, STATUS_ERRORS
-from luma_poll.problems import to_problem
+from luma_poll.problems import ProblemKind, to_problem
 from tests.fakes import ID, URL, FakeClient, snapshot
 from tests.running.fakes import FakeAccount
 
@@ -227,6 +227,16 @@ def test_every_error_can_be_made_of_its_message_alone(error_class: type[LumaErro
     assert line["generation"]["state"] == "queued"
     assert str(from_json(failure_to_json(again))) == str(error)
     assert attributes(pickle.loads(pickle.dumps(again))) == known
+
+
+def test_an_error_of_your_own_declares_its_problem() -> None:
+    """One line in the class, and the web doors know it."""
+
+    class QuotaError(LumaError):
+        problem = ProblemKind(429, "quota", "Your quota is used up", "Come back tomorrow.")
+
+    problem = to_problem(QuotaError("acme has no more"))
+    assert (problem.status, problem.code, problem.detail) == (429, "quota", "Come back tomorrow.")
 
 
 def test_an_error_without_its_attributes_never_says_that_it_was_not_accepted() -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import anyio
 import pytest
 from fastapi import FastAPI, HTTPException, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenacity import wait_fixed
 
 from luma_poll import Poller, PollTimeoutError
+from luma_poll._fastapi.callers import MOST_KEPT, PATIENCE, Caller
 from luma_poll.fastapi import PollerDep, add_error_handlers
 from tests.fakes import ID, FakeClient
 from tests.fastapi_apps import Order
@@ -210,3 +212,92 @@ async def test_a_handler_can_ask_whether_the_client_is_there() -> None:
 
     await exchange.run(app_at(handler), poller_of("queued", "completed"))
     assert heard == [False, True]
+
+
+class Server:
+    """The `receive` of a server, which counts its calls and those under way."""
+
+    def __init__(self) -> None:
+        self.calls = self.under_way = 0
+        self.is_gone = anyio.Event()
+
+    async def __call__(self) -> Message:
+        self.calls += 1
+        self.under_way += 1
+        try:
+            await self.is_gone.wait()
+        finally:
+            self.under_way -= 1
+        return {"type": "http.disconnect"}
+
+    def caller(self) -> tuple[Caller, Request]:
+        request = Request({"type": "http"}, self)
+        return Caller(request), request
+
+
+@pytest.mark.anyio
+async def test_a_caller_that_is_let_go_leaves_the_server_alone() -> None:
+    """Nothing is received any more when `let_go` returns, nor by a wait that begins later."""
+    server = Server()
+    caller, _ = server.caller()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(caller.unless_gone, anyio.sleep(5))
+        await anyio.sleep(1)
+        assert server.under_way == 1
+        began = anyio.current_time()
+        await caller.let_go()
+        assert server.under_way == 0
+        assert anyio.current_time() - began == pytest.approx(PATIENCE)
+        await caller.unless_gone(anyio.sleep(1))
+    assert server.calls == 1
+
+
+@pytest.mark.anyio
+async def test_a_disconnect_is_received_once() -> None:
+    """By one of those that listen, or read; all others learn it from that one."""
+    server = Server()
+    caller, request = server.caller()
+    told: list[str] = []
+
+    async def wait() -> None:
+        with pytest.raises(ClientDisconnect):
+            await caller.unless_gone(anyio.sleep(60))
+        told.append("wait")
+
+    async def read() -> None:
+        told.append((await request.receive())["type"])
+
+    async with anyio.create_task_group() as tasks:
+        for each in (wait, read, wait, read):
+            tasks.start_soon(each)
+        await anyio.sleep(1)
+        server.is_gone.set()
+    assert sorted(told) == ["http.disconnect"] * 2 + ["wait"] * 2
+    assert server.calls == 1
+
+
+@pytest.mark.anyio
+async def test_a_full_body_that_is_read_during_a_wait_lets_it_listen_again() -> None:
+    """It paused when it had kept as much as it may; then the client hangs up."""
+    messages: list[Message] = [
+        {"type": "http.request", "body": b"x" * MOST_KEPT, "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Message:
+        await anyio.sleep(0.01)
+        return messages.pop(0)
+
+    request = Request({"type": "http"}, receive)
+    caller = Caller(request)
+    async with anyio.create_task_group() as tasks:
+
+        async def read() -> None:
+            await anyio.sleep(1)
+            assert len((await request.receive())["body"]) == MOST_KEPT
+
+        tasks.start_soon(read)
+        began = anyio.current_time()
+        with pytest.raises(ClientDisconnect):
+            await caller.unless_gone(anyio.sleep(60))
+        assert anyio.current_time() - began == pytest.approx(1.01)

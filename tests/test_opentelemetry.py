@@ -1,5 +1,7 @@
 """Traces and metrics, as the SDK's exporters in memory see them."""
 
+import gc
+import weakref
 from typing import Any
 
 import anyio
@@ -15,16 +17,21 @@ from opentelemetry.trace import SpanKind, StatusCode
 from tenacity import wait_fixed
 
 from luma_poll import (
+    APIConnectionError,
     APITimeoutError,
     AuthenticationError,
     ConfigurationError,
     GenerationError,
     LumaError,
     Poller,
+    PollTimeoutError,
     RateLimitError,
     Runner,
+    __version__,
 )
+from luma_poll.events import Event, Run, RunEvent, Wait
 from luma_poll.opentelemetry import instrument
+from luma_poll.sync import Session
 from tests.fakes import ID, URL, FakeClient, snapshot
 from tests.running.fakes import FakeAccount
 
@@ -57,6 +64,14 @@ class Telemetry:
         """The only one."""
         (span,) = self.spans
         return span
+
+    @property
+    def units(self) -> dict[str, str | None]:
+        """The unit of each metric that was recorded."""
+        data = self._reader.get_metrics_data()
+        scopes = [] if data is None else data.resource_metrics[0].scope_metrics
+        assert {scope.scope.name for scope in scopes} == {"luma_poll"}
+        return {metric.name: metric.unit for scope in scopes for metric in scope.metrics}
 
     def points(self, name: str) -> dict[frozenset[tuple[str, Any]], Any]:
         """The values of a metric: those of a histogram as (count, sum); without the constants."""
@@ -335,6 +350,84 @@ async def test_only_pollers_and_runners_can_be_instrumented() -> None:
         instrument(FakeClient())  # type: ignore[arg-type]
 
 
+def test_a_session_is_recorded_by_its_runner(telemetry: Telemetry) -> None:
+    """Its runner and its poller are then instrumented, until it is undone."""
+    with Session(KEY) as session:
+        undo = instrument(session, **telemetry.providers)
+        for part in (session, session.runner, session.runner.poller):
+            with pytest.raises(ConfigurationError, match="already"):
+                instrument(part, **telemetry.providers)
+        undo()
+        instrument(session, **telemetry.providers)()
+
+
+async def test_undoing_a_runner_leaves_a_poller_that_was_instrumented_before(
+    telemetry: Telemetry,
+) -> None:
+    """Each function undoes what its own call has done."""
+    poller = instrumented(FakeClient("completed"), telemetry)
+    instrument(Runner(FakeAccount(), poller), **telemetry.providers)()
+    with pytest.raises(ConfigurationError, match="already"):
+        instrument(poller, **telemetry.providers)
+    await poller.wait(ID)
+    assert telemetry.span.name == "fetch_response"
+
+
+async def test_the_time_for_which_a_poll_waits_for_its_turn(telemetry: Telemetry) -> None:
+    """At one request in two seconds, the second has to wait."""
+    poller = instrumented(FakeClient("completed"), telemetry, max_rate=0.5)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(poller.wait, ID)
+        tasks.start_soon(poller.wait, f"{ID[:-1]}0")
+    attributes = [event.attributes for span in telemetry.spans for event in span.events]
+    queued = [each["luma_poll.poll.queued"] for each in attributes if each and len(each) > 1]
+    assert queued == [0.0, 2.0]
+
+
+async def test_the_units_of_the_metrics(telemetry: Telemetry) -> None:
+    """Durations are in seconds, and what is counted is named; all are of `luma_poll`."""
+    runner = Runner(FakeAccount())
+    instrument(runner, **telemetry.providers)
+    await runner.run("a red fox")
+    assert telemetry.units == {
+        "gen_ai.client.operation.duration": "s",
+        "luma_poll.detection.delay": "s",
+        "luma_poll.generation.duration": "s",
+        "luma_poll.polls": "{request}",
+        "luma_poll.runs.active": "{run}",
+        "luma_poll.submissions": "{request}",
+        "luma_poll.waits.active": "{wait}",
+    }
+    for span in telemetry.spans:
+        assert span.instrumentation_scope is not None
+        assert span.instrumentation_scope.name == "luma_poll"
+        assert span.instrumentation_scope.version == __version__
+
+
+async def test_a_wait_that_times_out_has_each_state_once(telemetry: Telemetry) -> None:
+    """Only an end is a state that the wait has not told before."""
+    poller = instrumented(FakeClient("queued"), telemetry)
+    with pytest.raises(PollTimeoutError):
+        await poller.wait(ID, timeout=30)
+    assert [event.name for event in telemetry.span.events].count("luma_poll.state") == 1
+
+
+async def test_nothing_is_kept_of_runs_and_waits_that_have_ended(telemetry: Telemetry) -> None:
+    """A worker records for months."""
+    runner = Runner(FakeAccount())
+    seen: list[weakref.ref[Run | Wait]] = []
+    runner.observe(lambda event: seen.append(weakref.ref(of(event))))
+    instrument(runner, **telemetry.providers)
+    await runner.run("a red fox")
+    gc.collect()
+    assert seen
+    assert [found for each in seen if (found := each()) is not None] == []
+
+
+def of(event: Event) -> Run | Wait:
+    return event.run if isinstance(event, RunEvent) else event.wait
+
+
 async def test_to_undo_it_in_the_middle_of_a_wait(telemetry: Telemetry) -> None:
     """The wait is recorded to its end."""
     poller = Poller(FakeClient("processing", "completed"))
@@ -391,18 +484,19 @@ async def test_the_attempts_of_a_run(telemetry: Telemetry) -> None:
     account = FakeAccount()
     busy = RateLimitError("HTTP 429", status_code=429, retry_after=5)
     failed = {"state": "failed", "failure_code": "generation_failed"}
-    account.answers = [busy, failed]
+    account.answers = [busy, APIConnectionError("refused", request_sent=False), failed]
     await running(account, telemetry, max_attempts=2).run("a fox")
     *waits, run = telemetry.spans
     events = [dict(event.attributes or {}) for event in run.events]
     assert [(event["luma_poll.attempt"], event["luma_poll.outcome"]) for event in events] == [
         (1, "refused"),
+        (1, "unreachable"),
         (1, "accepted"),
         (2, "accepted"),
     ]
     assert events[0]["error.type"] == "RateLimitError"
     ids = [(span.attributes or {})["gen_ai.response.id"] for span in waits]
-    assert [event.get("gen_ai.response.id") for event in events] == [None, *ids]
+    assert [event.get("gen_ai.response.id") for event in events] == [None, None, *ids]
     assert {_id(span.parent) for span in waits} == {_id(run.context)}
     outcomes = [(span.attributes or {})["luma_poll.outcome"] for span in waits]
     assert outcomes == ["failed", "completed"]

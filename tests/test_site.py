@@ -1,5 +1,6 @@
 """The site that `zensical build` has made, in a browser; without one, there is nothing to test."""
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -87,6 +88,14 @@ def test_everybody_can_read_it(browser: webdriver.Chrome, url: str, page: str, s
         script = "return document.body.dataset.mdColorScheme"
         WebDriverWait(browser, 20, 0.05).until(lambda _: browser.execute_script(script) == theme)
         assert violations(browser) == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "reference" not in page])
+def test_a_figure_stays_with_its_unit(page: str) -> None:
+    """No line of a guide breaks between them."""
+    html = (SITE / page / "index.html").read_text()
+    text = re.sub(r"<(pre|code|script|style|title)\b.*?</\1>", "", html, flags=re.DOTALL)
+    assert re.findall(r".{20}\d (?:s|ms|µs|[kM]B|%)[^\w].{10}", re.sub(r"<[^>]+>", "", text)) == []
 
 
 def test_nothing_is_loaded_from_elsewhere(browser: webdriver.Chrome, url: str) -> None:

@@ -103,6 +103,7 @@ class Orders:
         self._stopped = False
         runner.observe(self._note)
         for entry in self._journal.entries("running"):  # the process before this one began them
+            self._tell(Order(key=entry.key, state="queued", id=entry.generation_id))
             self._begin(entry.key, entry.request["prompt"])
 
     def submit(self, key: str, prompt: str) -> None:

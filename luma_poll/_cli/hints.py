@@ -93,5 +93,17 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
+def unfinished(running: int, undownloaded: int) -> str:
+    """Return how many may still finish, and how many have, but are not downloaded."""
+    said = [f"{running} may still finish"] * bool(running)
+    said += [f"{were(undownloaded)} not downloaded"] * bool(undownloaded)
+    return ", ".join(said)
+
+
+def were(count: int) -> str:
+    """Return a number with its verb: `1 was`, `2 were`."""
+    return f"{count} {'was' if count == 1 else 'were'}"
+
+
 def _text(value: object) -> str:
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

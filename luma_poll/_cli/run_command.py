@@ -24,6 +24,8 @@ from luma_poll._cli.hints import (
     longer_timeout,
     options_given,
     plural,
+    unfinished,
+    were,
 )
 from luma_poll._cli.options import (
     AspectRatioOption,
@@ -55,7 +57,7 @@ from luma_poll._running.request_files import Overview, RequestFormat
 from luma_poll._running.run_result import RunResult
 from luma_poll._running.runner import REQUEST_COST, Runner
 from luma_poll._tasks.each import run_each
-from luma_poll.errors import PollTimeoutError, SubmissionUnknownError
+from luma_poll.errors import DownloadError, PollTimeoutError, SubmissionUnknownError
 from luma_poll.events import (
     Event,
     RunEvent,
@@ -308,14 +310,16 @@ class Runs:
             yield from counts(self._outcomes.most_common())
         unsent = [line for line in self.prompts.lines if self._is_unsent(line)]
         if unsent:
-            yield f"{_were(len(unsent))} not submitted."
+            yield f"{were(len(unsent))} not submitted."
             yield from self._rest(unsent)
         late = [each for each in self._ended.values() if each.generation_id and each.is_open]
+        if late:
+            completed = sum(isinstance(each.error, DownloadError) for each in late)
+            yield f"{unfinished(len(late) - completed, completed)}."
         if late and self._journal is not None:
-            yield f"{len(late)} may still finish. The same command waits for them:"
+            yield "The same command continues; nothing is submitted twice:"
             yield self._again(None)
         elif late:
-            yield f"{len(late)} may still finish."
             yield from self._waiting([each.generation_id for each in late])
         yield from self._unknown()
 
@@ -334,7 +338,7 @@ class Runs:
             [
                 *[f"{plural(len(running), 'generation')} may be running, and billed"]
                 * bool(running),
-                *[f"{_were(len(unsent))} not submitted"] * bool(unsent),
+                *[f"{were(len(unsent))} not submitted"] * bool(unsent),
             ]
         ) + "." * bool(running or unsent)
         if lost:
@@ -414,7 +418,3 @@ class Runs:
         if not self.prompts.is_stdin and not self.prompts.is_file:
             return f"{numbers.replace('line', 'prompt')}"
         return f"{numbers} of {where}"
-
-
-def _were(count: int) -> str:
-    return f"{count} {'was' if count == 1 else 'were'}"

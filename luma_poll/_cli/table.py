@@ -377,9 +377,11 @@ class RunTable(LiveTable):
     def _show_step(self, row: Row, event: RunEvent) -> None:
         match event:
             case RunRefused() | RunUnreachable() | RunFailed():
-                if isinstance(event, RunRefused):
+                # A refusal is counted, and no trouble: most come only because the account is full.
+                is_refusal = isinstance(event, RunRefused)
+                if is_refusal:
                     self._count(row, "refusals")
-                self._change(row, "waiting", type(event.error).__name__)
+                self._change(row, "waiting", "" if is_refusal else type(event.error).__name__)
             case RunSubmitting():
                 self._change(row, "submitting", "")
             case RunFound():  # an earlier process submitted it

@@ -91,7 +91,8 @@ def try_stdout() -> None:
     """
     if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
         raise OSError(errno.EBADF, "standard output is closed")
-    with suppress(ValueError, AttributeError):  # it has no descriptor under pytest
+    # Under pytest it has no descriptor.
+    with _naming_stdout(), suppress(ValueError, AttributeError):
         try_descriptor(sys.stdout.fileno())
 
 
@@ -123,7 +124,18 @@ def put_line(*fields: str) -> None:
     if _same_terminal():
         err.print(Text(text), soft_wrap=True)
     else:
-        print(text, flush=True)
+        with _naming_stdout():
+            print(text, flush=True)
+
+
+@contextmanager
+def _naming_stdout() -> Iterator[None]:
+    """Name standard output in an error about it, as a file is named."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 def _same_terminal() -> bool:

@@ -13,7 +13,14 @@ import typer
 from luma_poll._arguments import check_generation_id
 from luma_poll._cli.bars import DownloadBars, fetch
 from luma_poll._cli.exit_codes import COMPLETED, exit_code
-from luma_poll._cli.hints import FEW, command, counts, longer_timeout, options_given
+from luma_poll._cli.hints import (
+    FEW,
+    command,
+    counts,
+    longer_timeout,
+    options_given,
+    unfinished,
+)
 from luma_poll._cli.ids import read_ids, read_ids_from_stdin
 from luma_poll._cli.options import (
     DownloadOption,
@@ -33,7 +40,7 @@ from luma_poll._client.client import LumaClient
 from luma_poll._polling.poll_result import PollResult
 from luma_poll._polling.poller import Poller
 from luma_poll._tasks.each import run_each
-from luma_poll.errors import ConfigurationError, PollTimeoutError
+from luma_poll.errors import ConfigurationError, DownloadError, PollTimeoutError
 from luma_poll.models import Generation
 
 
@@ -86,7 +93,9 @@ def wait(
         yield from batch.summary()
         if not batch.rest:
             return
-        yield f"{len(batch.rest)} may still finish. To wait again, which costs nothing:"
+        running = len(batch.rest) - len(batch.completed)
+        left = unfinished(running, len(batch.completed))
+        yield f"{left}. To {'wait' if running else 'fetch'} again, which costs nothing:"
         sources, changed = list(batch.rest), longer_timeout(ctx, batch.timed_out)
         if len(sources) > FEW and not batch.stdin:
             kept = output or (None if as_json else "results.jsonl")
@@ -122,6 +131,7 @@ class Batch:
     Attributes:
         generations: The generations to wait for, each once.
         rest: The ids of those that have not ended, timed out, or had a transient error.
+        completed: Those of them that have completed, but are not downloaded.
         timed_out: True if one of them timed out.
         code: The exit code so far.
     """
@@ -130,6 +140,7 @@ class Batch:
         self.stdin = stdin
         self.generations: list[str | Generation] = []
         self.rest: dict[str, None] = {}
+        self.completed: set[str] = set()
         self.timed_out = False
         self.code = COMPLETED
         self._seen: set[str] = set()
@@ -164,6 +175,8 @@ class Batch:
         self.timed_out |= isinstance(result.error, PollTimeoutError)
         if not result.is_open:
             self.rest.pop(result.generation_id, None)  # the API may spell an id differently
+        elif isinstance(result.error, DownloadError) and result.generation_id in self.rest:
+            self.completed.add(result.generation_id)
 
     def summary(self) -> Iterator[str]:
         """Yield the outcomes of a large batch; those of a small one have all been printed."""

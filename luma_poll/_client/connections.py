@@ -50,9 +50,9 @@ class Turns:
     def __init__(self) -> None:
         # httpcore loses requests that are cancelled while they queue in its pool (encode/httpcore
         # 1099, 1111), and is slow at queueing many. So they queue here, and its pool has no limit.
-        self.requests = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
-        self.gets = anyio.Semaphore(MAX_GETS, fast_acquire=True)
-        self.downloads = anyio.Semaphore(MAX_DOWNLOADS)
+        self.requests: anyio.Semaphore = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
+        self.gets: anyio.Semaphore = anyio.Semaphore(MAX_GETS, fast_acquire=True)
+        self.downloads: anyio.Semaphore = anyio.Semaphore(MAX_DOWNLOADS)
 
 
 class Connections:

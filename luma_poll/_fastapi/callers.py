@@ -127,8 +127,6 @@ class Caller:
         Raises:
             ClientDisconnect: The client has hung up.
         """
-        if self._let_go:
-            return await awaitable
         results: list[T] = []
         error = None
         async with anyio.create_task_group() as tasks:

@@ -250,8 +250,7 @@ class Stream:
     def note_cut(self, *, has_left: bool) -> None:
         """Note that a request was cut short, although others may have waited for its answer."""
         self._cuts += 1
-        self._has_been_left |= has_left
-        self._wake_impatient()
+        self._has_been_left |= has_left  # it leaves the stream now, which wakes the next ones
 
     def _wake_impatient(self) -> None:
         """Wake the waiters that ask for themselves now."""

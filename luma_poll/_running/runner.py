@@ -90,7 +90,8 @@ class Runner:
         poller: The poller that waits for the generations. The default polls a little more often
             than a plain `Poller`, because an end that is seen late delays the next submission.
         max_running: The most generations under way at once; None for as many as the account
-            allows, which the Runner learns from the API's answers.
+            allows, which the Runner learns from the API's answers. One that has timed out, or
+            whose run was cancelled, counts until it ends, or for an hour.
         max_attempts: How often one request may be submitted in all. With 2 or more, a request
             whose generation failed with a retryable error is submitted again, and billed again.
         max_submissions: The most submissions of this Runner in all; None for no limit.

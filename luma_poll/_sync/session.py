@@ -424,7 +424,7 @@ class Session:
 
 
 def _source_of(items: Iterable[A]) -> Callable[[Call[Any]], Iterable[A] | AsyncIterable[A]]:
-    """Return what gives items to the loop: a list as it is, which a Runner looks through first.
+    """Return the items for the loop: a list as it is, because a Runner looks through it first.
 
     Any other iterable is read in the thread of the call, item by item.
     """

@@ -112,7 +112,7 @@ def test_what_could_not_be_downloaded_is_fetched_by_the_printed_command(
         code, _, err = cli(*command)
     assert code == 4
     *_, said, again = err.splitlines()
-    assert said == "1 may still finish. To wait again, which costs nothing:"
+    assert said == "1 was not downloaded. To fetch again, which costs nothing:"
     words = shlex.split(again)
     assert words[:3] == ["luma-poll", "wait", good]
     assert cli(*words[1:]).code == 0

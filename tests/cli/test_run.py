@@ -15,9 +15,11 @@ from tenacity import wait_fixed
 
 from luma_poll import (
     APIConnectionError,
+    DownloadError,
     Generation,
     InsufficientBalanceError,
     Journal,
+    LumaClient,
     RunResult,
 )
 from luma_poll._cli.hints import as_option, read_ranges
@@ -405,6 +407,28 @@ def test_ctrl_c_says_what_runs_and_what_was_not_submitted(cli: Cli) -> None:
     assert FOX in out
 
 
+@pytest.mark.parametrize("journal", [(), ("--journal", "runs.db")])
+def test_what_completed_but_is_not_downloaded_is_not_said_to_run(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, journal: tuple[str, ...]
+) -> None:
+    """The printed command fetches it, and submits nothing."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise DownloadError("no space", generation_id=ID, path=Path("out"), retryable=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LumaClient, "download", fail)
+        told = cli("run", prompts(FOX), "--download", "out", *journal)
+    assert told.code == 4
+    *_, before, last, again = told.err.splitlines()
+    assert "1 was not downloaded." in (before, last)
+    assert "may still finish" not in told.err
+    fetched = cli(*shlex.split(again)[1:])
+    assert fetched.code == 0
+    assert fetched.out.strip().endswith(".png")
+    assert len(os.listdir("out")) == 1
+
+
 @pytest.mark.posix
 def test_ctrl_c_with_a_journal_needs_no_more_than_the_same_command() -> None:
     """It continues; nothing is submitted twice."""
@@ -572,7 +596,7 @@ def test_a_row_follows_its_run() -> None:
     table.on_event(RunBegan(runs[1], 1, None))
     table.on_event(RunSubmitting(runs[0], 1, None))
     table.on_event(RunRefused(runs[0], 1, None, APIConnectionError("full")))
-    assert re.search(r"fox +. waiting APIConnectionError +0 +1$", lines(table)[1])
+    assert re.search(r"fox +. waiting +0 +1$", lines(table)[1])
     assert lines(table)[-1] == "0 done, 0 running, 3 waiting; 0 submissions, 1 refusal"
     table.on_event(RunSubmitting(runs[0], 1, None))
     table.on_event(RunSubmitted(runs[0], 1, snapshot("queued")))

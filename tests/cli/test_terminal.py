@@ -37,7 +37,7 @@ from tests.fakes import ID
     ("trouble", "code", "says"),
     [
         (BrokenPipeError(32, "Broken pipe"), 141, ""),
-        (OSError(28, "No space left"), 4, "Error: [Errno 28] No space left\n"),
+        (OSError(28, "Full"), 4, "Error: [Errno 28] Full: 'standard output'\n"),
     ],
 )
 def test_an_output_that_cannot_be_written_ends_it(
@@ -242,7 +242,7 @@ def test_a_bar_has_its_label_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["wait", "-h"], ["--version"], ["demo"], ["sandbox"]],
+    [["--help"], ["wait", "-h"], ["--version"], ["demo"], ["sandbox", "--port", "0"]],
     ids=" ".join,
 )
 def test_a_reader_that_has_gone_is_141(arguments: list[str]) -> None:

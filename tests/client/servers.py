@@ -89,7 +89,7 @@ def client_of(base_url: str, **options: Any) -> LumaClient:
 
 def short_if_it_hangs(error_class: type[APIError]) -> float:
     """Seconds: a request that hangs is waited for only as long as it must be."""
-    return 0.15 if error_class is APITimeoutError else 5
+    return 0.4 if error_class is APITimeoutError else 5
 
 
 def http(

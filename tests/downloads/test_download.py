@@ -122,7 +122,7 @@ async def test_what_cannot_be_a_file_is_an_error(
     """The error says why, without the signature, and no file is left."""
     async with opened(Storage(answer)) as client:
         with pytest.raises(DownloadError, match=words) as caught:
-            await client.download(generation(), tmp_path)
+            await client.download(generation(), tmp_path, timeout=60)
     assert caught.value.retryable is retryable
     assert "5ec4e7" not in f"{caught.value!r} {caught.value.__cause__!r}"
     assert [name for name in names(tmp_path) if not name.startswith(".")] == []

@@ -161,9 +161,10 @@ async def test_what_is_no_url_is_refused(tmp_path: Path, url: str, redirected: b
     url = f"{url}?{SECRET}"
     location = [(b"Location", url.encode("utf-8", "surrogatepass"))]
     storage = Storage(lambda request: httpx.Response(302, headers=location))
+    given = generation(*[] if redirected else [url])
     async with opened(storage) as client:
         with pytest.raises(DownloadError) as caught:
-            await client.download(generation(*[] if redirected else [url]), tmp_path)
+            await client.download(given, tmp_path, timeout=60)
     error: BaseException | None = caught.value
     assert "not" in str(error) or "more than 3 redirects" in str(error)
     while error is not None:

@@ -13,7 +13,7 @@ from httpx import AsyncClient
 from luma_poll.sandbox import Sandbox
 from tests.fleet.processes import Api, Processes
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
 
 
 async def start(*arguments: str, **variables: str) -> asyncio.subprocess.Process:
@@ -82,7 +82,9 @@ async def test_an_operator_cancels_pauses_and_drains(tmp_path: Path) -> None:
     assert (await ask("resolve", "k", "--resubmit", **variables))[0] == 2
     assert (await ask("limits", "--max-running", "7", **variables))[0] == 0
     assert "max_running\t7" in (await ask("status", **variables))[1]
-    assert (await ask("forget", "--before", "0d", **variables))[2].startswith("1 submissions")
+    assert (await ask("forget", "--before", "0d", **variables))[2].startswith(
+        "Forgot 1 submissions"
+    )
     assert (await ask("drain", **variables))[0] == 0
     worker = await start("worker", **variables, LUMA_AGENTS_API_KEY="key")
     with anyio.fail_after(30):

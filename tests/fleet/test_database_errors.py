@@ -17,7 +17,7 @@ from luma_poll._fleet.ledger import Ledger
 from luma_poll.dbos import Fleet, FleetDatabaseError
 from luma_poll.sandbox import Sandbox
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
 
 CLASSES = [
     sa.exc.InterfaceError,

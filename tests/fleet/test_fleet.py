@@ -31,7 +31,7 @@ from luma_poll.sandbox import Sandbox
 from luma_poll.sandbox.server import serve_app
 from tests.fleet.processes import until
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
 KEY = "luma-api-must-not-be-stored"
 SECRET = "whsec_" + "b2xk" * 8

@@ -1,8 +1,10 @@
 """Waits for one id that come and go beside one that stays."""
 
 from collections.abc import Callable
+from contextlib import aclosing
 from contextvars import ContextVar
 from functools import partial
+from itertools import count
 from typing import Any
 
 import anyio
@@ -166,10 +168,108 @@ async def poll_beside_leavers(client: FakeClient, *leaves_at: float, newcomer: f
 
 async def test_an_answer_begins_the_count_of_cut_requests_again() -> None:
     """Two that are cut short with an answer between them make nobody ask by itself."""
-    client = FakeClient("processing", "completed", latency=1)
-    await poll_beside_leavers(client, 0.5, 12, newcomer=5)
+    client = FakeClient("processing", "processing", "completed", latency=1)
+    await poll_beside_leavers(client, 11.4, 22.8, newcomer=5)
     assert client.most_under_way == 1
-    assert len(client.calls) == 4
+    assert len(client.calls) == 5
+
+
+async def test_a_request_that_is_called_back_counts_as_no_cut() -> None:
+    """Its wait has an answer: the next cut is the first one again."""
+    client = FakeClient("processing", "completed", latency=1)
+    poller = Poller(client, timeout=60, wait=wait_fixed(10))
+
+    async def leave_after(seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            await poller.wait(ID, timeout=90)
+
+    async with anyio.create_task_group() as tasks:
+        for seconds in (0.5, 0.9):
+            tasks.start_soon(leave_after, seconds)
+            await anyio.sleep(0.01)
+        for _ in range(3):
+            tasks.start_soon(poller.wait, ID)
+        await anyio.sleep(10.5)
+        assert len(client.calls) == 2 + 3
+        client._answers = iter(["completed"])
+        tasks.start_soon(leave_after, 1.9)  # asks at 11.9
+    assert client.times[5:] == pytest.approx([11.91, 12.42], abs=0.02)
+
+
+async def test_who_was_called_back_once_is_missed_all_the_same_when_it_leaves() -> None:
+    """Its request is cut short like any other: then the one that came first asks."""
+    poller = Poller(FakeClient("completed", latency=1), max_rate=1)
+    began = anyio.current_time()
+
+    async def leave_after(seconds: float, timeout: float) -> None:
+        with anyio.move_on_after(seconds):
+            await poller.wait(ID, timeout=timeout)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(poller.wait, "other")
+        await anyio.sleep(0.01)
+        tasks.start_soon(leave_after, 1.5, 90)  # queues, and is called back by the next one
+        await anyio.sleep(0.01)
+        tasks.start_soon(leave_after, 0.5, 100)
+        await anyio.sleep(0.01)
+        tasks.start_soon(partial(leave_after, 9, 60))
+        await anyio.sleep(0.01)
+        tasks.start_soon(leave_after, 2.5, 80)
+        await anyio.sleep(0.01)
+        assert await poller.wait(ID, timeout=70)
+        assert anyio.current_time() - began == pytest.approx(3)
+
+
+async def test_an_ended_stream_serves_no_wait_that_comes_later() -> None:
+    """Somebody still holds a snapshot of it: what has ended long ago has no URLs that work."""
+    client = FakeClient("processing", "completed")
+    poller = Poller(client, wait=wait_fixed(10))
+
+    async def hold() -> None:
+        async with aclosing(poller.watch(ID)) as snapshots:
+            async for _ in snapshots:
+                await anyio.sleep(300)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hold)
+        await anyio.sleep(0.01)
+        assert await poller.wait(ID)
+        await anyio.sleep(60)
+        assert await poller.wait(ID)
+        assert client.times == [0, 10, 70]
+        tasks.cancel_scope.cancel()
+
+
+async def test_who_stays_longest_takes_over_after_an_answer_that_is_no_news() -> None:
+    """It came during the request, and sleeps; the one that asked before does not ask again."""
+    client = FakeClient(at=lambda now: "processing", latency=2)
+    poller = Poller(client, wait=wait_fixed(10))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(poller.wait, ID, timeout=200))
+        await anyio.sleep(13)
+        tasks.start_soon(partial(poller.wait, ID, timeout=300))
+        await anyio.sleep(27)
+        assert client.times == [0, 12, 24, 36]
+        tasks.cancel_scope.cancel()
+
+
+async def test_each_wait_raises_an_error_of_its_own_with_the_cause() -> None:
+    """What the client raised is not lost where several waits end with it."""
+    missing = NotFoundError("HTTP 404", status_code=404)
+    missing.__cause__ = ValueError("the client's own")
+    poller = Poller(FakeClient(missing, latency=1))
+    errors: list[NotFoundError] = []
+
+    async def wait() -> None:
+        with pytest.raises(NotFoundError) as caught:
+            await poller.wait(ID)
+        errors.append(caught.value)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(wait)
+    assert errors[0] is not errors[1]
+    assert [str(error.__cause__) for error in errors] == ["the client's own"] * 2
 
 
 async def test_a_newcomer_does_not_count_what_was_cut_short_before_it_came() -> None:
@@ -281,6 +381,53 @@ async def test_an_answer_on_its_way_counts_for_all_that_share_it(others: tuple[f
         await anyio.sleep(4)
         tasks.cancel_scope.cancel()
     assert ended == pytest.approx([5.0] * (len(others) + 2))
+
+
+async def test_the_spared_waits_end_when_the_answer_is_no_news() -> None:
+    """It says what was known before; the quiet came meanwhile."""
+    asked = count(1)
+
+    def answer(id: str) -> Any:
+        if id == "other":
+            return 1, RateLimitError("HTTP 429", status_code=429, retry_after=60)
+        return 0 if next(asked) == 1 else 5, snapshot("processing", id=id)
+
+    poller = Poller(ById(answer), max_rate=None, wait=wait_fixed(10))
+    began = anyio.current_time()
+    ended: list[float] = []
+
+    async def wait(timeout: float) -> None:
+        with pytest.raises(PollTimeoutError, match="quiet"):
+            await poller.wait("slow", timeout=timeout)
+        ended.append(anyio.current_time() - began)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(poller.wait, "slow", timeout=200))
+        for timeout in (20, 30):
+            tasks.start_soon(wait, timeout)
+        await anyio.sleep(11)  # the second request is under way, from 10 to 15
+        tasks.start_soon(poller.wait, "other")
+        await anyio.sleep(8)
+        tasks.cancel_scope.cancel()
+    assert ended == pytest.approx([15.0] * 2)
+
+
+async def test_all_that_watch_see_each_state_at_once() -> None:
+    """Not only the one that asks."""
+    client = FakeClient("queued", "processing", "completed")
+    poller = Poller(client, wait=wait_fixed(10))
+    began = anyio.current_time()
+    seen: list[tuple[str, float]] = []
+
+    async def look(timeout: float) -> None:
+        async for generation in poller.watch(ID, timeout=timeout):
+            seen.append((generation.state, anyio.current_time() - began))
+
+    async with anyio.create_task_group() as tasks:
+        for timeout in (100, 200, 300):
+            tasks.start_soon(look, timeout)
+    times = [("queued", 0.0)] * 3 + [("processing", 10.0)] * 3 + [("completed", 20.0)] * 3
+    assert seen == times
 
 
 async def test_the_spared_waits_end_when_the_request_is_cut_short() -> None:

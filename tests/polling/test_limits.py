@@ -109,3 +109,22 @@ async def test_what_a_start_is_late_is_made_up_for_by_a_twentieth_of_a_second() 
         for _ in range(2):
             tasks.start_soon(hold_until, 10)
         assert await order_of(limits, 1, 2, 3) == [(1, 10), (2, 10.95), (3, 11.95)]
+
+
+async def test_a_request_is_told_how_long_it_waited_for_others() -> None:
+    """The time of a quiet does not count."""
+    limits = RequestLimits(None, 1.0)
+    assert await limits.acquire(0) == 0
+    assert await limits.acquire(0) == pytest.approx(1)
+    limits.quiet = Quiet(anyio.current_time() + 20)
+    waited: list[float] = []
+
+    async def request(due: float) -> None:
+        waited.append(await limits.acquire(due))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(request, 1)
+        tasks.start_soon(request, 2)
+    assert waited == pytest.approx([0, 1])
+    await anyio.sleep(10)
+    assert await limits.acquire(0) == 0

@@ -242,7 +242,7 @@ def live_on_trio(day: Day) -> Any:
 
 
 @pytest.mark.no_cover
-@pytest.mark.timeout(max(60, DAYS / 2))
+@pytest.mark.timeout(max(120, DAYS / 2))
 @pytest.mark.parametrize("live_it", [live_on_asyncio, live_on_trio])
 @settings(
     max_examples=DAYS,

@@ -44,6 +44,14 @@ def test_it_asks_once_more_before_it_gives_up(timeouts: tuple[float, ...]) -> No
     assert len(client.calls) == 2
 
 
+def test_it_asks_once_more_where_it_was_stopped_in_the_middle_of_a_request() -> None:
+    """That one has no answer."""
+    client = FakeClient((1e6, "completed"), "completed", latency=0.5)
+    (result,) = stopped(client)
+    assert isinstance(result, list), result
+    assert len(client.calls) == 2
+
+
 def test_it_gives_up_when_that_answer_is_no_end() -> None:
     """At once: it has had its time."""
     client = FakeClient(at=lambda now: "processing", latency=0.5)

@@ -410,3 +410,36 @@ def test_refusals_of_submissions_that_were_sent_together_count_once() -> None:
     assert account.may_submit_at(LIGHT) == 15.0
     account.finish(LIGHT)
     assert room(account, 0.0)
+
+
+def test_what_an_earlier_process_submitted_counts() -> None:
+    """It runs on the account like any other."""
+    account = Account(max_running=1)
+    account.adopt(LIGHT)
+    assert account.running == 1
+    assert not room(account, 0.0)
+    account.finish(LIGHT)
+    assert room(account, 0.0)
+
+
+def test_what_is_in_flight_counts_for_what_is_held_up() -> None:
+    """With one in flight and one that may run unseen, both places are taken."""
+    account = Account(max_running=2)
+    account.begin(LIGHT)
+    lose(account, LIGHT)
+    account.begin(LIGHT)
+    assert account.is_held_up
+
+
+def test_the_last_unit_of_the_minute_is_used() -> None:
+    """There is room for exactly one more."""
+    account = Account()
+    account.begin(LIGHT)
+    accept(account, LIGHT, 0.0, RateLimit(limit=2, remaining=1))
+    account.finish(LIGHT)
+    assert room(account, 0.0)
+    account.begin(LIGHT)
+    accept(account, LIGHT, 0.0, RateLimit(limit=2, remaining=0))
+    account.finish(LIGHT)
+    assert not room(account, 0.0)
+    assert room(account, 60.0)

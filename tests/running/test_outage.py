@@ -58,7 +58,7 @@ async def test_an_outage_costs_a_handful_whatever_the_size_of_the_batch(
     number: int, latency: float, lasts: float, most: int
 ) -> None:
     """One at a time asks, at a growing distance; those in flight when it began come on top."""
-    api = Outage(BAD_GATEWAY, 20, lasts, capacity=10, latency=latency, duration=15)
+    api = Outage(BAD_GATEWAY, 8, lasts, capacity=10, latency=latency, duration=6)
     results = await Runner(api).run_all(prompts(number))
     lost = [result for result in results if result.error is not None]
     assert all(isinstance(result.error, ServerError) for result in lost)
