@@ -112,7 +112,7 @@ def resolve(cursor: sqlite3.Cursor, key: str, generation_id: str | None) -> str 
     if row is None:
         return "not in the journal"
     if row["state"] != "unknown" and not row["doubtful"]:
-        return f"not unknown, but {row['state']}"
+        return str(row["state"])
     if row["generation_id"] is not None:  # it was wrong, so it is no attempt that was made
         cursor.execute(
             "UPDATE entries SET submitted = json_remove(submitted, '$[#-1]'), "
