@@ -91,11 +91,23 @@ def check_positive(name: str, value: object) -> float | None:
     Raises:
         ConfigurationError: It is not a number above 0.
     """
-    if value is None:
-        return None
+    return None if value is None else check_number(name, value, ", or None for no limit")
+
+
+def check_number(name: str, value: object, alternative: str = "") -> float:
+    """Return the argument called `name` as a float.
+
+    Args:
+        name: The name, for the message.
+        value: What the caller passed.
+        alternative: What else the caller may pass, for the message.
+
+    Raises:
+        ConfigurationError: It is not a number above 0.
+    """
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
         raise ConfigurationError(
-            f"{name} must be a number above 0, or None for no limit, not {shown(value)}"
+            f"{name} must be a number above 0{alternative}, not {shown(value)}"
         )
     try:
         return float(value)
@@ -118,11 +130,23 @@ def check_count(name: str, value: object) -> int | None:
     Raises:
         ConfigurationError: It is not a whole number of at least 1.
     """
-    if value is None:
-        return None
+    return None if value is None else check_whole(name, value, ", or None")
+
+
+def check_whole(name: str, value: object, alternative: str = "") -> int:
+    """Return the argument called `name` as a whole number.
+
+    Args:
+        name: The name, for the message.
+        value: What the caller passed.
+        alternative: What else the caller may pass, for the message.
+
+    Raises:
+        ConfigurationError: It is not a whole number of at least 1.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigurationError(
-            f"{name} must be a whole number from 1, or None, not {shown(value)}"
+            f"{name} must be a whole number from 1{alternative}, not {shown(value)}"
         )
     return value
 

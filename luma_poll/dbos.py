@@ -24,7 +24,13 @@ from dbos import DBOS
 from luma_poll._api.media_reference import LocalMedia
 from luma_poll._api.parameters import CreateParams, explicit
 from luma_poll._api.request_body import local_media, read_params_async, uploaded
-from luma_poll._arguments import check_count, check_generation_id, check_positive
+from luma_poll._arguments import (
+    check_count,
+    check_generation_id,
+    check_number,
+    check_positive,
+    check_whole,
+)
 from luma_poll._client.client import LumaClient
 from luma_poll._fleet import callbacks
 from luma_poll._fleet.ends import from_json, to_json, unknown
@@ -250,10 +256,11 @@ class Fleet:
         share: int = 500,
         worker: str | None = None,
     ) -> None:
-        if not 0 < 2 * heartbeat <= patience:
+        if 2 * check_number("heartbeat", heartbeat) > check_number("patience", patience):
             raise ConfigurationError("patience must be at least two heartbeats")
-        if check_count("share", share) is None:
-            raise ConfigurationError("share must be a whole number from 1")
+        if math.isinf(heartbeat):
+            raise ConfigurationError("heartbeat must be a number of seconds, not inf")
+        check_whole("share", share)
         self._name = check_name(queue)
         self._given = database, schema
         limits = Limits(
@@ -329,9 +336,7 @@ class Fleet:
         name = check_key(key)
         if len(name.encode()) > MAX_KEY_BYTES:
             raise ConfigurationError(f"a key of a fleet has at most {MAX_KEY_BYTES} bytes")
-        attempts = check_count("max_attempts", max_attempts)
-        if attempts is None:
-            raise ConfigurationError("max_attempts must be a whole number from 1")
+        attempts = check_whole("max_attempts", max_attempts)
         seconds = check_positive("timeout", timeout)
         if callback is not None:
             callbacks.check_url(callback, allow_private=self._settings.allow_private)
@@ -388,7 +393,8 @@ class Fleet:
         database = self._database_now()
         with anyio.move_on_after(SUBMIT_TRIES) as patience:
             for tries in count(1):
-                pause = backoff(tries, 0.1, SUBMIT_TRIES)
+                # Short to the end: a pause that reaches past the limit would end the tries early.
+                pause = backoff(tries, 0.1, 1.0)
                 try:
                     return await database.call(work, *args, **kwargs)
                 except FleetDatabaseError as error:

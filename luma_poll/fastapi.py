@@ -259,7 +259,15 @@ PollerDep = Annotated[Poller, Depends(get_poller)]
 RunnerDep = Annotated[Runner, Depends(get_runner)]
 """The app's `Runner`. A run in a handler continues when the client hangs up."""
 
-Prompt = Annotated[str, Field(min_length=1, max_length=6000), AfterValidator(check_prompt)]
+
+def _check_prompt(prompt: str) -> str:
+    try:
+        return check_prompt(prompt)
+    except ConfigurationError as error:  # FastAPI would put its attributes into the answer
+        raise ValueError(str(error)) from None
+
+
+Prompt = Annotated[str, Field(min_length=1, max_length=6000), AfterValidator(_check_prompt)]
 """A prompt that `create` and the API accept, for models and parameters; any other gets a 422."""
 
 

@@ -36,7 +36,7 @@ from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from luma_poll._api.parameters import Params
-from luma_poll._arguments import check_count, check_positive
+from luma_poll._arguments import check_count, check_number
 from luma_poll._client.client import LumaClient
 from luma_poll._journal.entry import JournalEntry
 from luma_poll._journal.journal import Journal
@@ -558,8 +558,7 @@ async def open_server(
     for name, limit in (("max_submissions", max_submissions), ("max_per_day", max_per_day)):
         if limit != 0:
             check_count(name, limit)
-    if check_positive("patience", patience) is None:
-        raise ConfigurationError("patience is a number of seconds, not None")
+    check_number("patience", patience)
     root = None if inputs is None else Path(inputs)
     if root is not None and not await anyio.Path(root).is_dir():
         raise ConfigurationError(f"inputs: there is no directory {root}")

@@ -26,7 +26,7 @@ from luma_poll import (
     SubmissionUnknownError,
 )
 from luma_poll.errors import FAILURE_ERRORS, STATUS_ERRORS
-from luma_poll.fastapi import Problem, add_error_handlers, to_problem
+from luma_poll.fastapi import Problem, Prompt, add_error_handlers, to_problem
 from tests.fakes import ID, snapshot
 from tests.fastapi_apps import Order
 
@@ -283,3 +283,18 @@ def test_the_openapi_document_tells_of_problems() -> None:
         assert ("422" in operation["responses"]) is validates
     validation = operations["post"]["responses"]["422"]["content"]
     assert list(validation) == ["application/json", "application/problem+json"]
+
+
+def test_a_refused_prompt_is_explained_in_words() -> None:
+    """As FastAPI explains any other value: nothing of the error behind it is shown."""
+    app = FastAPI()
+
+    @app.post("/")
+    def submit(prompt: Prompt) -> None: ...
+
+    answer = TestClient(app).post("/", params={"prompt": " "})
+    assert answer.status_code == 422
+    (why,) = answer.json()["detail"]
+    assert why["loc"] == ["query", "prompt"]
+    assert "blank" in why["msg"]
+    assert why["ctx"] == {"error": {}}

@@ -28,6 +28,7 @@ from luma_poll._fleet.capacity import account_of, facts_of
 from luma_poll._fleet.ends import event_of, message_id, to_json, unknown
 from luma_poll._fleet.engine import Database, FleetDatabaseError
 from luma_poll._fleet.tables import SCHEMA
+from luma_poll._journal.entry import canonical_id
 from luma_poll._running.account import Kind
 from luma_poll._tasks.backoff import doubled
 from luma_poll.errors import ConfigurationError
@@ -889,6 +890,13 @@ class Ledger:
         """
         rows, posts = self._rows, self._posts
         with self.database.transaction() as (connection, now):
+            if generation_id is not None:
+                known = posts.c.generation_id.in_({generation_id, canonical_id(generation_id)})
+                others = sa.select(posts.c.key).where(known, posts.c.key.not_in(keys))
+                if (owner := connection.execute(others.limit(1)).scalar()) is not None:
+                    raise ConfigurationError(
+                        f"generation {generation_id} belongs to the submission {owner!r}"
+                    )
             for key in keys:
                 row = connection.execute(
                     sa.select(rows).where(rows.c.key == key).with_for_update()

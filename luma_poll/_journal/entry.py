@@ -92,11 +92,12 @@ def check_state(state: object) -> EntryState | None:
 def same_id(one: str | None, other: str | None) -> bool:
     """Return True for two spellings of the same id: UUIDs are compared as UUIDs."""
     return one == other or (
-        one is not None and other is not None and _canonical(one) == _canonical(other)
+        one is not None and other is not None and canonical_id(one) == canonical_id(other)
     )
 
 
-def _canonical(generation_id: str) -> str:
+def canonical_id(generation_id: str) -> str:
+    """Return the usual spelling of an id: a UUID in lower case, with hyphens."""
     try:
         return str(UUID(generation_id))
     except ValueError:

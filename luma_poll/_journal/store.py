@@ -230,7 +230,7 @@ class Store:
             for key in keys:
                 why = transitions.resolve(cursor, key, generation_id)
                 if why is not None:
-                    raise ConfigurationError(f"request {key!r} is not unknown, but {why}")
+                    raise ConfigurationError(f"request {key!r} cannot be resolved: it is {why}")
 
     def _check_place(self) -> None:
         """Refuse to submit if the file was deleted; warn once if it was moved."""

@@ -22,7 +22,7 @@ from typing import Any, Self
 from tenacity import RetryCallState
 from tenacity.wait import wait_base
 
-from luma_poll._arguments import check_positive
+from luma_poll._arguments import check_number
 from luma_poll._polling.plan import Plan, plan_polls
 from luma_poll.errors import ConfigurationError
 from luma_poll.models import LONGEST_AGE, Generation
@@ -244,8 +244,8 @@ class AdaptiveWait(wait_base):
 
 
 def _seconds(name: str, value: float) -> float:
-    checked = check_positive(name, value)
-    if checked is None or checked == math.inf:
+    checked = check_number(name, value)
+    if checked == math.inf:
         raise ConfigurationError(f"{name} must be a number of seconds above 0, not {value!r}")
     return checked
 

@@ -23,7 +23,14 @@ import anyio
 from luma_poll._api.media_reference import in_thread
 from luma_poll._api.parameters import CreateParams, explicit
 from luma_poll._api.request_body import recalled
-from luma_poll._arguments import USE_DEFAULT, UseDefault, check_count, check_timeout, shown
+from luma_poll._arguments import (
+    USE_DEFAULT,
+    UseDefault,
+    check_count,
+    check_timeout,
+    check_whole,
+    shown,
+)
 from luma_poll._journal.journal import Journal
 from luma_poll._journal.recorder import Recorder, identify
 from luma_poll._journal.steps import Raise, Submit, may_submit_again
@@ -122,10 +129,7 @@ class Runner:
                 raise ConfigurationError(
                     f"{name} must be a function (not async), not {shown(function)}"
                 )
-        attempts = check_count("max_attempts", max_attempts)
-        if attempts is None:
-            raise ConfigurationError("max_attempts must be a whole number from 1, not None")
-        self._max_attempts = attempts
+        self._max_attempts = check_whole("max_attempts", max_attempts)
         self._client = client
         self._poller = poller or Poller(client, wait=AdaptiveWait(request_cost=REQUEST_COST))
         self._account = Account(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -395,6 +396,11 @@ async def test_the_database_has_no_secret_and_no_url(world: World) -> None:
         {"max_rate": -1},
         {"heartbeat": 4.0, "patience": 6.0},
         {"heartbeat": 0.0},
+        {"heartbeat": None},
+        {"heartbeat": "2"},
+        {"heartbeat": math.inf, "patience": math.inf},
+        {"patience": None},
+        {"patience": math.nan},
         {"callback_secrets": ["whsec_"]},
         {"queue": "No Name!"},
         {"queue": "a" * 40},

@@ -231,6 +231,23 @@ def test_all_or_none_is_resolved(ledger: Ledger) -> None:
     assert states(ledger) == {"a": "unknown", "b": "queued"}
 
 
+def test_a_generation_settles_one_submission_only(ledger: Ledger) -> None:
+    """A wrong id would give the picture of one submission to another, however it is spelled."""
+    generation_id = "182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e"
+    for key in "ab":
+        add(ledger, key)
+    wait = ledger.accept(turn(ledger, "p-1"), "one", generation_id)
+    assert wait is not None
+    ledger.lose(turn(ledger, "p-2"))
+    for spelling in (generation_id, generation_id.upper(), f"urn:uuid:{generation_id}"):
+        with pytest.raises(ConfigurationError, match="belongs to the submission 'a'"):
+            ledger.resolve(["b"], spelling)
+    assert states(ledger) == {"a": "running", "b": "unknown"}
+    ledger.end_wait(wait, "overdue", end_of(Generation(id=generation_id, state="completed"))[1])
+    ledger.resolve(["a"], generation_id.upper())
+    assert states(ledger) == {"a": "running", "b": "unknown"}
+
+
 def test_what_was_sent_is_not_cancelled(ledger: Ledger) -> None:
     """Nothing cancels a generation."""
     for key in "ab":

@@ -1,11 +1,20 @@
-"""A worker that the API does not serve, and what the workers know of the account together."""
+"""A worker that the API does not serve, a database out of reach, and what workers know."""
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
 
 from luma_poll import RateLimitError
 from luma_poll._api.outcomes import Accepted, NotAccepted
 from luma_poll._fleet.capacity import account_of, facts_of
+from luma_poll._fleet.engine import Database
 from luma_poll._fleet.trouble import LONGEST_PAUSE, Trouble
 from luma_poll._running.account import Account
+from luma_poll.dbos import SUBMIT_TRIES, Fleet, FleetDatabaseError
 from luma_poll.models import Generation
+from tests.virtual_time import VirtualTimeLoop
 
 KIND = ("uni-1", "image")
 FULL = RateLimitError(
@@ -69,3 +78,25 @@ def test_facts_of_another_release_are_learned_again() -> None:
         assert account.running == 3
         account.finish(KIND)
         assert account.may_submit_at(KIND) < 5.0
+
+
+def test_an_outage_of_the_database_is_outlasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Almost as long as the tries may take: no long pause ends them early."""
+    outage = SUBMIT_TRIES - 1.0
+
+    async def submit() -> None:
+        fleet = Fleet(database=f"sqlite:///{tmp_path}/fleet.db")
+        began = anyio.current_time()
+
+        async def call(*_: Any) -> str:
+            if anyio.current_time() - began < outage:
+                raise FleetDatabaseError("the database is out of reach")
+            return "recorded"
+
+        monkeypatch.setattr(Database, "call", call)
+        assert await fleet._reached(lambda: "") == "recorded"
+        assert outage <= anyio.current_time() - began <= SUBMIT_TRIES
+
+    anyio.run(submit, backend_options={"loop_factory": VirtualTimeLoop})

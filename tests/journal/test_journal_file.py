@@ -522,7 +522,7 @@ def test_what_the_api_no_longer_knows_can_be_settled(path: Path) -> None:
         submit(journal, "gone", ID)
         submit(journal, "runs", OTHER_ID)
         journal._store.miss("gone", ID)
-        with pytest.raises(ConfigurationError, match="'runs' is not unknown, but running"):
+        with pytest.raises(ConfigurationError, match="'runs' cannot be resolved: it is running"):
             journal.resolve("gone", "runs", resubmit=True)
         assert len(journal.entries()) == 2, "all or none"
         assert journal.resolve("gone", resubmit=True) == ["gone"]

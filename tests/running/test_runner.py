@@ -14,6 +14,7 @@ import pytest
 from tenacity import wait_fixed
 
 from luma_poll import (
+    AdaptiveWait,
     APIConnectionError,
     APIError,
     APITimeoutError,
@@ -160,6 +161,17 @@ def test_a_bad_argument_is_refused(arguments: dict[str, Any]) -> None:
     """Before anything is sent."""
     with pytest.raises(ConfigurationError):
         Runner(FakeAccount(), **arguments)
+
+
+def test_none_is_offered_only_if_it_is_taken() -> None:
+    """The message of a refused value names those that work."""
+    for refused in (0, None):
+        with pytest.raises(ConfigurationError, match=rf"from 1, not {refused}$"):
+            Runner(FakeAccount(), max_attempts=refused)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"from 1, or None, not 0$"):
+        Runner(FakeAccount(), max_running=0)
+    with pytest.raises(ConfigurationError, match=r"above 0, not None$"):
+        AdaptiveWait(shortest=None)  # type: ignore[arg-type]
 
 
 def test_what_cannot_submit_is_refused() -> None:
