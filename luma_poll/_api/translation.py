@@ -119,7 +119,8 @@ def _connection_error(
     timed_out = isinstance(error, (TimeoutError, *classes("TimeoutException", "APITimeoutError")))
     if timed_out and not _is_broken_connection(error.__cause__):
         return APITimeoutError(f"no answer in time ({said})", **where)
-    return APIConnectionError(f"the connection to the API failed ({said})", **where)
+    advice = "" if sent else ": check the network and the base URL"
+    return APIConnectionError(f"the connection to the API failed ({said}){advice}", **where)
 
 
 def _said(error: BaseException) -> str:

@@ -220,7 +220,7 @@ def test_resolve_settles_only_what_is_unknown(path: Path) -> None:
         assert states(journal) == {"by id": "running", "running": "running"}
         (entry,) = [entry for entry in journal.entries() if entry.key == "by id"]
         assert (entry.generation_id, entry.submitted) == (OTHER_ID, (OTHER_ID,))
-        for key, message in (("running", "but running"), ("nobody", "not in the journal")):
+        for key, message in (("running", "it is running"), ("nobody", "not in the journal")):
             with pytest.raises(ConfigurationError, match=message):
                 journal.resolve(key, resubmit=True)
         for arguments in ({}, {"generation_id": ID, "resubmit": True}):
