@@ -35,7 +35,16 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * (os.cpu_count() or 1)
 
 
+_tracers: list[Any] = []
+"""The function that measures the coverage, if it is measured."""
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # A Ctrl-C that arrives in the tracer ends it, for all tests that come after it.
+    if (tracer := sys.gettrace()) is not None:
+        _tracers[:] = [tracer]
+    elif _tracers:
+        sys.settrace(_tracers[0])
     if WITHOUT_POSIX and item.get_closest_marker("posix"):
         pytest.skip("needs signals, terminals, forks or modes of POSIX")
 
