@@ -905,7 +905,8 @@ class Ledger:
                     raise ConfigurationError(f"no submission has the key {key!r}")
                 if row.state not in ("unknown", "refused", "overdue"):
                     raise ConfigurationError(
-                        f"the submission {key!r} has not ended with an error: it is {row.state}"
+                        f"the submission {key!r} cannot be resolved: it is {row.state}, and only "
+                        "an unknown, refused or overdue one can be"
                     )
                 if row.generation_id is not None and generation_id is None:
                     raise ConfigurationError(

@@ -84,6 +84,10 @@ class Outstanding:
         self._left[generation_id] = until
         self._account.abandon(awaited.kind, until)
 
+    def stop_counting(self, generation_id: str) -> None:
+        """Note that its end cannot be seen, so that nothing waits for that; it keeps its id."""
+        self._recall(generation_id)
+
     def _recall(self, generation_id: str) -> None:
         if (until := self._left.pop(generation_id, None)) is not None:
             self._account.recall(until)

@@ -477,6 +477,10 @@ class Runner:
                 ended = result.generation is not None and result.generation.is_terminal
                 if ended or isinstance(result.error, NotFoundError):
                     self._leave(result.generation_id, ended=True)
+                elif not isinstance(result.error, PollTimeoutError):
+                    # Such as a revoked key. The next submission will say so; waiting would not.
+                    self._outstanding.stop_counting(result.generation_id)
+                    self._submitter.queue.wake()
 
     def _leave(self, generation_id: str, *, ended: bool) -> None:
         self._outstanding.leave(generation_id, ended=ended)

@@ -264,6 +264,29 @@ async def test_what_was_cancelled_counts_for_max_running_for_an_hour_at_most() -
     assert 3600 < api.accepted[1][0] - api.accepted[0][0] < 3610
 
 
+@pytest.mark.parametrize("error", [status(AuthenticationError, 401), KeyError("a client's bug")])
+@pytest.mark.anyio
+async def test_what_cannot_be_asked_for_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """If its end cannot be seen, the next is submitted, and shows what the matter is."""
+    api = FakeAccount(duration=100)
+    runner = Runner(api, max_running=2)
+    await runner.run_all(prompts(2), timeout=10)
+    left = set(runner.outstanding)
+
+    async def refuse(generation_id: str) -> None:
+        raise error
+
+    monkeypatch.setattr(api, "get", refuse)
+    api.answers = [status(AuthenticationError, 401)] * 2
+    with anyio.fail_after(60):
+        (result,) = await runner.run_all(prompts(1))
+    assert isinstance(result.error, AuthenticationError)
+    assert result.submitted == ()
+    assert set(runner.outstanding) == left
+
+
 @pytest.mark.anyio
 async def test_runs_and_batches_share_what_is_learned() -> None:
     """One runner is one queue, first come, first served."""
