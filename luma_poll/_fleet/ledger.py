@@ -922,6 +922,10 @@ class Ledger:
                 else:
                     values |= {"state": "running", "generation_id": generation_id}
                     values |= {"accepted_at": now, "attempt": max(row.attempt, 1)}
+                    by_hand = posts.c.key == key, posts.c.permit.startswith("resolved ")
+                    connection.execute(  # the id given before was wrong, and may be another's
+                        sa.delete(posts).where(*by_hand, posts.c.attempt == max(row.attempt, 1))
+                    )
                     connection.execute(
                         self._insert(posts)
                         .values(

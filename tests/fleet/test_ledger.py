@@ -248,6 +248,24 @@ def test_a_generation_settles_one_submission_only(ledger: Ledger) -> None:
     assert states(ledger) == {"a": "running", "b": "unknown"}
 
 
+def test_a_wrong_id_can_be_corrected(ledger: Ledger) -> None:
+    """Then it is free for the submission to which it belongs."""
+    _, nothing_yet = end_of(Generation(id="id", state="completed"))
+    for key in "ba":
+        add(ledger, key)
+    first = ledger.accept(turn(ledger, "p-1"), "one", "id-1")
+    assert first is not None
+    ledger.end_wait(first, "overdue", nothing_yet)
+    ledger.lose(turn(ledger, "p-2"))
+    ledger.resolve(["a"], "id-2")
+    (wait,) = ledger.claim_waits("one", 10)
+    ledger.end_wait(wait, "overdue", nothing_yet)
+    ledger.resolve(["a"], "id-3")
+    ledger.resolve(["b"], "id-2")
+    submitted = {row["key"]: row["submitted"] for row in ledger.entries(None)}
+    assert submitted == {"a": ["id-3"], "b": ["id-1", "id-2"]}
+
+
 def test_what_was_sent_is_not_cancelled(ledger: Ledger) -> None:
     """Nothing cancels a generation."""
     for key in "ab":
