@@ -63,6 +63,7 @@ from luma_poll.errors import FAILURE_ERRORS, STATUS_ERRORS
 from luma_poll.problems import ProblemKind, to_problem
 from tests.fakes import ID, URL, FakeClient, snapshot
 from tests.running.fakes import FakeAccount
+from tests.virtual_time import VirtualTimeLoop
 
 TREE: dict[type[LumaError], tuple[type[BaseException], ...]] = {
     ConfigurationError: (LumaError, ValueError),
@@ -544,10 +545,10 @@ def test_an_outage_at_the_deadline_leaks_nothing() -> None:
 
     async def wait() -> LumaError:
         with pytest.raises(PollTimeoutError) as caught:
-            await Poller(FakeClient(httpx.ConnectError(LEAKY))).wait(ID, timeout=0.01)
+            await Poller(FakeClient(httpx.ConnectError(LEAKY))).wait(ID, timeout=5)
         return caught.value
 
-    error = anyio.run(wait)
+    error = anyio.run(wait, backend_options={"loop_factory": VirtualTimeLoop})
     assert isinstance(error.__cause__, APIConnectionError)
     assert_shows_no_secret(error)
 

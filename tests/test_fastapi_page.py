@@ -498,7 +498,10 @@ def test_what_another_journal_knows_is_not_submitted_again(
             submit(browser, "number 1 sandbox:duration=0.1")
             until_all_are(browser, "completed")
             submit(browser, "number 2")
-            WebDriverWait(browser, 10, 0.05).until(lambda _: len(accepted(api)) == 2)
+            WebDriverWait(browser, 10, 0.05).until(  # both ids are on the page
+                lambda _: len(browser.find_elements(By.CSS_SELECTOR, ".card .ids a")) == 2
+            )
+            assert len(accepted(api)) == 2
         journal = luma.pop("LUMA_JOURNAL")
         with running_app(port, **luma, LUMA_JOURNAL=f"{journal}2"):
             browser.refresh()

@@ -454,7 +454,7 @@ async def test_an_error_that_nobody_foresaw_loses_nothing(
         ({"models": "uni-1"}, "models is a list"),
         ({"max_per_day": -1}, "max_per_day must be"),
         ({"max_submissions": 1.5}, "max_submissions must be"),
-        ({"patience": None}, "patience is a number"),
+        ({"patience": None}, "patience must be a number above 0"),
         ({"inputs": "missing"}, "no directory missing"),
     ],
 )
