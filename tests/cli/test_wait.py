@@ -18,7 +18,7 @@ NOBODY = "http://127.0.0.1:9/v1"
 
 def test_wait_prints_the_urls_of_each_as_it_ends(cli: Cli) -> None:
     """In the order of their ends, with nothing on stderr, which is not a terminal."""
-    slow, fast = submit("sandbox:duration=20"), submit("sandbox:duration=0 sandbox:outputs=2")
+    slow, fast = submit("sandbox:duration=8"), submit("sandbox:duration=0 sandbox:outputs=2")
     code, out, err = cli("wait", slow, fast)
     ids = [line.split("/")[4] for line in out.splitlines()]
     assert (code, err, ids) == (0, "", [fast, fast, slow])

@@ -9,7 +9,7 @@ from tests.cli.support import SIGNED, Cli, failing, submit
 
 def test_watch_prints_every_change_of_state(cli: Cli) -> None:
     """With the seconds since the beginning, then the URLs."""
-    code, out, err = cli("watch", submit("sandbox:duration=20"))
+    code, out, err = cli("watch", submit("sandbox:duration=8"))
     *changes, url = out.splitlines()
     assert (code, err) == (0, "")
     assert [line.split()[2] for line in changes] == ["queued", "processing", "completed"]
@@ -26,7 +26,7 @@ def test_watch_reports_a_failure(cli: Cli, options: list[str]) -> None:
 
 def test_watch_prints_snapshots_as_json(cli: Cli) -> None:
     """One object for each change."""
-    told = cli("watch", submit("sandbox:duration=20"), "--json")
+    told = cli("watch", submit("sandbox:duration=8"), "--json")
     states = [json.loads(line)["state"] for line in told.out.splitlines()]
     assert states == ["queued", "processing", "completed"]
 
