@@ -17,6 +17,9 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
+        # An import may run code of its own by exec(), as namedtuple does. CPython remembers that
+        # this was interrupted, and `python -m` would end by the signal; the next exec() forgets it.
+        exec("")
         sys.exit(130)
     except ModuleNotFoundError as error:
         missing = (error.name or "luma_poll").partition(".")[0]

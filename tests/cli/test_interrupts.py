@@ -217,6 +217,20 @@ def test_ctrl_c_during_the_imports_ends_quietly(tmp_path: Path, start: str) -> N
         assert (process.wait(50), said) == (130, [])
 
 
+@pytest.mark.posix
+def test_ctrl_c_in_what_an_import_executes_ends_with_130(tmp_path: Path) -> None:
+    """CPython would end `python -m` by the signal, though the interruption was caught."""
+    tmp_path.joinpath("typer.py").write_text("exec('import signal; signal.raise_signal(2)')")
+    told = subprocess.run(
+        (sys.executable, "-m", "luma_poll", "get", ID),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), ROOT])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (told.returncode, told.stdout, told.stderr) == (130, "", "")
+
+
 def test_a_script_of_the_same_name_keeps_its_handler(tmp_path: Path) -> None:
     """Importing the library in a user's own `luma-poll.py` leaves Ctrl-C, and `finally`, to it."""
     script = tmp_path / "luma-poll.py"
