@@ -29,6 +29,7 @@ from typing import Annotated, Any, cast
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskGroup
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.stdio import stdio_server
@@ -48,6 +49,7 @@ from luma_poll._polling.poller import Poller, last_of
 from luma_poll._redaction import redact
 from luma_poll._running.requests import check_key
 from luma_poll._running.runner import Runner
+from luma_poll._tasks.beside import tasks_beside
 from luma_poll._version import __version__
 from luma_poll.errors import ConfigurationError, GenerationError, LumaError, NotFoundError
 from luma_poll.events import (
@@ -206,7 +208,7 @@ class _Tools:
         self._refused: dict[str, _Request] = {}
         self._paid: set[str] = set()
         self._runner.observe(self._follow)
-        self.background = anyio.create_task_group()
+        self.background: TaskGroup
 
     async def generate(
         self,
@@ -594,15 +596,8 @@ async def open_server(
             ("List what was submitted", tools.journal, reads),
         ):
             server.add_tool(tool, title=title, description=getdoc(tool), annotations=hints)
-        error_of_the_block: BaseException | None = None
-        async with tools.background:
-            try:
-                yield server
-            except BaseException as error:  # raised below: the task group would wrap it
-                error_of_the_block = error
-            tools.background.cancel_scope.cancel()
-        if error_of_the_block is not None:
-            raise error_of_the_block
+        async with tasks_beside() as tools.background:
+            yield server
 
 
 async def serve_stdio(server: MCPServer[Any]) -> None:

@@ -77,7 +77,7 @@ ABOVE = {
 """What each wing and each public door may import besides."""
 
 WINGS = {
-    "_tasks": ["backoff", "event_loops", "heap", "alarm", "each", "threads"],
+    "_tasks": ["backoff", "event_loops", "heap", "alarm", "beside", "each", "threads"],
     "_api": [
         "headers",
         "media_types",

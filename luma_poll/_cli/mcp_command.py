@@ -14,6 +14,7 @@ import typer
 from luma_poll._cli.options import open_client, positive
 from luma_poll._cli.process import orderly_exit
 from luma_poll._cli.terminal import say
+from luma_poll._tasks.beside import tasks_beside
 from luma_poll.errors import ConfigurationError
 
 HOW_TO_INSTALL = 'luma-poll mcp needs the extra "mcp": pip install "luma-poll[mcp]"'
@@ -104,18 +105,14 @@ async def _serve(port: int | None, **options: Any) -> None:
                 scope.cancel()
                 return
 
-    async with open_client() as client, open_server(client, **options) as server:
-        failure: Exception | None = None
-        async with anyio.create_task_group() as tasks:
-            if os.name == "posix":  # on Windows, Ctrl-C interrupts the event loop
-                tasks.start_soon(end_at_a_signal, tasks.cancel_scope)
-            try:
-                await (serve_stdio(server) if port is None else _serve_http(server, port))
-            except Exception as error:  # raised below: the task group would wrap it
-                failure = error
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+    async with (
+        open_client() as client,
+        open_server(client, **options) as server,
+        tasks_beside() as tasks,
+    ):
+        if os.name == "posix":  # on Windows, Ctrl-C interrupts the event loop
+            tasks.start_soon(end_at_a_signal, tasks.cancel_scope)
+        await (serve_stdio(server) if port is None else _serve_http(server, port))
 
 
 async def _serve_http(server: object, port: int) -> None:

@@ -32,6 +32,7 @@ from luma_poll._downloads.saving import Overwrite, Saving
 from luma_poll._downloads.storage import InterruptedTry, Storage
 from luma_poll._downloads.viewing import Files
 from luma_poll._tasks.backoff import backoff
+from luma_poll._tasks.beside import tasks_beside
 from luma_poll.errors import (
     APIError,
     ConfigurationError,
@@ -154,19 +155,12 @@ async def stream(
         for error in failures:
             raise error
 
-    error_of_the_block: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run)
-        # Closed here, because a reader may leave in the middle.
-        async with aclosing(chunks()) as reader:
-            try:
+    with outgoing:
+        async with tasks_beside() as tasks:
+            tasks.start_soon(run)
+            # Closed here, because a reader may leave in the middle.
+            async with aclosing(chunks()) as reader:
                 yield reader
-            except BaseException as error:
-                error_of_the_block = error
-        tasks.cancel_scope.cancel()
-    outgoing.close()
-    if error_of_the_block is not None:
-        raise error_of_the_block
 
 
 def _make(naming: Naming) -> Callable[[], None]:

@@ -13,6 +13,8 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
+from luma_poll._tasks.beside import tasks_beside
+
 T = TypeVar("T")
 
 MOST_KEPT = 256 * 1024
@@ -127,22 +129,14 @@ class Caller:
         Raises:
             ClientDisconnect: The client has hung up.
         """
-        results: list[T] = []
-        error = None
-        async with anyio.create_task_group() as tasks:
+        async with tasks_beside() as tasks:
             tasks.start_soon(self._listen, tasks.cancel_scope)
             try:
-                results.append(await awaitable)
-            except Exception as raised:
-                error = raised  # raised below: the task group would wrap it
+                return await awaitable
             finally:
                 tasks.cancel_scope.cancel()
                 self._inbox.stop_soon()
-        if error is not None:
-            raise error
-        if not results:
-            raise ClientDisconnect
-        return results[0]
+        raise ClientDisconnect
 
     async def _listen(self, wait: anyio.CancelScope) -> None:
         if self._let_go:

@@ -19,6 +19,7 @@ from luma_poll._journal.fingerprint import fingerprint, older_fingerprint, reada
 from luma_poll._journal.steps import Step, Submit, next_step
 from luma_poll._journal.store import Store
 from luma_poll._logging import fields, logger
+from luma_poll._tasks.beside import tasks_beside
 from luma_poll.errors import (
     ConfigurationError,
     GenerationError,
@@ -214,18 +215,9 @@ class Recorder:
         """Await `work`, and meanwhile keep trying to write what could not be written."""
         if self._store is None or not self._store.has_unwritten:
             return await work
-        results: list[T] = []
-        failures: list[Exception] = []
-        async with anyio.create_task_group() as tasks:
+        async with tasks_beside() as tasks:
             tasks.start_soon(self._insist)
-            try:
-                results.append(await work)
-            except Exception as error:  # raised below: the task group would wrap it
-                failures.append(error)
-            tasks.cancel_scope.cancel()
-        if failures:
-            raise failures[0]
-        return results[0]
+            return await work
 
     async def _insist(self) -> None:
         """Try to write what could not be written, until it succeeds or the journal is closed."""

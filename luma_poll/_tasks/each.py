@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from luma_poll._tasks.beside import tasks_beside
+
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream
 
@@ -81,19 +83,10 @@ async def run_each(
                         break
                     tasks.start_soon(run, item)
 
-    error_of_the_block: BaseException | None = None
     with receive:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(run_all)
-            try:
-                yield results
-            except anyio.get_cancelled_exc_class():
-                raise
-            except BaseException as error:  # raised below: the task group would wrap it
-                error_of_the_block = error
-            tasks.cancel_scope.cancel()
-    if error_of_the_block is not None:
-        raise error_of_the_block
+        async with tasks_beside() as beside:
+            beside.start_soon(run_all)
+            yield results
 
 
 MAX_IDS = 50
