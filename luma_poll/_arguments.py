@@ -70,6 +70,21 @@ def check_generation_id(generation_id: object) -> str:
     return stripped
 
 
+def same_id(one: str | None, other: str | None) -> bool:
+    """Return True for two spellings of the same id: UUIDs are compared as UUIDs."""
+    return one == other or (
+        one is not None and other is not None and canonical_id(one) == canonical_id(other)
+    )
+
+
+def canonical_id(generation_id: str) -> str:
+    """Return the usual spelling of an id: a UUID in lower case, with hyphens."""
+    try:
+        return str(UUID(generation_id))
+    except ValueError:
+        return generation_id
+
+
 def check_prompt(prompt: object, *, optional: bool = False) -> str:
     """Return the prompt.
 

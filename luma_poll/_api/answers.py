@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
 from luma_poll._api.headers import RateLimit
-from luma_poll._arguments import MAX_ID_LENGTH
+from luma_poll._arguments import MAX_ID_LENGTH, same_id
 from luma_poll._texts import cleaned
 from luma_poll.errors import InvalidResponseError
 from luma_poll.models import Generation, field_of
@@ -143,16 +142,8 @@ def _id_in(answer: object) -> str | None:
 
 
 def _checked_id(generation: Generation, generation_id: str | None) -> Generation:
-    if generation_id is None or _is_same_id(generation.id, generation_id):
+    if generation_id is None or same_id(generation.id, generation_id):
         return generation
     raise InvalidResponseError(
         "the answer is about another generation", generation_id=generation_id
     )
-
-
-def _is_same_id(one: str, other: str) -> bool:
-    """Return True if both are the same id: a UUID has several spellings."""
-    try:
-        return one == other or UUID(one) == UUID(other)
-    except ValueError:
-        return False

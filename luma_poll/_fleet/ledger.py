@@ -24,11 +24,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from luma_poll._api.outcomes import Accepted, NotAccepted, Outcome
+from luma_poll._arguments import canonical_id
 from luma_poll._fleet.capacity import account_of, facts_of
 from luma_poll._fleet.ends import event_of, message_id, to_json, unknown
 from luma_poll._fleet.engine import Database, FleetDatabaseError
 from luma_poll._fleet.tables import SCHEMA
-from luma_poll._journal.entry import canonical_id
 from luma_poll._running.account import Kind
 from luma_poll._tasks.backoff import doubled
 from luma_poll.errors import ConfigurationError

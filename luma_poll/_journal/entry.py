@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias, get_args
-from uuid import UUID
 
 from luma_poll._arguments import shown
 from luma_poll.errors import ConfigurationError
@@ -87,18 +86,3 @@ def check_state(state: object) -> EntryState | None:
     if state is None:
         return None
     raise ConfigurationError(f"a state is one of {', '.join(STATES)}, not {shown(state)}")
-
-
-def same_id(one: str | None, other: str | None) -> bool:
-    """Return True for two spellings of the same id: UUIDs are compared as UUIDs."""
-    return one == other or (
-        one is not None and other is not None and canonical_id(one) == canonical_id(other)
-    )
-
-
-def canonical_id(generation_id: str) -> str:
-    """Return the usual spelling of an id: a UUID in lower case, with hyphens."""
-    try:
-        return str(UUID(generation_id))
-    except ValueError:
-        return generation_id

@@ -7,7 +7,8 @@ import sqlite3
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from luma_poll._journal.entry import EntryState, same_id
+from luma_poll._arguments import same_id
+from luma_poll._journal.entry import EntryState
 from luma_poll._redaction import redact
 
 RULES = 2
