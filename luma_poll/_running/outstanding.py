@@ -57,7 +57,7 @@ class Outstanding:
         awaited.runs += 1
         if awaited.runs > 1:
             return False
-        self._recall(generation_id)
+        self.stop_counting(generation_id)
         self._unfinished[generation_id] = now, given
         self._unfinished.move_to_end(generation_id)
         while now - next(iter(self._unfinished.values()))[0] >= LONGEST_RUN:
@@ -69,7 +69,7 @@ class Outstanding:
         """Note that it has ended, or that a run stops waiting for it."""
         if ended:
             self._unfinished.pop(generation_id, None)
-            self._recall(generation_id)
+            self.stop_counting(generation_id)
         awaited = self._awaited.get(generation_id)
         if awaited is None:
             return
@@ -85,9 +85,6 @@ class Outstanding:
         self._account.abandon(awaited.kind, until)
 
     def stop_counting(self, generation_id: str) -> None:
-        """Note that its end cannot be seen, so that nothing waits for that; it keeps its id."""
-        self._recall(generation_id)
-
-    def _recall(self, generation_id: str) -> None:
+        """Let nothing wait for its end: it was seen, or cannot be. It keeps its id."""
         if (until := self._left.pop(generation_id, None)) is not None:
             self._account.recall(until)
