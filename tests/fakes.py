@@ -1,11 +1,11 @@
 """A client whose answers are written down: the API as a list."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import anyio
 
-from luma_poll import Generation
+from luma_poll import Generation, LumaError
 
 ID = "182bd5e5-6e1a-4fe4-a799-aa6d9a6ab26e"
 URL = "https://storage.example.com/a.png?X-Amz-Signature=5ec4e7"
@@ -16,6 +16,16 @@ def snapshot(state: str = "completed", *, id: str = ID, **fields: Any) -> Genera
     """A generation in this state; a completed one has an output."""
     output = OUTPUT if state == "completed" else []
     return Generation.model_validate({"id": id, "state": state, "output": output} | fields)
+
+
+async def timed(pending: Awaitable[Any]) -> tuple[float, Any]:
+    """How long it took, and what came out: a result, or one of our errors."""
+    began = anyio.current_time()
+    try:
+        result = await pending
+    except LumaError as error:
+        result = error
+    return round(anyio.current_time() - began, 6), result
 
 
 Answer = Any

@@ -1,6 +1,6 @@
 """An API of prepared answers, and clients that ask it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -8,7 +8,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from luma_poll import APIError, LumaClient, LumaError
+from luma_poll import APIError, LumaClient
 from tests.fakes import ID
 
 TOKEN = "luma-api-test"
@@ -51,16 +51,6 @@ async def error_for(*answers: httpx.Response | Exception, **options: Any) -> Any
     with pytest.raises(APIError) as caught:
         await connected(Api(*answers), **{"max_retries": 0, **options}).generations.get(ID)
     return caught.value
-
-
-async def timed(pending: Awaitable[Any]) -> tuple[float, Any]:
-    """How long it took, and what came out: a result, or one of our errors."""
-    began = anyio.current_time()
-    try:
-        result = await pending
-    except LumaError as error:
-        result = error
-    return round(anyio.current_time() - began, 6), result
 
 
 OK = httpx.Response(200, json=QUEUED)

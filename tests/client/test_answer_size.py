@@ -13,8 +13,8 @@ import pytest
 
 from luma_poll import APIError, InvalidResponseError, LumaClient, RateLimitError
 from luma_poll._client.connections import MAX_ANSWER
-from tests.client.support import OK, QUEUED, TOKEN, Handler, connected, timed
-from tests.fakes import ID
+from tests.client.support import OK, QUEUED, TOKEN, Handler, connected
+from tests.fakes import ID, timed
 
 
 async def error_for_handler(handler: Handler) -> Any:

@@ -27,8 +27,8 @@ from luma_poll import (
     ServerError,
     __version__,
 )
-from tests.client.support import API, OK, QUEUED, TOKEN, Api, connected, error_for, timed
-from tests.fakes import ID, URL, FakeClient, snapshot
+from tests.client.support import API, OK, QUEUED, TOKEN, Api, connected, error_for
+from tests.fakes import ID, URL, FakeClient, snapshot, timed
 
 # --- the request ---------------------------------------------------------------------------------
 

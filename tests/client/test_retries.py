@@ -21,8 +21,8 @@ from luma_poll import (
 )
 from luma_poll._api.answers import snapshot_retry_after
 from luma_poll._client.connections import MAX_CONNECTIONS, MAX_GETS, PATIENCE
-from tests.client.support import API, OK, QUEUED, TOKEN, Api, connected, error_for, timed
-from tests.fakes import ID
+from tests.client.support import API, OK, QUEUED, TOKEN, Api, connected, error_for
+from tests.fakes import ID, timed
 
 # --- retries of get ------------------------------------------------------------------------------
 

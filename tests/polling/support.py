@@ -5,7 +5,8 @@ from typing import Any
 
 import anyio
 
-from luma_poll import LumaError, RateLimitError, ServerError
+from luma_poll import RateLimitError, ServerError
+from tests.fakes import timed
 
 OTHER_ID = "9b2f6a8e-0000-4000-8000-000000000000"
 BUSY = ServerError("HTTP 503", status_code=503)
@@ -13,16 +14,6 @@ BUSY = ServerError("HTTP 503", status_code=503)
 
 def throttled(retry_after: float | None) -> RateLimitError:
     return RateLimitError("HTTP 429", status_code=429, retry_after=retry_after)
-
-
-async def timed(pending: Awaitable[Any]) -> tuple[float, Any]:
-    """How long it took, and what came out: a result, or one of our errors."""
-    began = anyio.current_time()
-    try:
-        result = await pending
-    except LumaError as error:
-        result = error
-    return round(anyio.current_time() - began, 6), result
 
 
 async def together(*calls: Callable[[], Awaitable[Any]]) -> list[tuple[float, Any]]:

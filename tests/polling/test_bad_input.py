@@ -15,8 +15,8 @@ from luma_poll import (
     PollEvent,
     PollTimeoutError,
 )
-from tests.fakes import ID, URL, FakeClient, snapshot
-from tests.polling.support import BUSY, OTHER_ID, timed, together
+from tests.fakes import ID, URL, FakeClient, snapshot, timed
+from tests.polling.support import BUSY, OTHER_ID, together
 
 pytestmark = pytest.mark.anyio
 

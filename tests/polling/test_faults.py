@@ -23,8 +23,8 @@ from luma_poll import (
     UnprocessableEntityError,
 )
 from luma_poll._api.answers import note_answer
-from tests.fakes import ID, FakeClient, snapshot
-from tests.polling.support import BUSY, OTHER_ID, throttled, timed, together
+from tests.fakes import ID, FakeClient, snapshot, timed
+from tests.polling.support import BUSY, OTHER_ID, throttled, together
 
 pytestmark = pytest.mark.anyio
 

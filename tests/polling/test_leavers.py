@@ -1,6 +1,6 @@
 """Waits for one id that come and go beside one that stays."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
 from functools import partial
@@ -32,6 +32,12 @@ def streams_of(poller: Poller) -> Streams:
     return poller._streams
 
 
+async def leave_after(seconds: float, wait: Callable[[], Awaitable[object]]) -> None:
+    """Take part in a wait, and leave before its end."""
+    with anyio.move_on_after(seconds):
+        await wait()
+
+
 @pytest.mark.parametrize(
     ("every", "stays", "latency"),
     [(0.5, 0.9, 1.0), (0.05, 0.15, 0.2), (0.02, 0.15, 0.2), (0.1, 0.25, 0.3), (0.01, 0.5, 3.0)],
@@ -43,14 +49,10 @@ async def test_the_one_that_stays_is_served(every: float, stays: float, latency:
     began = anyio.current_time()
     poller = Poller(client, timeout=60)
 
-    async def leave_early() -> None:
-        with anyio.move_on_after(stays):
-            await poller.wait(ID)
-
     async def crowd() -> None:
         while True:
             await anyio.sleep(every)
-            tasks.start_soon(leave_early)
+            tasks.start_soon(leave_after, stays, partial(poller.wait, ID))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(crowd)
@@ -71,13 +73,9 @@ async def test_two_that_leave_cost_two_requests_and_more_do_not(
     poller = Poller(client, timeout=timeout)
     began = anyio.current_time()
 
-    async def leave_after(seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            await poller.wait(ID, timeout=60)
-
     async with anyio.create_task_group() as tasks:
         for number in range(leavers):
-            tasks.start_soon(leave_after, 0.9 * (number + 1))
+            tasks.start_soon(leave_after, 0.9 * (number + 1), partial(poller.wait, ID, timeout=60))
         assert await poller.wait(ID)
         elapsed = anyio.current_time() - began
     assert elapsed <= 0.9 * MOST_CUTS + 1 + 0.1
@@ -126,17 +124,13 @@ async def test_the_first_answer_of_several_requests_is_that_of_all_waits() -> No
     began = anyio.current_time()
     ended: list[float] = []
 
-    async def leave_after(seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            await poller.wait(ID, timeout=90)
-
     async def stay() -> None:
         assert await poller.wait(ID)
         ended.append(anyio.current_time() - began)
 
     async with anyio.create_task_group() as tasks:
         for seconds in (0.5, 0.9):
-            tasks.start_soon(leave_after, seconds)
+            tasks.start_soon(leave_after, seconds, partial(poller.wait, ID, timeout=90))
             await anyio.sleep(0.01)  # the first one asks first
         for _ in range(3):
             tasks.start_soon(stay)
@@ -179,20 +173,16 @@ async def test_a_request_that_is_called_back_counts_as_no_cut() -> None:
     client = FakeClient("processing", "completed", latency=1)
     poller = Poller(client, timeout=60, wait=wait_fixed(10))
 
-    async def leave_after(seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            await poller.wait(ID, timeout=90)
-
     async with anyio.create_task_group() as tasks:
         for seconds in (0.5, 0.9):
-            tasks.start_soon(leave_after, seconds)
+            tasks.start_soon(leave_after, seconds, partial(poller.wait, ID, timeout=90))
             await anyio.sleep(0.01)
         for _ in range(3):
             tasks.start_soon(poller.wait, ID)
         await anyio.sleep(10.5)
         assert len(client.calls) == 2 + 3
         client._answers = iter(["completed"])
-        tasks.start_soon(leave_after, 1.9)  # asks at 11.9
+        tasks.start_soon(leave_after, 1.9, partial(poller.wait, ID, timeout=90))  # asks at 11.9
     assert client.times[5:] == pytest.approx([11.91, 12.42], abs=0.02)
 
 
@@ -201,20 +191,17 @@ async def test_who_was_called_back_once_is_missed_all_the_same_when_it_leaves() 
     poller = Poller(FakeClient("completed", latency=1), max_rate=1)
     began = anyio.current_time()
 
-    async def leave_after(seconds: float, timeout: float) -> None:
-        with anyio.move_on_after(seconds):
-            await poller.wait(ID, timeout=timeout)
-
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(poller.wait, "other")
         await anyio.sleep(0.01)
-        tasks.start_soon(leave_after, 1.5, 90)  # queues, and is called back by the next one
+        # It queues, and is called back by the next one.
+        tasks.start_soon(leave_after, 1.5, partial(poller.wait, ID, timeout=90))
         await anyio.sleep(0.01)
-        tasks.start_soon(leave_after, 0.5, 100)
+        tasks.start_soon(leave_after, 0.5, partial(poller.wait, ID, timeout=100))
         await anyio.sleep(0.01)
-        tasks.start_soon(partial(leave_after, 9, 60))
+        tasks.start_soon(leave_after, 9, partial(poller.wait, ID, timeout=60))
         await anyio.sleep(0.01)
-        tasks.start_soon(leave_after, 2.5, 80)
+        tasks.start_soon(leave_after, 2.5, partial(poller.wait, ID, timeout=80))
         await anyio.sleep(0.01)
         assert await poller.wait(ID, timeout=70)
         assert anyio.current_time() - began == pytest.approx(3)
@@ -277,13 +264,9 @@ async def test_a_newcomer_does_not_count_what_was_cut_short_before_it_came() -> 
     client = FakeClient("completed", latency=1)
     poller = Poller(client, timeout=60)
 
-    async def leave_after(seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            await poller.wait(ID, timeout=90)
-
     async with anyio.create_task_group() as tasks:
         for seconds in (0.5, 0.9):
-            tasks.start_soon(leave_after, seconds)
+            tasks.start_soon(leave_after, seconds, partial(poller.wait, ID, timeout=90))
             await anyio.sleep(0.01)
         tasks.start_soon(poller.wait, ID)
         await anyio.sleep(1)
@@ -566,13 +549,9 @@ async def test_requests_that_are_cut_short_do_not_go_before_those_of_others() ->
     poller = Poller(FakeClient("completed", latency=0.5), max_rate=1)
     began = anyio.current_time()
 
-    async def leave_after(seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            await poller.wait("left")
-
     async with anyio.create_task_group() as tasks:
         for number in range(9):
-            tasks.start_soon(leave_after, number + 0.2)
+            tasks.start_soon(leave_after, number + 0.2, partial(poller.wait, "left"))
             await anyio.sleep(0.01)  # the first one asks
         await poller.wait("other")  # is due before the second request began
         assert anyio.current_time() - began == pytest.approx(2.5)

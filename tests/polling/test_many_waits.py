@@ -10,8 +10,8 @@ import trio.testing
 from tenacity import wait_fixed
 
 from luma_poll import NotFoundError, Poller, PollTimeoutError, RateLimitError
-from tests.fakes import ID, URL, FakeClient
-from tests.polling.support import OTHER_ID, throttled, timed, together
+from tests.fakes import ID, URL, FakeClient, timed
+from tests.polling.support import OTHER_ID, throttled, together
 from tests.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio

@@ -22,8 +22,8 @@ from luma_poll import (
     Poller,
     PollTimeoutError,
 )
-from tests.fakes import ID, URL, FakeClient, snapshot
-from tests.polling.support import OTHER_ID, timed
+from tests.fakes import ID, URL, FakeClient, snapshot, timed
+from tests.polling.support import OTHER_ID
 from tests.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio

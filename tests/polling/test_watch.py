@@ -10,8 +10,8 @@ from anyio.lowlevel import checkpoint
 from tenacity import RetryCallState, wait_fixed
 
 from luma_poll import ConfigurationError, NotFoundError, Poller, PollEvent, PollTimeoutError
-from tests.fakes import ID, FakeClient, snapshot
-from tests.polling.support import BUSY, timed
+from tests.fakes import ID, FakeClient, snapshot, timed
+from tests.polling.support import BUSY
 
 pytestmark = pytest.mark.anyio
 
