@@ -83,13 +83,9 @@ class _Shown(str):
 
 def with_brief_request(shown: Any) -> str:
     """Return the repr of a dataclass, with its field `request` made `brief`."""
+    given = {each.name: getattr(shown, each.name) for each in fields(shown) if each.repr}
     parts = [
-        f"{each.name}={(brief if each.name == 'request' else _same)(getattr(shown, each.name))!r}"
-        for each in fields(shown)
-        if each.repr
+        f"{name}={(brief(value) if name == 'request' else value)!r}"
+        for name, value in given.items()
     ]
     return f"{type(shown).__name__}({', '.join(parts)})"
-
-
-def _same(value: object) -> Any:
-    return value

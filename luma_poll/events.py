@@ -88,9 +88,6 @@ class Wait:
     timeout: float | None
     observers: tuple[Observer, ...] = field(repr=False)
 
-    def __repr__(self) -> str:
-        return with_brief_request(self)  # a request may hold megabytes of inputs
-
 
 @dataclass(frozen=True)
 class WaitBegan:
@@ -205,6 +202,9 @@ class Run:
     request: str | Mapping[str, Any]
     key: str | None
     observers: tuple[Observer, ...] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return with_brief_request(self)  # a request may hold megabytes of inputs
 
 
 @dataclass(frozen=True)

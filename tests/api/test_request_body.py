@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from luma_poll import ConfigurationError, Generation, RunResult
 from luma_poll._api.request_body import described, encoded, read_params, uploaded
 from luma_poll._texts import brief
+from luma_poll.events import Run, RunBegan
 from tests.api.test_media_reference import PNG, WEBP
 from tests.fakes import ID
 
@@ -139,6 +140,15 @@ def test_a_result_shows_its_request_in_short() -> None:
     result = RunResult({**FOX, "source": bytes(10**6)}, None)
     assert repr(result).startswith(
         "RunResult(request={'prompt': 'a fox', 'source': <1,000,000 bytes>}, generation=None, "
+    )
+
+
+def test_an_event_shows_its_request_in_short() -> None:
+    """So that an observer may print each."""
+    run = Run(0, {**FOX, "source": bytes(10**6)}, None, ())
+    assert repr(RunBegan(run, 1, None)) == (
+        "RunBegan(run=Run(number=0, request={'prompt': 'a fox', 'source': <1,000,000 bytes>}, "
+        "key=None), attempt=1, generation=None)"
     )
 
 
